@@ -1,0 +1,125 @@
+"""One vocabulary of checks. Every sentence reads: "Argument `x` must ..., but ...; what to do."."""
+
+from __future__ import annotations
+
+import math
+import operator
+import warnings
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from flowsim.errors import ConversionNotice, InputError
+
+
+def as_float_array(value: Any, name: str) -> np.ndarray:
+    """`value` as a finite float64 array; integers, booleans and other real floats are converted with a notice.
+
+    Raises InputError for complex, text, object, ragged, NaN or infinite entries.
+    """
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"Argument `{name}` must be an array of real numbers, but it is ragged or mixed.") from error
+    if array.dtype.kind not in "fiub":
+        raise InputError(
+            f"Argument `{name}` must hold real numbers, but its dtype is {array.dtype}; convert it to float64."
+        )
+    if array.dtype != np.float64:
+        if isinstance(value, np.ndarray):
+            warnings.warn(f"`{name}` was converted from {array.dtype} to float64.", ConversionNotice, stacklevel=3)
+        array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        bad = int(array.size - np.isfinite(array).sum())
+        raise InputError(
+            f"Argument `{name}` must be finite, but {bad} of its {array.size} entries are NaN or infinite;"
+            " clean the data first."
+        )
+    return array
+
+
+def as_matrix(value: Any, name: str, shape: tuple[int | None, int | None] = (None, None)) -> np.ndarray:
+    """`value` as a non-empty finite float64 matrix; `shape` fixes the axes that are not None."""
+    array = as_float_array(value, name)
+    if array.ndim != 2:
+        raise InputError(
+            f"Argument `{name}` must be a matrix (2 axes), but it has shape {array.shape}; reshape it first."
+        )
+    if array.size == 0:
+        raise InputError(f"Argument `{name}` must not be empty, but it has shape {array.shape}.")
+    if any(want is not None and want != have for want, have in zip(shape, array.shape, strict=True)):
+        wanted = " x ".join("any" if size is None else str(size) for size in shape)
+        raise InputError(f"Argument `{name}` must have shape {wanted}, but it has shape {array.shape}.")
+    return array
+
+
+def as_number(
+    value: Any, name: str, *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf
+) -> float:
+    """`value` as a finite float with above < value, least <= value <= most."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"Argument `{name}` must be a number, but it is {value!r}.") from error
+    if not math.isfinite(number):
+        raise InputError(f"Argument `{name}` must be finite, but it is {number}.")
+    if number <= above:
+        raise InputError(f"Argument `{name}` must be greater than {above:g}, but it is {number:g}.")
+    if number < least:
+        raise InputError(f"Argument `{name}` must be at least {least:g}, but it is {number:g}.")
+    if number > most:
+        raise InputError(f"Argument `{name}` must be at most {most:g}, but it is {number:g}.")
+    return number
+
+
+def as_count(value: Any, name: str, least: int = 1) -> int:
+    """`value` as an integer >= least."""
+    try:
+        count = operator.index(value)
+    except TypeError as error:
+        raise InputError(f"Argument `{name}` must be a whole number, but it is {value!r}.") from error
+    if isinstance(value, bool) or count < least:
+        raise InputError(f"Argument `{name}` must be at least {least}, but it is {value}.")
+    return count
+
+
+def as_dims(dims: Any, name: str = "dims") -> tuple[int, ...]:
+    """Layer sizes (h_0, ..., h_L), L >= 2, each at least 1, hidden widths at least min(h_0, h_L)."""
+    if not isinstance(dims, Iterable) or isinstance(dims, str):
+        raise InputError(f"Argument `{name}` must be a list of sizes such as (5, 300, 500, 1), but it is {dims!r}.")
+    sizes = tuple(as_count(size, f"{name}[{index}]") for index, size in enumerate(dims))
+    if len(sizes) < 3:
+        raise InputError(
+            f"Argument `{name}` must name at least three sizes (input, hidden, output), but it has {len(sizes)}."
+        )
+    needed = min(sizes[0], sizes[-1])
+    if min(sizes[1:-1]) < needed:
+        raise InputError(
+            f"Argument `{name}` must have hidden widths of at least min(input, output) = {needed},"
+            f" but the narrowest is {min(sizes[1:-1])}; widen it, else the product cannot reach every target."
+        )
+    return sizes
+
+
+def as_choice(value: Any, name: str, known: Iterable[str]) -> str:
+    """`value` if it is one of `known`; otherwise an InputError that lists them and the nearest."""
+    options = list(known)
+    if value in options:
+        return value
+    near = get_close_matches(str(value), options, n=1, cutoff=0.6)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise InputError(f"Argument `{name}` must be one of {', '.join(options)}, but it is {value!r}{hint}.")
+
+
+def check_chain(weights: Sequence[np.ndarray]) -> None:
+    """Refuse fewer than two layers, or layers whose shapes do not chain."""
+    if len(weights) < 2:
+        raise InputError(f"Argument `weights` must hold at least two layers W1, W2, but it holds {len(weights)}.")
+    for layer, (left, right) in enumerate(zip(weights, weights[1:], strict=False), start=1):
+        if left.shape[1] != right.shape[0]:
+            raise InputError(
+                f"Argument `weights` must chain, but W{layer} has shape {left.shape} and W{layer + 1} has shape"
+                f" {right.shape}: the columns of one must equal the rows of the next; transpose or reorder the layers."
+            )

@@ -1,0 +1,125 @@
+"""Gradient descent W_l <- W_l - eta dL/dW_l: a NumPy loop, or a compiled scan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from flowsim.errors import InputError
+from flowsim.integrators.base import Counts, Segment
+from flowsim.methods import GradientDescent
+from flowsim.network import backpropagate, flatten, unflatten
+from flowsim.problem import Problem
+
+SEGMENT_BYTES = 2**25
+"""A segment keeps the weights after each of its steps; it is as long as this many bytes allow."""
+LONGEST_SEGMENT = 1024
+
+
+def count_steps(step_size: float, span: float) -> int:
+    """round(span / step_size), at least one. Raises InputError when the span is shorter than half a step."""
+    steps = round(span / step_size)
+    if steps < 1:
+        raise InputError(
+            f"Argument `t1` must be at least one step of {step_size:g}, but it is {span:g}; lower step_size."
+        )
+    return steps
+
+
+class Descent:
+    """Gradient descent from (t, state); after k steps the time is t + k step_size."""
+
+    def __init__(self, problem: Problem, method: GradientDescent, t: float, state: np.ndarray, t1: float) -> None:
+        self.problem, self.step_size = problem, method.step_size
+        self.start, self.done, self.steps = t, 0, count_steps(method.step_size, t1 - t)
+        self.weights: Sequence[Any] = unflatten(np.array(state), problem.network.dims)
+        self.longest = max(1, min(LONGEST_SEGMENT, SEGMENT_BYTES // (8 * state.size)))
+        self.counts = Counts(rhs_evaluations=0, rejected_steps=0)
+        _, self.gradients = problem.gradients(list(self.weights))
+
+    @property
+    def t(self) -> float:
+        """The time reached."""
+        return self.start + self.done * self.step_size
+
+    @property
+    def t1(self) -> float:
+        """The time of the last step."""
+        return self.start + self.steps * self.step_size
+
+    def advance(self) -> Segment:
+        """As many steps as a segment holds."""
+        count = min(self.longest, self.steps - self.done)
+        first = self.done
+        products, dissipated, path = self._descend(count)
+        self.done += count
+        self.counts.rhs_evaluations = self.done
+        times = self.start + self.step_size * np.arange(first, self.done + 1)
+        return Segment(times, products, dissipated, _Polygon(times, path), discrete=True)
+
+    def _descend(self, count: int) -> tuple[np.ndarray, np.ndarray, Sequence[Sequence[np.ndarray]]]:
+        """(products, dissipated, path): path[k] holds the weights after k steps, k = 0 .. count."""
+        problem, eta = self.problem, self.step_size
+        weights, gradients = self.weights, self.gradients
+        path, products, dissipated = [weights], [], []
+        with np.errstate(over="ignore", invalid="ignore"):
+            for _ in range(count):
+                dissipated.append(eta * sum(np.vdot(G, G) for G in gradients))
+                weights = [W - eta * G for W, G in zip(weights, gradients, strict=True)]
+                P, gradients = backpropagate(problem.loss, weights, problem.network.scale)
+                products.append(P)
+                path.append(weights)
+        self.weights, self.gradients = weights, gradients
+        return np.array(products), np.array(dissipated), path
+
+
+class CompiledDescent(Descent):
+    """The same steps by a jitted jax.lax.scan in float64."""
+
+    def _descend(self, count: int) -> tuple[np.ndarray, np.ndarray, Sequence[Sequence[np.ndarray]]]:
+        from flowsim.integrators.jax_support import as_argument, float64
+
+        before = [np.asarray(W) for W in self.weights]
+        etas = np.zeros(self.longest)
+        etas[:count] = self.step_size  # a step of size 0 changes nothing: one compiled length serves every remainder
+        arguments = as_argument(self.problem.loss), list(self.weights), list(self.gradients), self.problem.network.scale
+        with float64():
+            (self.weights, self.gradients), record = _compiled_scan()(*arguments, etas)
+            layers, products, dissipated = ([np.asarray(x) for x in record[0]], *map(np.asarray, record[1:]))
+        return products[:count], dissipated[:count], [before, *zip(*(layer[:count] for layer in layers), strict=True)]
+
+
+@cache
+def _compiled_scan() -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    def scan(argument: Any, weights: Any, gradients: Any, scale: Any, etas: Any) -> Any:
+        def step(carry: Any, eta: Any) -> Any:
+            weights, gradients = carry
+            dissipated = eta * sum(jnp.vdot(G, G) for G in gradients)
+            weights = [W - eta * G for W, G in zip(weights, gradients, strict=True)]
+            P, gradients = backpropagate(argument.loss, weights, scale)
+            return (weights, gradients), (weights, P, dissipated)
+
+        return jax.lax.scan(step, (weights, gradients), etas)
+
+    return jax.jit(scan)
+
+
+class _Polygon:
+    """The weights at any t: straight lines between the steps."""
+
+    def __init__(self, times: np.ndarray, path: Sequence[Sequence[np.ndarray]]) -> None:
+        self.times, self.path = times, path
+
+    def __call__(self, t: float) -> np.ndarray:
+        left = int(np.clip(np.searchsorted(self.times, t, side="right") - 1, 0, len(self.times) - 1))
+        state = flatten(self.path[left])
+        if t <= self.times[left] or left + 1 == len(self.times):
+            return state
+        share = (t - self.times[left]) / (self.times[left + 1] - self.times[left])
+        return state + share * (flatten(self.path[left + 1]) - state)

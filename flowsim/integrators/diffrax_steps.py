@@ -1,0 +1,217 @@
+"""diffrax's solvers and step-size controllers, driven in jitted segments that carry the controller's state.
+
+The state is the pair (weights, q) with dq/dt = ||grad L||_F^2, so that the dissipated energy comes from the method's
+own quadrature; error control looks at the weights alone.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flowsim.errors import InputError
+from flowsim.integrators.base import DENSE_JACOBIAN_LIMIT, Counts, IntegrationFailure, Segment
+from flowsim.integrators.jax_support import as_argument, float64
+from flowsim.methods import Diffrax
+from flowsim.network import backpropagate, flatten, product, unflatten
+from flowsim.problem import Problem
+
+SEGMENT_NUMBERS = 2**21
+"""A segment keeps the stages of each of its steps; it is as long as this many numbers allow."""
+LONGEST_SEGMENT = 32
+
+
+class Carry(NamedTuple):
+    """What one segment hands to the next."""
+
+    t: Any
+    t_next: Any
+    y: Any
+    solver_state: Any
+    controller_state: Any
+
+
+class DiffraxSteps:
+    """Tsit5, Dopri5, Dopri8 or Kvaerno5 from (t, state) to t1, in float64 whatever the user's jax setting.
+
+    Raises InputError when Kvaerno5 would need a dense Jacobian of more than DENSE_JACOBIAN_LIMIT weights.
+    """
+
+    def __init__(self, problem: Problem, method: Diffrax, t: float, state: np.ndarray, t1: float) -> None:
+        if method.name.startswith("Kvaerno") and state.size > DENSE_JACOBIAN_LIMIT:
+            raise InputError(
+                f"Argument `method` must be explicit for {state.size} weights, but {method.name} forms a dense Jacobian"
+                f" (at most {DENSE_JACOBIAN_LIMIT} weights); use tsit5."
+            )
+        self.problem, self.t, self.t1 = problem, t, t1
+        self.length = max(1, min(LONGEST_SEGMENT, SEGMENT_NUMBERS // (16 * state.size)))
+        self.args = as_argument(problem.loss), problem.network.scale
+        with float64():
+            import jax.numpy as jnp
+
+            self.solver, self.controller = _solver(method), _controller(method)
+            weights = [jnp.asarray(W) for W in unflatten(np.array(state), problem.network.dims)]
+            step = None if method.step_size is None else min(method.step_size, t1 - t)
+            self.carry = _compiled().begin(
+                self.solver, self.controller, jnp.asarray(t), jnp.asarray(t1), (weights, jnp.zeros(())), step, self.args
+            )
+        self.attempts = 0
+        self.counts = Counts(rhs_evaluations=None, rejected_steps=0)
+
+    def advance(self) -> Segment:
+        """Up to self.length accepted steps."""
+        compiled = _compiled()
+        with float64():
+            self.carry, record, accepted, attempts, healthy = compiled.segment(
+                self.solver, self.controller, self.carry, self.t1, self.args, self.length
+            )
+            count = int(accepted)
+            times = np.concatenate([[self.t], np.asarray(record["t"])[:count]])
+            energy = np.asarray(record["energy"])[:count]
+            products = np.asarray(record["product"])[:count]
+        if count == 0:
+            reason = "no step size was accepted" if bool(healthy) else "the implicit stages were not solved"
+            raise IntegrationFailure(f"{type(self.solver).__name__} stopped at t = {self.t:.6g}: {reason}.")
+        self._count(int(attempts), count)
+        dense = _Dense(self.solver, times, record["dense"], compiled.evaluate)
+        self.t = float(times[-1])
+        return Segment(times, products, energy, dense)
+
+    def _count(self, attempts: int, accepted: int) -> None:
+        self.attempts += attempts
+        self.counts.rejected_steps = (self.counts.rejected_steps or 0) + attempts - accepted
+        tableau = self.solver.tableau
+        if not getattr(tableau, "implicit", False) and not hasattr(tableau, "a_diagonal") or tableau.a_diagonal is None:
+            self.counts.rhs_evaluations = 1 + self.attempts * (tableau.num_stages - int(tableau.fsal))
+
+
+class _Dense:
+    """The dense output of a segment, as flat NumPy states."""
+
+    def __init__(self, solver: Any, times: np.ndarray, infos: Any, evaluate: Any) -> None:
+        self.solver, self.times, self.infos, self.compiled = solver, times, infos, evaluate
+
+    def __call__(self, t: float) -> np.ndarray:
+        step = int(np.clip(np.searchsorted(self.times, t, side="left") - 1, 0, len(self.times) - 2))
+        with float64():
+            weights = self.compiled(self.solver, self.infos, step, self.times[step], self.times[step + 1], t)
+            return flatten([np.asarray(W) for W in weights])
+
+
+def _solver(method: Diffrax) -> Any:
+    import diffrax
+
+    if method.step_size is not None and method.name.startswith("Kvaerno"):
+        return getattr(diffrax, method.name)(root_finder=diffrax.VeryChord(rtol=1e-12, atol=1e-14))
+    return getattr(diffrax, method.name)()
+
+
+def _controller(method: Diffrax) -> Any:
+    import diffrax
+    import jax.numpy as jnp
+
+    if method.step_size is not None:
+        return diffrax.ConstantStepSize()
+    return diffrax.PIDController(rtol=jnp.asarray(method.rtol), atol=jnp.asarray(method.atol), norm=_weights_norm)
+
+
+def _weights_norm(y: Any) -> Any:
+    from optimistix import rms_norm
+
+    return rms_norm(y[0])
+
+
+class _Compiled(NamedTuple):
+    begin: Any
+    segment: Any
+    evaluate: Any
+
+
+@cache
+def _compiled() -> _Compiled:
+    import diffrax
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+
+    def velocity(t: Any, y: Any, args: Any) -> Any:
+        argument, scale = args
+        _, gradients = backpropagate(argument.loss, y[0], scale)
+        return [-G for G in gradients], sum(jnp.vdot(G, G) for G in gradients)
+
+    terms = diffrax.ODETerm(velocity)
+
+    @eqx.filter_jit
+    def begin(solver: Any, controller: Any, t: Any, t1: Any, y: Any, step: Any, args: Any) -> Carry:
+        solver = _matched(solver, controller)
+        t_next, state = controller.init(terms, t, t1, y, step, args, solver.func, solver.error_order(terms))
+        t_next = jnp.minimum(t_next, t1)
+        return Carry(t, t_next, y, solver.init(terms, t, t_next, y, args), state)
+
+    @eqx.filter_jit
+    def segment(solver: Any, controller: Any, carry: Carry, t1: Any, args: Any, length: int) -> Any:
+        solver = _matched(solver, controller)
+        order = solver.error_order(terms)
+
+        def attempt(carry: Carry) -> Any:
+            y, error, dense, solver_state, result = solver.step(
+                terms, carry.t, carry.t_next, carry.y, args, carry.solver_state, False
+            )
+            healthy = diffrax.is_successful(result)
+            if error is not None:
+                error = jax.tree.map(lambda e: jnp.where(jnp.isnan(e) | ~healthy, jnp.inf, e), error)
+            keep, t, t_next, _, controller_state, _ = controller.adapt_step_size(
+                carry.t, carry.t_next, carry.y, y, args, error, order, carry.controller_state
+            )
+            keep = jnp.asarray(keep) & healthy
+            t = jnp.minimum(t, t1)
+            near = t_next > t1 - 100 * jnp.finfo(jnp.float64).eps * jnp.abs(t1)
+            t_next = jnp.where(near, jnp.where(keep, t1, t + 0.5 * (t1 - t)), t_next)
+            select = lambda new, old: jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)  # noqa: E731
+            state = Carry(t, t_next, select(y, carry.y), select(solver_state, carry.solver_state), controller_state)
+            entry = {
+                "t": t,
+                "energy": y[1] - carry.y[1],
+                "product": product(y[0], args[1]),
+                "dense": dense,
+            }
+            return state, entry, keep, healthy
+
+        shapes = eqx.filter_eval_shape(attempt, carry)[1]
+        record = jax.tree.map(lambda s: jnp.zeros((length, *s.shape), s.dtype), shapes)
+
+        def going(loop: Any) -> Any:
+            carry, _, accepted, attempts, _ = loop
+            moving = (carry.t < t1) & (carry.t_next > carry.t)
+            return moving & (accepted < length) & (attempts < 50 + 10 * length)
+
+        def body(loop: Any) -> Any:
+            carry, record, accepted, attempts, _ = loop
+            carry, entry, keep, healthy = attempt(carry)
+            # a rejected attempt is written too, and overwritten by the next one
+            record = jax.tree.map(lambda r, e: r.at[accepted].set(e), record, entry)
+            return carry, record, accepted + keep, attempts + 1, healthy
+
+        return lax.while_loop(going, body, (carry, record, jnp.asarray(0), jnp.asarray(0), jnp.asarray(True)))
+
+    @eqx.filter_jit
+    def evaluate(solver: Any, infos: Any, step: Any, start: Any, end: Any, t: Any) -> Any:
+        info = jax.tree.map(lambda x: x[step], infos)
+        return solver.interpolation_cls(t0=start, t1=end, **info).evaluate(t)[0]
+
+    return _Compiled(begin, segment, evaluate)
+
+
+def _matched(solver: Any, controller: Any) -> Any:
+    """The solver whose implicit stages are solved to the controller's tolerances."""
+    import diffrax
+
+    if not isinstance(solver, diffrax.AbstractImplicitSolver) or not isinstance(controller, diffrax.PIDController):
+        return solver
+    root_finder = diffrax.VeryChord(rtol=controller.rtol, atol=controller.atol, norm=controller.norm)
+    import equinox as eqx
+
+    return eqx.tree_at(lambda s: s.root_finder, solver, root_finder)

@@ -1,0 +1,56 @@
+"""What the compiled integrators share: float64 within flowsim only, and losses as arguments of jitted functions."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Any
+
+from flowsim.losses import BUILT_IN
+
+
+def float64() -> AbstractContextManager[Any]:
+    """A context in which jax computes in float64; the user's own setting is left alone.
+
+    It holds in this thread only and has to be entered for every call, dense output included.
+    """
+    import jax
+
+    return jax.enable_x64(True)
+
+
+class LossArgument:
+    """A loss as a jax pytree: the arrays of the losses that flowsim knows are traced, a user's own loss is static."""
+
+    def __init__(self, loss: Any) -> None:
+        self.loss = loss
+
+
+def as_argument(loss: Any) -> LossArgument:
+    """The loss, ready to be passed to a jitted function without a new compilation for each new target."""
+    _register()
+    return LossArgument(loss)
+
+
+@cache
+def _register() -> None:
+    from jax.tree_util import register_pytree_node
+
+    register_pytree_node(LossArgument, _split, _join)
+
+
+def _split(argument: LossArgument) -> tuple[tuple[Any, ...], Any]:
+    loss = argument.loss
+    if not isinstance(loss, BUILT_IN):
+        return (), loss
+    fields = vars(loss)
+    return tuple(fields.values()), (type(loss), tuple(fields))
+
+
+def _join(fixed: Any, arrays: tuple[Any, ...]) -> LossArgument:
+    if not isinstance(fixed, tuple):
+        return LossArgument(fixed)
+    kind, names = fixed
+    loss = object.__new__(kind)
+    vars(loss).update(zip(names, arrays, strict=True))
+    return LossArgument(loss)

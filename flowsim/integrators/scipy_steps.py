@@ -1,0 +1,88 @@
+"""scipy's OdeSolver objects, one accepted step a segment."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy.integrate import DOP853, LSODA, RK45, Radau
+
+from flowsim.errors import InputError
+from flowsim.integrators.base import (
+    DENSE_JACOBIAN_LIMIT,
+    CountingVelocity,
+    IntegrationFailure,
+    Segment,
+    dissipation,
+)
+from flowsim.methods import Scipy
+from flowsim.network import product, unflatten
+from flowsim.problem import Problem
+
+SOLVERS = {"RK45": RK45, "DOP853": DOP853, "Radau": Radau, "LSODA": LSODA}
+
+
+class ScipySteps:
+    """RK45, DOP853, Radau or LSODA from (t, state) to t1.
+
+    Raises InputError when Radau or LSODA would need a dense Jacobian of more than DENSE_JACOBIAN_LIMIT weights.
+    """
+
+    def __init__(self, problem: Problem, method: Scipy, t: float, state: np.ndarray, t1: float) -> None:
+        if method.name in ("Radau", "LSODA") and state.size > DENSE_JACOBIAN_LIMIT:
+            raise InputError(
+                f"Argument `method` must be explicit for {state.size} weights, but {method.name} forms a dense Jacobian"
+                f" (at most {DENSE_JACOBIAN_LIMIT} weights); use dop853."
+            )
+        self.problem, self.t, self.t1 = problem, t, t1
+        velocity = CountingVelocity(problem)
+        self.counts = velocity.counts
+        self.solver: Any = SOLVERS[method.name](velocity, t, state, t1, **_settings(method, t1 - t))
+        if method.name == "Radau" and method.step_size is not None:
+            self.solver.newton_tol = 1e-13  # with error control off, rtol = 1 would leave the stages unsolved
+
+    def advance(self) -> Segment:
+        """One accepted step."""
+        message = self.solver.step()
+        if self.solver.status == "failed":
+            raise IntegrationFailure(f"{type(self.solver).__name__} stopped at t = {self.t:.6g}: {message}")
+        start, self.t = self.t, float(self.solver.t)
+        if getattr(self.solver, "njev", 0):
+            self.counts.jacobians = self.solver.njev
+        dense = _Dense(self.solver)
+        end = product(unflatten(self.solver.y, self.problem.network.dims), self.problem.network.scale)
+        return Segment(
+            times=np.array([start, self.t]),
+            products=end[None],
+            dissipated=np.array([self._dissipated(dense, start)]),
+            evaluate=dense,
+        )
+
+    def _dissipated(self, dense: _Dense, start: float) -> float:
+        """The integral of ||grad L||^2 over the last step, by the method's own quadrature weights where it has them."""
+        if isinstance(self.solver, (RK45, DOP853)):
+            stages = self.solver.K[: len(self.solver.B)]
+            return (self.t - start) * float(self.solver.B @ np.einsum("ij,ij->i", stages, stages))
+        return dissipation(self.problem, dense, start, self.t)
+
+
+def _settings(method: Scipy, span: float) -> dict[str, float]:
+    if method.step_size is None:
+        return {"rtol": method.rtol, "atol": method.atol}
+    step = min(method.step_size, span)
+    return {"rtol": 1.0, "atol": 1e6, "first_step": step, "max_step": step}
+
+
+class _Dense:
+    """The dense output of the last step, built when first asked for; its ends are the steps' own values."""
+
+    def __init__(self, solver: Any) -> None:
+        self.solver, self.t, self.state = solver, solver.t, solver.y
+
+    @cached_property
+    def interpolant(self) -> Any:
+        return self.solver.dense_output()
+
+    def __call__(self, t: float) -> np.ndarray:
+        return self.state if t == self.t else self.interpolant(t)

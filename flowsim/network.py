@@ -1,0 +1,178 @@
+"""Linear networks: W = scale W_1 ... W_L, its gradients, the operator T, and the imbalance matrices.
+
+Notation of Min, Vidal, Mallada (ICML 2023): W_l is h_{l-1} x h_l, h_0 = n, h_L = m;
+A_l = W_1 ... W_{l-1}, B_l = W_{l+1} ... W_L, A_1 = I_n, B_L = I_m.
+The functions on lists of weights use matrix products, transposes and sums only: they serve NumPy and jax arrays alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from flowsim.checks import as_matrix, as_number, check_chain
+
+DENSE_LIMIT = 400
+"""Up to n m = DENSE_LIMIT the least eigenvalue of T comes from a dense matrix, beyond from Lanczos."""
+
+
+def product(weights: Sequence[Any], scale: float = 1.0) -> Any:
+    """scale W_1 ... W_L, multiplied from the thinner end."""
+    if weights[0].shape[-2] <= weights[-1].shape[-1]:
+        result = weights[0]
+        for W in weights[1:]:
+            result = result @ W
+    else:
+        result = weights[-1]
+        for W in reversed(weights[:-1]):
+            result = W @ result
+    return scale * result
+
+
+def backpropagate(loss: Any, weights: Sequence[Any], scale: float = 1.0) -> tuple[Any, list[Any]]:
+    """The product W and the gradients G_l = scale A_l^T grad f(W) B_l^T, each shared product formed once.
+
+    The sweep carries matrices with min(n, m) rows: a network with n > m is swept as its transpose.
+    """
+    if weights[0].shape[-2] <= weights[-1].shape[-1]:
+        return _sweep(loss.gradient, weights, scale)
+    flipped = [W.swapaxes(-1, -2) for W in reversed(weights)]
+    W, gradients = _sweep(lambda P: loss.gradient(P.swapaxes(-1, -2)).swapaxes(-1, -2), flipped, scale)
+    return W.swapaxes(-1, -2), [G.swapaxes(-1, -2) for G in reversed(gradients)]
+
+
+def _sweep(gradient: Any, weights: Sequence[Any], scale: float) -> tuple[Any, list[Any]]:
+    prefixes = [weights[0]]
+    for W in weights[1:]:
+        prefixes.append(prefixes[-1] @ W)
+    end = scale * prefixes.pop()
+    message = scale * gradient(end)
+    gradients = []
+    for prefix, W in zip(reversed(prefixes), reversed(weights[1:]), strict=True):
+        gradients.append(prefix.swapaxes(-1, -2) @ message)
+        message = message @ W.swapaxes(-1, -2)
+    gradients.append(message)
+    return end, gradients[::-1]
+
+
+def flatten(weights: Sequence[np.ndarray]) -> np.ndarray:
+    """All weights as one vector, layer after layer, each in row-major order."""
+    return np.concatenate([np.ravel(W) for W in weights])
+
+
+def unflatten(vector: Any, dims: Sequence[int]) -> list[Any]:
+    """The weights of `flatten`, as views of the vector."""
+    weights, start = [], 0
+    for rows, columns in zip(dims, dims[1:], strict=False):
+        weights.append(vector[start : start + rows * columns].reshape(rows, columns))
+        start += rows * columns
+    return weights
+
+
+def imbalance(weights: Sequence[np.ndarray], layer: int) -> np.ndarray:
+    """D_l = W_l^T W_l - W_{l+1} W_{l+1}^T (h_l x h_l), l = layer = 1 .. L-1; conserved by gradient flow."""
+    left, right = weights[layer - 1], weights[layer]
+    return left.T @ left - right @ right.T
+
+
+@dataclass(frozen=True, eq=False)
+class LinearNetwork:
+    """The network W = scale W_1 ... W_L, L >= 2, a frozen value.
+
+    weights: matrices W_l of shape h_{l-1} x h_l; scale: the factor of the model (the NTK parametrization's 1/sqrt(...)
+    lives here; the gradients carry scale, T carries scale^2). origin: where the weights came from, kept with results.
+
+    Raises InputError when there are fewer than two layers, shapes do not chain, or an entry is not a finite real.
+    """
+
+    weights: tuple[np.ndarray, ...]
+    scale: float = 1.0
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        weights = tuple(as_matrix(W, f"W{layer}") for layer, W in enumerate(self.weights, start=1))
+        check_chain(weights)
+        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "scale", as_number(self.scale, "scale", above=0.0))
+
+    @property
+    def depth(self) -> int:
+        """L, the number of layers."""
+        return len(self.weights)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """(h_0, ..., h_L)."""
+        return self.weights[0].shape[0], *(W.shape[1] for W in self.weights)
+
+    @property
+    def size(self) -> int:
+        """The number of weights."""
+        return sum(W.size for W in self.weights)
+
+    @cached_property
+    def product(self) -> np.ndarray:
+        """W = scale W_1 ... W_L (n x m)."""
+        return product(self.weights, self.scale)
+
+    @cached_property
+    def prefixes(self) -> list[np.ndarray]:
+        """[A_1, ..., A_L], A_l = W_1 ... W_{l-1} (n x h_{l-1})."""
+        result = [np.eye(self.dims[0])]
+        for W in self.weights[:-1]:
+            result.append(result[-1] @ W)
+        return result
+
+    @cached_property
+    def suffixes(self) -> list[np.ndarray]:
+        """[B_1, ..., B_L], B_l = W_{l+1} ... W_L (h_l x m)."""
+        result = [np.eye(self.dims[-1])]
+        for W in reversed(self.weights[1:]):
+            result.append(W @ result[-1])
+        return result[::-1]
+
+    @cached_property
+    def _grams(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        pairs = zip(self.prefixes, self.suffixes, strict=True)
+        return [(self.scale * A @ A.T, self.scale * B.T @ B) for A, B in pairs]
+
+    def apply_T(self, E: np.ndarray) -> np.ndarray:
+        """T E = scale^2 sum_l A_l A_l^T E B_l^T B_l for E of shape n x m ([MVM23], section 2)."""
+        return np.sum([P @ E @ Q for P, Q in self._grams], axis=0)
+
+    def dense_T(self) -> np.ndarray:
+        """T as an nm x nm matrix on row-major vec(E)."""
+        return np.sum([np.kron(P, Q) for P, Q in self._grams], axis=0)
+
+    @cached_property
+    def lambda_min_T(self) -> float:
+        """The least eigenvalue of T: dense for n m <= DENSE_LIMIT, by Lanczos beyond, >= 0."""
+        n, m = self.dims[0], self.dims[-1]
+        if n * m <= DENSE_LIMIT:
+            return max(float(np.linalg.eigvalsh(self.dense_T())[0]), 0.0)
+        from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+        operator = LinearOperator((n * m, n * m), dtype=np.float64, matvec=lambda v: self.apply_T(v.reshape(n, m)).ravel())
+        start = np.random.default_rng(0).standard_normal(n * m)
+        try:
+            value = eigsh(operator, k=1, which="SA", v0=start, ncv=60, maxiter=20 * n * m, return_eigenvectors=False)
+        except ArpackNoConvergence:
+            value = np.linalg.eigvalsh(self.dense_T())
+        return max(float(value[0]), 0.0)
+
+    def imbalance(self, layer: int) -> np.ndarray:
+        """D_l = W_l^T W_l - W_{l+1} W_{l+1}^T (h_l x h_l), l = layer = 1 .. L-1."""
+        return imbalance(self.weights, layer)
+
+    @property
+    def imbalances(self) -> list[np.ndarray]:
+        """[D_1, ..., D_{L-1}]."""
+        return [self.imbalance(layer) for layer in range(1, self.depth)]
+
+    def with_weights(self, weights: Sequence[np.ndarray]) -> LinearNetwork:
+        """The same model at other weights."""
+        return LinearNetwork(tuple(weights), self.scale, self.origin)

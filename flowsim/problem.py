@@ -1,0 +1,51 @@
+"""A problem: minimise L(W_1, ..., W_L) = f(scale W_1 ... W_L)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flowsim.errors import InputError
+from flowsim.losses import check_loss, excess
+from flowsim.network import LinearNetwork, backpropagate, flatten, unflatten
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A loss on the product of a network, with the network's weights as the initial point: a frozen value.
+
+    Raises InputError when the loss is not one, or its shape is not that of the network's product.
+    """
+
+    loss: Any
+    network: LinearNetwork
+
+    def __post_init__(self) -> None:
+        check_loss(self.loss)
+        dims = self.network.dims
+        if tuple(self.loss.shape) != (dims[0], dims[-1]):
+            raise InputError(
+                f"Argument `loss` must be on {dims[0]} x {dims[-1]} matrices, the shape of the product of a network"
+                f" with dims {dims}, but it is on {' x '.join(map(str, self.loss.shape))}; check the target's shape."
+            )
+
+    @property
+    def initial_state(self) -> np.ndarray:
+        """The initial weights as one vector."""
+        return flatten(self.network.weights)
+
+    def gradients(self, weights: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The product W and [dL/dW_1, ..., dL/dW_L] at the given weights."""
+        return backpropagate(self.loss, weights, self.network.scale)
+
+    def velocity(self, state: np.ndarray) -> np.ndarray:
+        """Gradient flow dW_l/dt = -dL/dW_l ([MVM23], section 2) as one vector."""
+        _, gradients = self.gradients(unflatten(state, self.network.dims))
+        return -flatten(gradients)
+
+    @property
+    def initial_excess(self) -> float:
+        """L(0) - f*."""
+        return float(excess(self.loss, self.network.product))
