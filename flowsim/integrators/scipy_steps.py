@@ -38,13 +38,15 @@ class ScipySteps:
         self.problem, self.t, self.t1 = problem, t, t1
         velocity = CountingVelocity(problem)
         self.counts = velocity.counts
-        self.solver: Any = SOLVERS[method.name](velocity, t, state, t1, **_settings(method, t1 - t))
+        with np.errstate(over="ignore", invalid="ignore"):  # a trial step may overflow; it is then rejected
+            self.solver: Any = SOLVERS[method.name](velocity, t, state, t1, **_settings(method, t1 - t))
         if method.name == "Radau" and method.step_size is not None:
             self.solver.newton_tol = 1e-13  # with error control off, rtol = 1 would leave the stages unsolved
 
     def advance(self) -> Segment:
         """One accepted step."""
-        message = self.solver.step()
+        with np.errstate(over="ignore", invalid="ignore"):
+            message = self.solver.step()
         if self.solver.status == "failed":
             raise IntegrationFailure(f"{type(self.solver).__name__} stopped at t = {self.t:.6g}: {message}")
         start, self.t = self.t, float(self.solver.t)
