@@ -1,0 +1,82 @@
+"""Closed forms of gradient flow for f = 1/2 ||Y - W||_F^2: the oracles of the tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flowsim.checks import as_count, as_float_array, as_matrix, as_number
+from flowsim.errors import InputError
+from flowsim.network import LinearNetwork
+
+
+def saxe_mode(t: Any, s: float, u0: float) -> np.ndarray:
+    """u(t) = s e^{2st} / (e^{2st} - 1 + s/u0): a singular value of W_1 W_2, balanced and aligned (Saxe et al. 2014).
+
+    It solves du/dt = 2 u (s - u), u(0) = u0. Raises InputError unless s > 0 and u0 > 0.
+    """
+    s, u0 = as_number(s, "s", above=0.0), as_number(u0, "u0", above=0.0)
+    decay = np.exp(-2 * s * as_float_array(t, "t"))
+    return s / (1 + (s / u0 - 1) * decay)
+
+
+def balanced_mode(t: Any, s: float, u0: float, depth: int) -> np.ndarray:
+    """A singular value of the product of `depth` balanced, aligned layers: du/dt = L u^{2-2/L} (s - u), u(0) = u0.
+
+    With v = u^{1/L}, dv/dt = v^{L-1} (s - v^L); integrated in w = log(u) by DOP853 at rtol 1e-13, which holds for
+    every depth (Arora et al. 2018). Depth 2 is saxe_mode. Raises InputError unless s > 0, u0 > 0, depth >= 2.
+    """
+    from scipy.integrate import solve_ivp
+
+    s, u0, L = as_number(s, "s", above=0.0), as_number(u0, "u0", above=0.0), as_count(depth, "depth", 2)
+    times = np.atleast_1d(as_float_array(t, "t"))
+
+    def velocity(_: float, w: np.ndarray) -> np.ndarray:
+        return L * np.exp((1 - 2 / L) * w) * (s - np.exp(w))
+
+    order = np.argsort(times)
+    solution = solve_ivp(
+        velocity, (0.0, times.max() or 1.0), [np.log(u0)], "DOP853", t_eval=np.unique(times), rtol=1e-13, atol=1e-14
+    )
+    values = np.interp(times[order], solution.t, np.exp(solution.y[0]))
+    result = np.empty_like(values)
+    result[order] = values
+    return result.reshape(np.shape(t))
+
+
+def riccati(network: LinearNetwork, Y: Any, t: Any, tolerance: float = 1e-10) -> np.ndarray:
+    """W(t) of two layers with D_1 = lambda I_h, for any target Y, at the times t: shape (len(t), n, m).
+
+    Q = [W_1; W_2^T], F = [[lambda/2 I, Y], [Y^T, -lambda/2 I]],
+    Q Q^T(t) = e^{Ft} Q_0 [I + Q_0^T (int_0^t e^{2Fs} ds) Q_0]^{-1} Q_0^T e^{Ft}, and W = W_1 W_2 is its upper right
+    block. Evaluated in the eigenbasis of F, scaled so that nothing overflows.
+    Raises InputError unless depth is 2, scale is 1, and ||D_1 - lambda I||_F <= tolerance max(1, ||D_1||_F).
+    """
+    if network.depth != 2 or network.scale != 1.0:
+        raise InputError("Argument `network` must have two layers and scale 1, but it has others.")
+    W1, W2 = network.weights
+    n, m = network.dims[0], network.dims[-1]
+    Y = as_matrix(Y, "Y", (n, m))
+    D = network.imbalance(1)
+    h = len(D)
+    lam = float(np.trace(D)) / h
+    if np.linalg.norm(D - lam * np.eye(h)) > tolerance * max(1.0, float(np.linalg.norm(D))):
+        raise InputError("Argument `network` must have D_1 = lambda I, but its imbalance is not a multiple of I.")
+    F = np.block([[lam / 2 * np.eye(n), Y], [Y.T, -lam / 2 * np.eye(m)]])
+    f, V = np.linalg.eigh(F)
+    Q0 = V.T @ np.vstack([W1, W2.T])
+    return np.array([(V @ _gram(f, Q0, float(s)) @ V.T)[:n, n:] for s in np.atleast_1d(as_float_array(t, "t"))])
+
+
+def _gram(f: np.ndarray, Q0: np.ndarray, t: float) -> np.ndarray:
+    """Q Q^T(t) in the eigenbasis of F: with M = diag(int_0^t e^{2fs} ds), E = e^{ft}: E Q0 (I + Q0^T M Q0)^{-1} Q0^T E.
+
+    Growing modes are divided by e^{ft}: M = E N E with N = diag((1 - e^{-2ft}) / 2f), so that with P = E Q0 the
+    answer is P (I + P^T N P)^{-1} P^T, and a QR factorisation of P keeps it bounded.
+    """
+    top = max(float(f.max()), 0.0)
+    N = np.where(np.abs(f * t) < 1e-8, t * (1 - f * t), -np.expm1(-2 * f * t) / np.where(f == 0, 1.0, 2 * f))
+    P = np.exp((f - top) * t)[:, None] * Q0
+    small = np.exp(-2 * top * t) * np.eye(Q0.shape[1]) + P.T @ (N[:, None] * P)
+    return P @ np.linalg.pinv(small, rcond=1e-15, hermitian=True) @ P.T

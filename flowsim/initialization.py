@@ -1,0 +1,129 @@
+"""Initial weights: Gaussian schemes, orthogonal and balanced ones; explicit dims and seed.
+
+Gaussian draws come from numpy.random.default_rng(seed), layer after layer: the same seed gives the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from math import prod, sqrt
+from typing import Any
+
+import numpy as np
+
+from flowsim.checks import as_choice, as_dims, as_number
+from flowsim.errors import InputError
+from flowsim.network import LinearNetwork
+
+LARGEST_NETWORK = 2**31
+"""More weights than this (16 GiB of float64) are refused before anything is allocated."""
+
+Seed = int | np.random.SeedSequence | np.random.Generator
+
+
+def fan_in(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
+    """Entries of W_l from N(0, scale^2 / h_{l-1}): the "Xavier/Fanin" of [MVM23], appendix A.
+
+    Raises InputError for dims, seed or scale out of range; so do all the schemes here.
+    """
+    return _gaussian("fan_in", dims, seed, scale, lambda rows, columns: 1 / rows)
+
+
+def fan_out(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
+    """Entries of W_l from N(0, scale^2 / h_l) ([MVM23], appendix A)."""
+    return _gaussian("fan_out", dims, seed, scale, lambda rows, columns: 1 / columns)
+
+
+def xavier(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
+    """Entries of W_l from N(0, 2 scale^2 / (h_{l-1} + h_l)) (Glorot and Bengio, AISTATS 2010, eq. 16)."""
+    return _gaussian("xavier", dims, seed, scale, lambda rows, columns: 2 / (rows + columns))
+
+
+def ntk(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
+    """Entries from N(0, scale^2), the model scaled by 1 / sqrt(h_1 ... h_L) ([MVM23], appendix A).
+
+    T then carries the square of that factor, not the factor itself.
+    """
+    sizes = as_dims(dims)
+    return _gaussian("ntk", sizes, seed, scale, lambda rows, columns: 1.0, 1 / sqrt(prod(sizes[1:])))
+
+
+def orthogonal(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
+    """scale times semi-orthogonal W_l (W_l^T W_l = I or W_l W_l^T = I), uniformly distributed (Saxe et al. 2014)."""
+    sizes, generator, factor = _arguments(dims, seed, scale)
+    weights = []
+    for rows, columns in pairwise(sizes):
+        basis = _orthonormal(generator, max(rows, columns), min(rows, columns))
+        weights.append(factor * (basis if rows >= columns else basis.T))
+    return LinearNetwork(tuple(weights), origin=_origin("orthogonal", sizes, seed, factor))
+
+
+def balanced(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
+    """Balanced weights, D_l = 0 for all l: W_l = scale U_{l-1} S U_l^T with one diagonal S (Arora et al. 2018).
+
+    The U_l have r = min(n, m) orthonormal columns; S^L holds the singular values of an n x m matrix with entries from
+    N(0, 1 / max(n, m)).
+    """
+    sizes, generator, factor = _arguments(dims, seed, scale)
+    n, m = sizes[0], sizes[-1]
+    left, sigma, right = np.linalg.svd(generator.standard_normal((n, m)) / sqrt(max(n, m)), full_matrices=False)
+    hidden = [_orthonormal(generator, width, len(sigma)) for width in sizes[1:-1]]
+    bases = [left, *hidden, right.T]
+    roots = sigma ** (1 / (len(sizes) - 1))
+    weights = tuple(factor * (U * roots) @ V.T for U, V in pairwise(bases))
+    return LinearNetwork(weights, origin=_origin("balanced", sizes, seed, factor))
+
+
+SCHEMES: dict[str, Callable[..., LinearNetwork]] = {
+    "fan_in": fan_in,
+    "fan_out": fan_out,
+    "ntk": ntk,
+    "xavier": xavier,
+    "orthogonal": orthogonal,
+    "balanced": balanced,
+}
+
+
+def initialize(scheme: str, dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
+    """The scheme of that name (a key of SCHEMES). Raises InputError for an unknown one, listing the known."""
+    return SCHEMES[as_choice(scheme, "scheme", SCHEMES)](dims, seed=seed, scale=scale)
+
+
+def _arguments(dims: Any, seed: Seed, scale: float) -> tuple[tuple[int, ...], np.random.Generator, float]:
+    sizes = as_dims(dims)
+    count = sum(rows * columns for rows, columns in pairwise(sizes))
+    if count > LARGEST_NETWORK:
+        raise InputError(
+            f"Argument `dims` must ask for at most {LARGEST_NETWORK} weights, but it asks for {count}"
+            f" ({8 * count / 2**30:.3g} GiB); choose smaller widths."
+        )
+    if isinstance(seed, (bool, str)) or not isinstance(seed, (int, np.integer, np.random.SeedSequence, np.random.Generator)):
+        raise InputError(f"Argument `seed` must be a whole number, a SeedSequence or a Generator, but it is {seed!r}.")
+    if isinstance(seed, (int, np.integer)) and seed < 0:
+        raise InputError(f"Argument `seed` must be at least 0, but it is {seed}.")
+    return sizes, np.random.default_rng(seed), as_number(scale, "scale", above=0.0)
+
+
+def _gaussian(
+    scheme: str, dims: Any, seed: Seed, scale: float, variance: Callable[[int, int], float], model_scale: float = 1.0
+) -> LinearNetwork:
+    sizes, generator, factor = _arguments(dims, seed, scale)
+    weights = tuple(
+        factor * sqrt(variance(rows, columns)) * generator.standard_normal((rows, columns))
+        for rows, columns in pairwise(sizes)
+    )
+    return LinearNetwork(weights, model_scale, _origin(scheme, sizes, seed, factor))
+
+
+def _orthonormal(generator: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """Uniformly distributed orthonormal columns: QR of a Gaussian matrix with the signs of R's diagonal taken out."""
+    Q, R = np.linalg.qr(generator.standard_normal((rows, columns)))
+    return Q * np.sign(np.diag(R))
+
+
+def _origin(scheme: str, dims: tuple[int, ...], seed: Seed, scale: float) -> dict[str, Any]:
+    known = int(seed) if isinstance(seed, (int, np.integer)) else None
+    if isinstance(seed, np.random.SeedSequence):
+        return {"scheme": scheme, "dims": dims, "seed": seed.entropy, "spawn_key": seed.spawn_key, "scale": scale}
+    return {"scheme": scheme, "dims": dims, "seed": known, "scale": scale}

@@ -1,0 +1,91 @@
+"""What a theorem says about one problem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from flowsim.errors import InputError
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A lower bound alpha on lambda_min(T) and the rate that follows from it, or the reason why there is none.
+
+    scope "trajectory": lambda_min(T(t)) >= alpha for all t; "instant": at the present weights only.
+    law "exponential": L(t) - f* <= excess exp(-rate t), rate = alpha gamma (assumption A1 of [MVM23]);
+    law "hyperbolic": L(t) - f* <= excess / (1 + excess rate t), rate = alpha gamma^2 (assumption A1').
+    """
+
+    name: str
+    applies: bool
+    alpha: float | None = None
+    scope: Literal["trajectory", "instant"] = "trajectory"
+    law: Literal["exponential", "hyperbolic"] = "exponential"
+    rate: float | None = None
+    reason: str | None = None
+    excess: float | None = None
+
+    def bound(self, t: Any) -> Any:
+        """The upper bound on L(t) - f* at the times t (t >= 0).
+
+        Raises InputError when the certificate has no rate (see its reason).
+        """
+        if self.rate is None or self.excess is None:
+            raise InputError(f"Certificate {self.name} has no rate and so no bound: {self.reason}")
+        if self.law == "exponential":
+            return self.excess * np.exp(-self.rate * np.asarray(t))
+        return self.excess / (1 + self.excess * self.rate * np.asarray(t))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able record; what is not known is None."""
+        return {
+            "name": self.name,
+            "applies": self.applies,
+            "alpha": self.alpha,
+            "scope": self.scope,
+            "law": self.law,
+            "rate": self.rate,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """All theorems on one problem, in a fixed order; index by position or by name."""
+
+    dims: tuple[int, ...]
+    lambda_min_T: float
+    entries: tuple[Certificate, ...]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[Certificate]:
+        return iter(self.entries)
+
+    def __getitem__(self, key: int | str) -> Certificate:
+        if isinstance(key, int):
+            return self.entries[key]
+        for entry in self.entries:
+            if entry.name == key:
+                return entry
+        raise KeyError(f"no certificate {key!r}; known: {', '.join(entry.name for entry in self.entries)}")
+
+    @property
+    def best(self) -> Certificate | None:
+        """The greatest rate (alpha where no loss is given) among those that hold along the whole trajectory."""
+        valid = [c for c in self.entries if c.applies and c.scope == "trajectory" and c.alpha is not None]
+        return max(valid, key=lambda c: (c.rate if c.rate is not None else -1.0, c.alpha or 0.0), default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `flowsim certify --json` prints."""
+        return {
+            "dims": list(self.dims),
+            "lambda_min_T": self.lambda_min_T,
+            "best": None if self.best is None else self.best.to_json(),
+            "certificates": [entry.to_json() for entry in self.entries],
+        }
