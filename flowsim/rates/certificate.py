@@ -81,6 +81,18 @@ class Certificates:
         valid = [c for c in self.entries if c.applies and c.scope == "trajectory" and c.alpha is not None]
         return max(valid, key=lambda c: (c.rate if c.rate is not None else -1.0, c.alpha or 0.0), default=None)
 
+    def summary(self) -> str:
+        """A table for a terminal."""
+        lines = [f"dims {self.dims}, lambda_min(T) = {self.lambda_min_T:.6g}"]
+        for entry in self.entries:
+            alpha = "" if entry.alpha is None else f"alpha {entry.alpha:.6g}"
+            rate = "" if entry.rate is None else f"rate {entry.rate:.6g}"
+            holds = "applies" if entry.applies else "does not apply"
+            lines.append("  ".join(part for part in (f"{entry.name:24}", holds, alpha, rate, entry.reason) if part))
+        best = self.best
+        lines.append(f"best: {best.name}" if best else "best: none applies")
+        return "\n".join(lines)
+
     def to_json(self) -> dict[str, Any]:
         """The object that `flowsim certify --json` prints."""
         return {

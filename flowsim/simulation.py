@@ -20,7 +20,7 @@ from flowsim.network import flatten, imbalance, product, unflatten
 from flowsim.problem import Problem
 from flowsim.trajectory import Checkpoints, Steps, Trajectory
 
-GROWTH_LIMIT = 1e8
+GROWTH_LIMIT = 1e4
 """A loss above GROWTH_LIMIT times max(L(0), f(0)) counts as diverged."""
 CHECKPOINT_BYTES = 2**26
 """Checkpoints take at most about this much memory, apart from the first and the last."""

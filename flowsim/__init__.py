@@ -1,0 +1,67 @@
+"""flowsim: gradient flow on multi-layer linear models, its invariants and its certified convergence rates."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from flowsim import errors as errors
+    from flowsim import exact as exact
+    from flowsim.initialization import balanced as balanced
+    from flowsim.initialization import fan_in as fan_in
+    from flowsim.initialization import fan_out as fan_out
+    from flowsim.initialization import initialize as initialize
+    from flowsim.initialization import ntk as ntk
+    from flowsim.initialization import orthogonal as orthogonal
+    from flowsim.initialization import xavier as xavier
+    from flowsim.losses import LeastSquares as LeastSquares
+    from flowsim.losses import Loss as Loss
+    from flowsim.losses import LossConstants as LossConstants
+    from flowsim.losses import SquaredLoss as SquaredLoss
+    from flowsim.methods import Diffrax as Diffrax
+    from flowsim.methods import GradientDescent as GradientDescent
+    from flowsim.methods import Scipy as Scipy
+    from flowsim.methods import method_named as method_named
+    from flowsim.network import LinearNetwork as LinearNetwork
+    from flowsim.plots import plot as plot
+    from flowsim.problem import Problem as Problem
+    from flowsim.rates import Certificate as Certificate
+    from flowsim.rates import certify as certify
+    from flowsim.simulation import simulate as simulate
+    from flowsim.trajectory import Trajectory as Trajectory
+    from flowsim.trajectory import load as load
+
+_HOMES = {
+    "initialization": ("balanced", "fan_in", "fan_out", "initialize", "ntk", "orthogonal", "xavier"),
+    "losses": ("LeastSquares", "Loss", "LossConstants", "SquaredLoss"),
+    "methods": ("Diffrax", "GradientDescent", "Scipy", "method_named"),
+    "network": ("LinearNetwork",),
+    "plots": ("plot",),
+    "problem": ("Problem",),
+    "rates": ("Certificate", "certify"),
+    "simulation": ("simulate",),
+    "trajectory": ("Trajectory", "load"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULES = ("errors", "exact")
+
+__all__ = ["__version__", *_MODULES, *_HOME_OF]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when first used, so that `import flowsim` is quick."""
+    if name in _HOME_OF:
+        value = getattr(import_module(f"flowsim.{_HOME_OF[name]}"), name)
+    elif name in _MODULES:
+        value = import_module(f"flowsim.{name}")
+    else:
+        raise AttributeError(f"module 'flowsim' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,271 @@
+"""The command `flowsim`. Results on standard output, progress and notes on standard error.
+
+Exit codes: 0 done; 2 bad usage or input; 3 numerical failure or a limit reached, the partial result kept;
+130 interrupted, the partial result kept. Heavy modules are imported inside the commands: --help needs none of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from flowsim import __version__
+from flowsim.errors import FlowsimError, InputError
+
+if TYPE_CHECKING:
+    from flowsim.trajectory import Trajectory
+
+app = App(
+    name="flowsim",
+    help="Gradient flow on multi-layer linear models: simulation, invariants, certified convergence rates.",
+    version=__version__,
+    help_format="plaintext",
+    version_format="plaintext",
+)
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object and nothing else.")]
+Target = Annotated[Path | None, Parameter(help="Target Y (n x m) as .npy, or as key Y of an .npz.")]
+Data = Annotated[Path | None, Parameter(help="Data X (rows x n) and Y (rows x m) as .npz: least squares.")]
+
+
+@app.command(help="Draw the paper's Figure 1: figure1.png, figure1.pdf, figure1.json, and a table.")
+def reproduce(*, out: Path = Path("."), seed: int = 0, json_: Json = False) -> int:
+    from flowsim.files import make_folder
+    from flowsim.reproduce import reproduce as draw
+    from flowsim.reproduce import table
+
+    result = draw(make_folder(out), seed=seed, note=_note)
+    _print(result, json_, lambda: table(result) + f"\nWrote figure1.png, figure1.pdf and figure1.json in {out}.")
+    return 0
+
+
+@app.command(help="Simulate gradient flow or gradient descent from the weights in an .npz file.")
+def simulate(
+    weights: Path,
+    *,
+    t1: float,
+    target: Target = None,
+    data: Data = None,
+    method: Annotated[str, Parameter(help="One of those that `flowsim methods` lists.")] = "dop853",
+    step_size: Annotated[float | None, Parameter(help="Step of gradient descent, or a fixed step.")] = None,
+    rtol: float = 1e-8,
+    atol: float = 1e-10,
+    save_points: int = 101,
+    stop_loss: Annotated[float | None, Parameter(help="Stop when L - f* <= X (L(0) - f*).")] = None,
+    stop_gradient: Annotated[float | None, Parameter(help="Stop when ||grad L|| <= X.")] = None,
+    max_steps: int | None = None,
+    wall_limit: Annotated[float | None, Parameter(help="Stop after this many seconds.")] = None,
+    backend: Annotated[str, Parameter(help="numpy or jax, for gradient descent.")] = "numpy",
+    out: Annotated[Path | None, Parameter(help="Write the trajectory there as NetCDF.")] = None,
+    json_: Json = False,
+) -> int:
+    from dataclasses import replace
+
+    from flowsim.config import RunConfig, provenance
+    from flowsim.files import check_writable, read_weights
+    from flowsim.problem import Problem
+    from flowsim.simulation import simulate as run
+
+    config = RunConfig.build(
+        t1=t1,
+        method=method,
+        step_size=step_size,
+        rtol=rtol,
+        atol=atol,
+        save_points=save_points,
+        stop_loss=stop_loss,
+        stop_gradient=stop_gradient,
+        max_steps=max_steps,
+        wall_limit=wall_limit,
+        backend=backend,
+    )
+    chosen = config.method_value()
+    if out is not None:
+        check_writable(out)
+    network = read_weights(weights)
+    loss = _loss(weights, target, data)
+    if loss is None:
+        raise InputError(f"Argument `--target` or `--data` must be given: {weights} has no key Y.")
+    with _Bar(config.t1) as bar:
+        trajectory = run(Problem(loss, network), chosen, progress=bar, **config.simulate_arguments())
+    trajectory = replace(trajectory, provenance={**provenance(), "configuration": config.model_dump()})
+    if out is not None:
+        trajectory.save(out)
+    if trajectory.exit_code:
+        _note(trajectory.message)
+    _print(_simulation_json(trajectory), json_, trajectory.summary)
+    return trajectory.exit_code
+
+
+@app.command(help="Certify convergence rates for the weights in an .npz file.")
+def certify(weights: Path, *, target: Target = None, data: Data = None, json_: Json = False) -> int:
+    from flowsim.files import read_weights
+    from flowsim.problem import Problem
+    from flowsim.rates import certify as run
+
+    network, loss = read_weights(weights), _loss(weights, target, data)
+    certificates = run(network if loss is None else Problem(loss, network))
+    _print(certificates.to_json(), json_, certificates.summary)
+    return 0
+
+
+@app.command(help="Draw initial weights and write them as .npz.")
+def initialize(
+    *,
+    dims: Annotated[str, Parameter(help="Layer sizes, for example 5,300,500,1.")],
+    scheme: Annotated[str, Parameter(help="fan_in, fan_out, ntk, xavier, orthogonal or balanced.")] = "fan_out",
+    seed: int = 0,
+    scale: float = 1.0,
+    out: Path,
+    json_: Json = False,
+) -> int:
+    from flowsim.files import check_writable, save_weights
+    from flowsim.initialization import initialize as draw
+
+    try:
+        sizes = tuple(int(size) for size in dims.split(","))
+    except ValueError as error:
+        raise InputError(f"Argument `dims` must look like 5,300,500,1, but it is {dims!r}.") from error
+    check_writable(out)
+    network = draw(scheme, sizes, seed=seed, scale=scale)
+    save_weights(out, network)
+    _print({"dims": list(sizes), "scheme": scheme, "seed": seed, "scale": scale, "out": str(out)}, json_, lambda: f"Wrote {out}")
+    return 0
+
+
+@app.command(help="List the methods, one line each.")
+def methods(*, json_: Json = False) -> int:
+    from flowsim.methods import METHODS
+
+    lines = {name: line for name, (_, line) in METHODS.items()}
+    _print(lines, json_, lambda: "\n".join(f"{name:10}{line}" for name, line in lines.items()))
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; no traceback unless --debug is among the arguments."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in tokens
+    tokens = [token for token in tokens if token != "--debug"]
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _note(str(message))
+        try:
+            return app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0
+        except KeyboardInterrupt:
+            _note("Interrupted.")
+            return 130
+        except Exception as error:
+            if debug:
+                raise
+            return _explain(error)
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _explain(error: Exception) -> int:
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if isinstance(error, FlowsimError):
+        _note(f"Error: {error}")
+        return error.exit_code
+    if isinstance(error, CycloptsError):
+        _note(f"Error: {' '.join(str(error).split())} See flowsim --help.")
+        return 2
+    if isinstance(error, MemoryError):
+        _note("Error: the memory does not suffice; use smaller widths or fewer save points.")
+        return 2
+    if isinstance(error, OSError):
+        _note(f"Error: {error.filename or 'a file'}: {error.strerror or error}.")
+        return 2
+    _note(f"Internal error: {type(error).__name__}: {error}; run again with --debug and report it.")
+    return 1
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _print(result: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
+    print(json.dumps(_finite(result), allow_nan=False) if as_json else text())
+
+
+def _finite(value: Any) -> Any:
+    """The value with arrays as lists, and None for what is not finite."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return value
+
+
+def _loss(weights: Path, target: Path | None, data: Path | None) -> Any:
+    """The loss that the flags ask for, else a squared loss on key Y of the weights, else None."""
+    from flowsim.files import read_data, read_target
+    from flowsim.losses import LeastSquares, SquaredLoss
+
+    if target is not None and data is not None:
+        raise InputError("Arguments `--target` and `--data` must not both be given; choose one.")
+    if data is not None:
+        return LeastSquares(*read_data(data))
+    Y = read_target(target if target is not None else weights)
+    if Y is None and target is not None:
+        raise InputError(f"File {target} must hold the target as key Y, but it does not.")
+    return None if Y is None else SquaredLoss(Y)
+
+
+def _simulation_json(trajectory: Trajectory) -> dict[str, Any]:
+    stats = trajectory.stats
+    return {
+        "status": trajectory.status,
+        "message": trajectory.message,
+        "time": trajectory.time,
+        "loss": trajectory.loss,
+        "imbalance_drift": trajectory.imbalance_drift.max(axis=1),
+        "method": trajectory.method.name.lower(),
+        "steps": stats["steps"],
+        "rhs_evaluations": stats["rhs_evaluations"],
+        "seconds": stats["seconds"],
+        "reduction": {
+            "used": False,
+            "widths": trajectory.problem.network.dims,
+            "reduced_widths": None,
+            "error_estimate": None,
+        },
+    }
+
+
+class _Bar:
+    """A progress bar in t that shows log10 of the excess loss; silent where standard error is no terminal."""
+
+    def __init__(self, t1: float) -> None:
+        self.t1 = t1
+
+    def __enter__(self) -> _Bar:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=1.0, disable=not sys.stderr.isatty(), bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def __call__(self, t: float, excess: float, initial: float) -> None:
+        level = f"{math.log10(excess):.2f}" if excess > 0 else "-inf"
+        self.bar.set_postfix_str(f"t={t:.4g} log10(L-f*)={level}", refresh=False)
+        self.bar.update(t / self.t1 - self.bar.n)

@@ -1,0 +1,64 @@
+"""The one schema of a run: shared by the command's flags, files and the provenance of results."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flowsim.errors import InputError
+from flowsim.methods import Method, method_named
+
+
+class RunConfig(BaseModel):
+    """How a problem is simulated; every field is a flag of `flowsim simulate`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    t1: float = Field(gt=0)
+    method: str = "dop853"
+    step_size: float | None = Field(None, gt=0)
+    rtol: float = Field(1e-8, gt=0, le=1)
+    atol: float = Field(1e-10, ge=0)
+    save_points: int = Field(101, ge=2)
+    stop_loss: float | None = Field(None, gt=0)
+    stop_gradient: float | None = Field(None, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    wall_limit: float | None = Field(None, gt=0)
+    backend: Literal["numpy", "jax"] = "numpy"
+
+    @classmethod
+    def build(cls, **values: Any) -> RunConfig:
+        """The configuration; every mistake is reported at once in one InputError."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            complaints = [
+                f"`{'.'.join(map(str, e['loc']))}`: {e['msg']}, but it is {e['input']!r}" for e in error.errors()
+            ]
+            raise InputError("Arguments must be in range: " + "; ".join(complaints) + ".") from error
+
+    def method_value(self) -> Method:
+        """The method with its settings. Raises InputError for an unknown one."""
+        return method_named(
+            self.method, rtol=self.rtol, atol=self.atol, step_size=self.step_size, backend=self.backend
+        )
+
+    def simulate_arguments(self) -> dict[str, Any]:
+        """The keyword arguments of simulate that are neither the problem nor the method."""
+        return self.model_dump(exclude={"method", "step_size", "rtol", "atol", "backend"})
+
+
+def provenance() -> dict[str, str]:
+    """Versions of flowsim, Python and the numerical packages, without importing them, and the platform."""
+    packages = ("flowsim", "numpy", "scipy", "jax", "diffrax")
+    return {"python": platform.python_version(), "platform": platform.platform(), **{p: _version(p) for p in packages}}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
