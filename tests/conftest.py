@@ -1,0 +1,38 @@
+"""Shared by all tests: the reference networks of an independent program, and random problems."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import flowsim as fs
+from flowsim.files import read_target, read_weights
+
+REFERENCE = Path(__file__).parent / "reference"
+CASES = {case["name"]: case for case in json.loads((REFERENCE / "cases.json").read_text())["cases"]}
+
+
+def random_network(rng: np.random.Generator, dims: tuple[int, ...], size: float = 1.0, scale: float = 1.0) -> Any:
+    weights = [size * rng.standard_normal(shape) / shape[0] ** 0.5 for shape in pairwise(dims)]
+    return fs.LinearNetwork(tuple(weights), scale)
+
+
+def random_problem(rng: np.random.Generator, dims: tuple[int, ...], size: float = 1.0) -> Any:
+    return fs.Problem(fs.SquaredLoss(rng.standard_normal((dims[0], dims[-1]))), random_network(rng, dims, size))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20230724)
+
+
+@pytest.fixture(params=sorted(CASES))
+def reference(request: pytest.FixtureRequest) -> tuple[dict[str, Any], Any]:
+    """(numbers, problem) of one of the seven reference networks."""
+    path = REFERENCE / f"{request.param}.npz"
+    return CASES[request.param], fs.Problem(fs.SquaredLoss(read_target(path)), read_weights(path))

@@ -1,0 +1,36 @@
+"""Seven networks with loss curves, lambda_min(T) and bounds from an independent program."""
+
+import numpy as np
+import pytest
+
+import flowsim as fs
+
+
+@pytest.mark.parametrize("method", [fs.Scipy("DOP853", 1e-12, 1e-14), fs.Diffrax("Dopri8", 1e-12, 1e-14), fs.Diffrax("Tsit5", 1e-12, 1e-14)], ids=lambda m: m.name)
+def test_loss_curves(reference, method):
+    numbers, problem = reference
+    times = np.array(numbers["t"])
+    run = fs.simulate(problem, method, t1=times[-1], save_points=times)
+    assert run.status == "completed"
+    assert run.time == pytest.approx(times, abs=1e-15)
+    gap = np.abs(run.loss - numbers["loss"]) / numbers["loss"][0]
+    assert gap.max() <= 1e-9
+    assert run.network_at(times[-1]).lambda_min_T == pytest.approx(numbers["lambda_min_T1"], rel=1e-9)
+
+
+def test_least_eigenvalue_and_imbalance(reference):
+    numbers, problem = reference
+    assert problem.network.lambda_min_T == pytest.approx(numbers["lambda_min_T0"], rel=1e-9)
+    norms = [np.linalg.norm(D) for D in problem.network.imbalances]
+    assert norms == pytest.approx(numbers["imbalance_norms"], rel=1e-12)
+
+
+def test_theorem_2(reference):
+    numbers, problem = reference
+    certificate = fs.certify(problem)["theorem-2"]
+    if "theorem2_alpha" not in numbers:
+        assert not certificate.applies
+        return
+    slack = 1e-9 * max(numbers["theorem2_alpha"], numbers["lambda_min_T0"])
+    assert certificate.alpha == pytest.approx(numbers["theorem2_alpha"], abs=slack)
+    assert certificate.rate == 2 * certificate.alpha
