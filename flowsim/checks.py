@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 import warnings
@@ -117,7 +118,7 @@ def check_chain(weights: Sequence[np.ndarray]) -> None:
     """Refuse fewer than two layers, or layers whose shapes do not chain."""
     if len(weights) < 2:
         raise InputError(f"Argument `weights` must hold at least two layers W1, W2, but it holds {len(weights)}.")
-    for layer, (left, right) in enumerate(zip(weights, weights[1:], strict=False), start=1):
+    for layer, (left, right) in enumerate(itertools.pairwise(weights), start=1):
         if left.shape[1] != right.shape[0]:
             raise InputError(
                 f"Argument `weights` must chain, but W{layer} has shape {left.shape} and W{layer + 1} has shape"

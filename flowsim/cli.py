@@ -137,7 +137,11 @@ def initialize(
     check_writable(out)
     network = draw(scheme, sizes, seed=seed, scale=scale)
     save_weights(out, network)
-    _print({"dims": list(sizes), "scheme": scheme, "seed": seed, "scale": scale, "out": str(out)}, json_, lambda: f"Wrote {out}")
+    _print(
+        {"dims": list(sizes), "scheme": scheme, "seed": seed, "scale": scale, "out": str(out)},
+        json_,
+        lambda: f"Wrote {out}",
+    )
     return 0
 
 
@@ -259,7 +263,9 @@ class _Bar:
     def __enter__(self) -> _Bar:
         from tqdm import tqdm
 
-        self.bar = tqdm(total=1.0, disable=not sys.stderr.isatty(), bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
+        self.bar = tqdm(
+            total=1.0, disable=not sys.stderr.isatty(), bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+        )
         return self
 
     def __exit__(self, *_: object) -> None:

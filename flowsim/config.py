@@ -42,9 +42,7 @@ class RunConfig(BaseModel):
 
     def method_value(self) -> Method:
         """The method with its settings. Raises InputError for an unknown one."""
-        return method_named(
-            self.method, rtol=self.rtol, atol=self.atol, step_size=self.step_size, backend=self.backend
-        )
+        return method_named(self.method, rtol=self.rtol, atol=self.atol, step_size=self.step_size, backend=self.backend)
 
     def simulate_arguments(self) -> dict[str, Any]:
         """The keyword arguments of simulate that are neither the problem nor the method."""

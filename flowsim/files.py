@@ -1,4 +1,4 @@
-"""Files in and out, hardened: no pickle, sizes checked before anything is allocated, outputs written beside and renamed.
+"""Files in and out, hardened: no pickle, sizes checked before anything is allocated, outputs renamed into place.
 
 Weights travel as .npz with keys W1..WL (and optionally `scale`, `origin`, a target Y), a target as .npy, data as .npz
 with X and Y.
@@ -37,7 +37,9 @@ def read_weights(path: str | Path, limit: int = LARGEST_FILE) -> LinearNetwork:
         raise InputError(f"File {path} must hold the weights as W1, W2, ..., but it holds {_listed(arrays)}.")
     if layers != list(range(1, len(layers) + 1)):
         named = ", ".join(f"W{layer}" for layer in layers)
-        raise InputError(f"File {path} must hold all of W1 to W{layers[-1]}, but it holds {named}; add or rename layers.")
+        raise InputError(
+            f"File {path} must hold all of W1 to W{layers[-1]}, but it holds {named}; add or rename layers."
+        )
     with _named(path):
         weights = tuple(as_matrix(arrays[f"W{layer}"], f"W{layer}") for layer in layers)
         scale = as_number(arrays["scale"], "scale", above=0.0) if "scale" in arrays else 1.0
@@ -168,7 +170,9 @@ def _read_npz(path: Path, limit: int) -> dict[str, np.ndarray]:
         except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"File {path} must be an .npz file, but it is truncated, damaged or something else.") from error
+            raise InputError(
+                f"File {path} must be an .npz file, but it is truncated, damaged or something else."
+            ) from error
 
 
 def _read_array(stream: IO[bytes], size: int, what: str, limit: int) -> np.ndarray:

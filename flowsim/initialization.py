@@ -98,7 +98,9 @@ def _arguments(dims: Any, seed: Seed, scale: float) -> tuple[tuple[int, ...], np
             f"Argument `dims` must ask for at most {LARGEST_NETWORK} weights, but it asks for {count}"
             f" ({8 * count / 2**30:.3g} GiB); choose smaller widths."
         )
-    if isinstance(seed, (bool, str)) or not isinstance(seed, (int, np.integer, np.random.SeedSequence, np.random.Generator)):
+    if isinstance(seed, (bool, str)) or not isinstance(
+        seed, (int, np.integer, np.random.SeedSequence, np.random.Generator)
+    ):
         raise InputError(f"Argument `seed` must be a whole number, a SeedSequence or a Generator, but it is {seed!r}.")
     if isinstance(seed, (int, np.integer)) and seed < 0:
         raise InputError(f"Argument `seed` must be at least 0, but it is {seed}.")

@@ -7,6 +7,7 @@ The functions on lists of weights use matrix products, transposes and sums only:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -67,7 +68,7 @@ def flatten(weights: Sequence[np.ndarray]) -> np.ndarray:
 def unflatten(vector: Any, dims: Sequence[int]) -> list[Any]:
     """The weights of `flatten`, as views of the vector."""
     weights, start = [], 0
-    for rows, columns in zip(dims, dims[1:], strict=False):
+    for rows, columns in itertools.pairwise(dims):
         weights.append(vector[start : start + rows * columns].reshape(rows, columns))
         start += rows * columns
     return weights
@@ -156,7 +157,9 @@ class LinearNetwork:
             return max(float(np.linalg.eigvalsh(self.dense_T())[0]), 0.0)
         from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-        operator = LinearOperator((n * m, n * m), dtype=np.float64, matvec=lambda v: self.apply_T(v.reshape(n, m)).ravel())
+        operator = LinearOperator(
+            (n * m, n * m), dtype=np.float64, matvec=lambda v: self.apply_T(v.reshape(n, m)).ravel()
+        )
         start = np.random.default_rng(0).standard_normal(n * m)
         try:
             value = eigsh(operator, k=1, which="SA", v0=start, ncv=60, maxiter=20 * n * m, return_eigenvectors=False)

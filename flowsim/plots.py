@@ -1,4 +1,4 @@
-"""Figures: functions that take and return matplotlib Axes. Colours after Okabe and Ito, apart for colour-blind readers."""
+"""Figures: functions that take and return matplotlib Axes; colours that colour-blind readers tell apart."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-STYLE = {"font.size": 8, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7}
+STYLE: Any = {"font.size": 8, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7}
 """Readable when a figure is printed at column width."""
 
 

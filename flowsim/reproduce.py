@@ -79,7 +79,7 @@ class Curve:
 
 
 def reproduce(
-    out: Path, seed: int = 0, setup: Setup = Setup(), note: Callable[[str], None] | None = None  # noqa: B008
+    out: Path, seed: int = 0, setup: Setup = Setup(), note: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
     """Write figure1.png, figure1.pdf and figure1.json into the folder `out`; return what the JSON file holds.
 
@@ -129,7 +129,8 @@ def _curve(panel: Panel, index: int, setup: Setup, seed: int) -> tuple[Curve, di
     network = fan_out(dims, seed=seed)
     problem = Problem(SquaredLoss(np.full((panel.n, 1), panel.height)), network)
     certificate = theorem_2(network, problem.loss)
-    assert certificate.rate is not None and certificate.alpha is not None
+    assert certificate.rate is not None
+    assert certificate.alpha is not None
     eta = setup.step_size
     descent = simulate(problem, GradientDescent(eta), t1=setup.t1, stop_loss=setup.fall, save_points=2)
     end = float(descent.time[-1])
@@ -169,7 +170,7 @@ def draw(boxes: dict[str, np.ndarray], curves: dict[str, list[Curve]]) -> Figure
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 3.1), layout="constrained")
+        figure = Figure(figsize=(9.6, 3.3), layout="constrained")
         FigureCanvasAgg(figure)
         left, *panels = figure.subplots(1, 3, width_ratios=(0.8, 1, 1))
         _draw_boxes(left, boxes)
@@ -177,6 +178,7 @@ def draw(boxes: dict[str, np.ndarray], curves: dict[str, list[Curve]]) -> Figure
             _draw_curves(axes, curves[panel.name])
             target = "Y = 2" if panel.n == 1 else "Y = (1, ..., 1)^T"
             axes.set_title(f"$n = {panel.n},\\ m = 1,\\ {target}$", fontsize=8)
+        _draw_legend(figure)
     return figure
 
 
@@ -186,7 +188,9 @@ def _draw_boxes(axes: Axes, boxes: dict[str, np.ndarray]) -> None:
     for line in drawn["medians"]:
         line.set_color(COLOURS[1])
     printed = [PAPER_MEDIANS[name] for name in names]
-    axes.plot(range(1, len(names) + 1), printed, "D", color=COLOURS[0], markersize=4, label="median printed in the paper")
+    axes.plot(
+        range(1, len(names) + 1), printed, "D", color=COLOURS[0], markersize=4, label="median printed in the paper"
+    )
     axes.set_yscale("log")
     axes.set_ylabel(r"$\Delta^*$ (rate per unit $\gamma$)")
     axes.set_title(r"$\Delta^*$ at initialization", fontsize=8)
@@ -196,24 +200,36 @@ def _draw_boxes(axes: Axes, boxes: dict[str, np.ndarray]) -> None:
 
 
 def _draw_curves(axes: Axes, curves: list[Curve]) -> None:
-    from matplotlib.lines import Line2D
-
     for colour, curve in zip(COLOURS, curves, strict=False):
         time, loss = curve.descent.step_time, curve.descent.steps.excess
-        axes.semilogy(time, loss / loss[0], color=colour, linewidth=1.2, label=curve.label)
+        axes.semilogy(time, loss / loss[0], color=colour, linewidth=1.2)
         axes.semilogy(time, np.exp(-curve.rate * time), "--", color=colour, linewidth=1)
         axes.semilogy(curve.flow.time, curve.flow.excess / loss[0], "o", color=colour, markersize=2.5, fillstyle="none")
+        axes.annotate(
+            curve.label,
+            (time[-1], loss[-1] / loss[0]),
+            (0, -5),
+            textcoords="offset points",
+            ha="right" if time[-1] == axes.dataLim.x1 else "center",
+            va="top",
+            color=colour,
+            fontsize=7,
+        )
     axes.set_xlabel(r"time $t = k\,\eta$")
     axes.set_ylabel(r"relative loss $L(t)\,/\,L(0)$")
-    axes.set_ylim(curves[0].descent.steps.excess[-1] / curves[0].descent.steps.excess[0] / 30, 3)
+    axes.set_ylim(curves[0].descent.steps.excess[-1] / curves[0].descent.steps.excess[0] / 60, 3)
+
+
+def _draw_legend(figure: Figure) -> None:
+    from matplotlib.lines import Line2D
+
     styles = [
         Line2D([], [], color="0.3", label="gradient descent"),
         Line2D([], [], color="0.3", marker="o", linestyle="none", markersize=2.5, fillstyle="none", label="flow"),
         Line2D([], [], color="0.3", linestyle="--", label="bound of Theorem 2"),
+        Line2D([], [], linestyle="none", label="labels: widths $(h_1, h_2)$"),
     ]
-    widths = axes.legend(title="$(h_1, h_2)$", loc="upper right", title_fontsize=7, framealpha=0.9)
-    axes.add_artist(widths)
-    axes.legend(handles=styles, loc="lower left", framealpha=0.9)
+    figure.legend(handles=styles, loc="outside lower right", ncols=4, frameon=False)
 
 
 def _write(out: Path, figure: Figure, result: dict[str, Any]) -> None:
@@ -246,6 +262,8 @@ def table(result: dict[str, Any]) -> str:
     lines += [""]
     for name, entry in result["left"].items():
         low, middle, high = entry["quartiles"]
-        lines.append(f"Delta* of {name}: {low:.3g} / {middle:.3g} / {high:.3g} (paper's median {entry['paper_median']:g})")
+        lines.append(
+            f"Delta* of {name}: {low:.3g} / {middle:.3g} / {high:.3g} (paper's median {entry['paper_median']:g})"
+        )
     lines += ["", *(f"{claim.replace('_', ' ')}: {'yes' if true else 'NO'}" for claim, true in result["holds"].items())]
     return "\n".join([*lines, "", result["reason"]])

@@ -11,7 +11,7 @@ import numpy as np
 
 from flowsim.checks import as_count, as_float_array, as_number
 from flowsim.errors import InputError
-from flowsim.integrators import IntegrationFailure, Segment, start
+from flowsim.integrators import IntegrationFailure, Segment, compile_seconds, start
 from flowsim.integrators.base import dissipation
 from flowsim.integrators.descent import count_steps
 from flowsim.losses import excess, excess_stack, minimum_of
@@ -106,6 +106,7 @@ class _Run:
     log: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
 
     def to_end(self, t1: float) -> Trajectory:
+        compiled = compile_seconds(self.method)
         begun = clock.perf_counter()
         state = self.problem.initial_state
         integrator = start(self.problem, self.method, 0.0, state, t1)
@@ -118,7 +119,8 @@ class _Run:
             self.status, self.detail = "diverged", str(failure)
         except KeyboardInterrupt:
             self.status = "interrupted"
-        return self._trajectory(integrator, clock.perf_counter() - begun)
+        elapsed, compiled = clock.perf_counter() - begun, compile_seconds(self.method) - compiled
+        return self._trajectory(integrator, {"seconds": max(elapsed - compiled, 0.0), "compile_seconds": compiled})
 
     def _begin(self, state: np.ndarray) -> None:
         self.initial = self.problem.network.imbalances
@@ -212,7 +214,7 @@ class _Run:
         self.final = t, state
         self.saved.append(row)
 
-    def _trajectory(self, integrator: Any, seconds: float) -> Trajectory:
+    def _trajectory(self, integrator: Any, seconds: dict[str, float]) -> Trajectory:
         if self.checkpoints[-1][0] < self.final[0]:
             self.checkpoints.append(self.final)
         time, losses, norms, drift = (np.array(column) for column in zip(*self.saved, strict=True))
@@ -229,5 +231,5 @@ class _Run:
             imbalance_drift=drift,
             steps=Steps(step_time, step_excess, np.cumsum(dissipated)),
             checkpoints=Checkpoints(*(np.array(column) for column in zip(*self.checkpoints, strict=True))),
-            stats={"steps": self.steps, "seconds": seconds, **vars(counts)},
+            stats={"steps": self.steps, **seconds, **vars(counts)},
         )

@@ -58,7 +58,7 @@ class Trajectory:
 
     time (S): saved times; excess (S): L - f* (L where f* is unknown); gradient_norm (S): ||grad L||_F;
     imbalance_drift (S, L-1): ||D_l(t) - D_l(0)||_F / max(1, ||D_l(0)||_F); steps: the record of every step;
-    stats: steps, rhs_evaluations, rejected_steps, jacobians, seconds. Times are in the flow's own unit, 1 / [loss
+    stats: steps, rhs_evaluations, rejected_steps, jacobians, seconds, compile_seconds (apart). Times are in the flow's own unit, 1 / [loss
     per squared weight]; for gradient descent t = k step_size.
     """
 
@@ -188,7 +188,8 @@ class Trajectory:
                 f"method   {self.method}",
                 f"work     {self.stats['steps']} steps, {self.stats['rhs_evaluations']} right-hand sides, {sizes},"
                 f" {self.stats['seconds']:.3g} s",
-                f"loss     {self.loss[0]:.6g} to {self.loss[-1]:.6g} (excess fell to {ratio:.3g}) at t = {self.time[-1]:.6g}",
+                f"loss     {self.loss[0]:.6g} to {self.loss[-1]:.6g} at t = {self.time[-1]:.6g}"
+                f" (excess fell to {ratio:.3g})",
                 f"drift    imbalance {self.imbalance_drift.max():.3g}, energy {np.abs(self.energy_residual).max():.3g}",
             ]
         )
@@ -220,7 +221,9 @@ class Trajectory:
         dataset = self.dataset.assign(
             checkpoint_time=("checkpoint", self.checkpoints.times),
             checkpoint_state=(("checkpoint", "weight"), self.checkpoints.states),
-            **{f"loss_{name}": ((f"{name}_row", f"{name}_column"), value) for name, value in arrays.items()},
+        )
+        dataset = dataset.assign(
+            {f"loss_{name}": ((f"{name}_row", f"{name}_column"), value) for name, value in arrays.items()}
         ).assign_attrs(flowsim=json.dumps(configuration, allow_nan=False))
         with write_atomically(Path(path)) as place:
             dataset.to_netcdf(place, engine="h5netcdf")
@@ -234,7 +237,9 @@ class UnknownLoss:
 
     def value(self, W: Any) -> Any:
         """Not known."""
-        raise InputError("Argument `loss` must be passed to load(path, loss=...): the file does not hold the user's own.")
+        raise InputError(
+            "Argument `loss` must be passed to load(path, loss=...): the file does not hold the user's own."
+        )
 
     gradient = value
 
@@ -274,7 +279,9 @@ def load(path: str | Path, loss: Any = None) -> Trajectory:
     except InputError:
         raise
     except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
-        raise InputError(f"Argument `path` must be a run saved by flowsim, but {path} is damaged or foreign.") from error
+        raise InputError(
+            f"Argument `path` must be a run saved by flowsim, but {path} is damaged or foreign."
+        ) from error
 
 
 def _restore(dataset: Any, configuration: dict[str, Any], loss: Any) -> Trajectory:

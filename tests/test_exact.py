@@ -6,7 +6,12 @@ import pytest
 import flowsim as fs
 from flowsim.exact import balanced_mode, riccati, saxe_mode
 
-TIGHT = [fs.Scipy("RK45", 1e-12, 1e-14), fs.Scipy("DOP853", 1e-12, 1e-14), fs.Scipy("Radau", 1e-12, 1e-14), fs.Scipy("LSODA", 1e-13, 1e-14)]
+TIGHT = [
+    fs.Scipy("RK45", 1e-12, 1e-14),
+    fs.Scipy("DOP853", 1e-12, 1e-14),
+    fs.Scipy("Radau", 1e-12, 1e-14),
+    fs.Scipy("LSODA", 1e-13, 1e-14),
+]
 TIGHT += [fs.Diffrax(name, 1e-12, 1e-14) for name in ("Tsit5", "Dopri5", "Dopri8", "Kvaerno5")]
 
 

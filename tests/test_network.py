@@ -47,9 +47,7 @@ def test_T_turns_the_residual_into_the_velocity_of_the_product(dims, seed, scale
     assert (network.apply_T(E) * E).sum() == pytest.approx(velocity @ velocity, rel=1e-10)
     assert network.dense_T() @ E.ravel() == pytest.approx(network.apply_T(E).ravel(), rel=1e-10, abs=1e-12)
     rates = unflatten(velocity, dims)
-    W_dot = sum(
-        scale * network.prefixes[i] @ rate @ network.suffixes[i] for i, rate in enumerate(rates)
-    )
+    W_dot = sum(scale * network.prefixes[i] @ rate @ network.suffixes[i] for i, rate in enumerate(rates))
     assert W_dot == pytest.approx(-network.apply_T(E), rel=1e-9, abs=1e-10)
 
 

@@ -6,7 +6,11 @@ import pytest
 import flowsim as fs
 
 
-@pytest.mark.parametrize("method", [fs.Scipy("DOP853", 1e-12, 1e-14), fs.Diffrax("Dopri8", 1e-12, 1e-14), fs.Diffrax("Tsit5", 1e-12, 1e-14)], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method",
+    [fs.Scipy("DOP853", 1e-12, 1e-14), fs.Diffrax("Dopri8", 1e-12, 1e-14), fs.Diffrax("Tsit5", 1e-12, 1e-14)],
+    ids=lambda m: m.name,
+)
 def test_loss_curves(reference, method):
     numbers, problem = reference
     times = np.array(numbers["t"])

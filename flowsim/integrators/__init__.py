@@ -8,7 +8,18 @@ from flowsim.integrators.base import IntegrationFailure, Integrator, Segment
 from flowsim.methods import Diffrax, GradientDescent, Method, Scipy
 from flowsim.problem import Problem
 
-__all__ = ["IntegrationFailure", "Integrator", "Segment", "start"]
+__all__ = ["IntegrationFailure", "Integrator", "Segment", "compile_seconds", "start"]
+
+
+def compile_seconds(method: Method) -> float:
+    """Seconds that this thread has spent compiling for jax so far; imports what `method` needs, so that it is there."""
+    if isinstance(method, Diffrax):
+        import diffrax  # noqa: F401
+    elif not (isinstance(method, GradientDescent) and method.backend == "jax"):
+        return 0.0
+    from flowsim.integrators import jax_support
+
+    return jax_support.compile_seconds()
 
 
 def start(problem: Problem, method: Method, t: float, state: np.ndarray, t1: float) -> Integrator:

@@ -47,9 +47,17 @@ class Counts:
 class Integrator(Protocol):
     """Driven by `while integrator.t < integrator.t1: segment = integrator.advance()`."""
 
-    t: float
-    t1: float
     counts: Counts
+
+    @property
+    def t(self) -> float:
+        """The time reached."""
+        ...
+
+    @property
+    def t1(self) -> float:
+        """The time it is bound for."""
+        ...
 
     def advance(self) -> Segment:
         """Take one or more steps. Raises IntegrationFailure when the next one is impossible."""

@@ -45,17 +45,24 @@ class DiffraxSteps:
                 f"Argument `method` must be explicit for {state.size} weights, but {method.name} forms a dense Jacobian"
                 f" (at most {DENSE_JACOBIAN_LIMIT} weights); use tsit5."
             )
-        self.problem, self.t, self.t1 = problem, t, t1
+        self.problem, self.method, self.t, self.t1 = problem, method, t, t1
         self.length = max(1, min(LONGEST_SEGMENT, SEGMENT_NUMBERS // (16 * state.size)))
-        self.args = as_argument(problem.loss), problem.network.scale
         with float64():
             import jax.numpy as jnp
 
+            self.end = jnp.asarray(t1, float)
+            self.args = as_argument(problem.loss), jnp.asarray(problem.network.scale, float)
             self.solver, self.controller = _solver(method), _controller(method)
             weights = [jnp.asarray(W) for W in unflatten(np.array(state), problem.network.dims)]
-            step = None if method.step_size is None else min(method.step_size, t1 - t)
+            step = None if method.step_size is None else jnp.asarray(min(method.step_size, t1 - t), float)
             self.carry = _compiled().begin(
-                self.solver, self.controller, jnp.asarray(t), jnp.asarray(t1), (weights, jnp.zeros(())), step, self.args
+                self.solver,
+                self.controller,
+                jnp.asarray(t, float),
+                self.end,
+                (weights, jnp.zeros((), float)),
+                step,
+                self.args,
             )
         self.attempts = 0
         self.counts = Counts(rhs_evaluations=None, rejected_steps=0)
@@ -65,7 +72,7 @@ class DiffraxSteps:
         compiled = _compiled()
         with float64():
             self.carry, record, accepted, attempts, healthy = compiled.segment(
-                self.solver, self.controller, self.carry, self.t1, self.args, self.length
+                self.solver, self.controller, self.carry, self.end, self.args, self.length
             )
             count = int(accepted)
             times = np.concatenate([[self.t], np.asarray(record["t"])[:count]])
@@ -83,7 +90,7 @@ class DiffraxSteps:
         self.attempts += attempts
         self.counts.rejected_steps = (self.counts.rejected_steps or 0) + attempts - accepted
         tableau = self.solver.tableau
-        if not getattr(tableau, "implicit", False) and not hasattr(tableau, "a_diagonal") or tableau.a_diagonal is None:
+        if not self.method.name.startswith("Kvaerno"):  # how often an implicit method iterates diffrax does not tell
             self.counts.rhs_evaluations = 1 + self.attempts * (tableau.num_stages - int(tableau.fsal))
 
 
@@ -96,7 +103,8 @@ class _Dense:
     def __call__(self, t: float) -> np.ndarray:
         step = int(np.clip(np.searchsorted(self.times, t, side="left") - 1, 0, len(self.times) - 2))
         with float64():
-            weights = self.compiled(self.solver, self.infos, step, self.times[step], self.times[step + 1], t)
+            where = np.array([self.times[step], self.times[step + 1], t])
+            weights = self.compiled(self.solver, self.infos, np.array(step), where)
             return flatten([np.asarray(W) for W in weights])
 
 
@@ -114,7 +122,9 @@ def _controller(method: Diffrax) -> Any:
 
     if method.step_size is not None:
         return diffrax.ConstantStepSize()
-    return diffrax.PIDController(rtol=jnp.asarray(method.rtol), atol=jnp.asarray(method.atol), norm=_weights_norm)
+    return diffrax.PIDController(
+        rtol=jnp.asarray(method.rtol, float), atol=jnp.asarray(method.atol, float), norm=_weights_norm
+    )
 
 
 def _weights_norm(y: Any) -> Any:
@@ -198,7 +208,8 @@ def _compiled() -> _Compiled:
         return lax.while_loop(going, body, (carry, record, jnp.asarray(0), jnp.asarray(0), jnp.asarray(True)))
 
     @eqx.filter_jit
-    def evaluate(solver: Any, infos: Any, step: Any, start: Any, end: Any, t: Any) -> Any:
+    def evaluate(solver: Any, infos: Any, step: Any, where: Any) -> Any:
+        start, end, t = where
         info = jax.tree.map(lambda x: x[step], infos)
         return solver.interpolation_cls(t0=start, t1=end, **info).evaluate(t)[0]
 

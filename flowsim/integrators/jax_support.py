@@ -1,7 +1,8 @@
-"""What the compiled integrators share: float64 within flowsim only, and losses as arguments of jitted functions."""
+"""What the compiled integrators share: float64 within flowsim only, losses as arguments, time spent compiling."""
 
 from __future__ import annotations
 
+import threading
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
@@ -17,6 +18,27 @@ def float64() -> AbstractContextManager[Any]:
     import jax
 
     return jax.enable_x64(True)
+
+
+_spent = threading.local()
+
+
+def compile_seconds() -> float:
+    """The time that this thread has spent tracing, lowering and compiling since it first asked."""
+    _listen()
+    return float(getattr(_spent, "seconds", 0.0))
+
+
+@cache
+def _listen() -> None:
+    from jax import monitoring
+
+    monitoring.register_event_duration_secs_listener(_add)
+
+
+def _add(event: str, seconds: float, **_: Any) -> None:
+    if event.startswith("/jax/core/compile/"):
+        _spent.seconds = getattr(_spent, "seconds", 0.0) + seconds
 
 
 class LossArgument:

@@ -32,9 +32,7 @@ def theorem_2(network: LinearNetwork, loss: Any = None) -> Certificate:
     constants = constants_of(loss)
     if constants is None or constants.dominance != "quadratic" or constants.gamma is None:
         return Certificate(NAME, False, alpha, reason="assumption A1 (Polyak-Lojasiewicz) is not known for this loss")
-    return Certificate(
-        NAME, True, alpha, rate=alpha * constants.gamma, excess=float(excess(loss, network.product))
-    )
+    return Certificate(NAME, True, alpha, rate=alpha * constants.gamma, excess=float(excess(loss, network.product)))
 
 
 def delta_star(network: LinearNetwork) -> float:
@@ -44,9 +42,7 @@ def delta_star(network: LinearNetwork) -> float:
     l_23 = np.linalg.eigvalsh(network.imbalance(2))[::-1]
     Delta_21, Delta_21_squares = _traces(l_21, _upper(l_21, l_23, len(l_21)), n)
     Delta_23, Delta_23_squares = _traces(l_23, _upper(l_21, l_23, len(l_23)), m)
-    return (
-        0.5 * (Delta_21_squares + Delta_21**2) + Delta_21 * Delta_23 + 0.5 * (Delta_23_squares + Delta_23**2)
-    )
+    return 0.5 * (Delta_21_squares + Delta_21**2) + Delta_21 * Delta_23 + 0.5 * (Delta_23_squares + Delta_23**2)
 
 
 def _upper(l_21: np.ndarray, l_23: np.ndarray, order: int) -> np.ndarray:
