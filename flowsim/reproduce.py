@@ -156,7 +156,7 @@ def _curve(panel: Panel, index: int, setup: Setup, seed: int) -> tuple[Curve, di
         "steps_above_bound": int((loss > bound + SLACK).sum()),
         "delta_star_printed": panel.printed[index] if index < len(panel.printed) else None,
     }
-    return Curve(f"({dims[1]}, {dims[2]})", descent, flow, certificate.rate), row
+    return Curve(f"{dims[1]}, {dims[2]}", descent, flow, certificate.rate), row
 
 
 def _increasing(rows: list[dict[str, Any]], panel: str) -> bool:
@@ -188,9 +188,8 @@ def _draw_boxes(axes: Axes, boxes: dict[str, np.ndarray]) -> None:
     for line in drawn["medians"]:
         line.set_color(COLOURS[1])
     printed = [PAPER_MEDIANS[name] for name in names]
-    axes.plot(
-        range(1, len(names) + 1), printed, "D", color=COLOURS[0], markersize=4, label="median printed in the paper"
-    )
+    beside = np.arange(1, len(names) + 1) + 0.36
+    axes.plot(beside, printed, "<", color=COLOURS[0], markersize=4, label="median printed in the paper")
     axes.set_yscale("log")
     axes.set_ylabel(r"$\Delta^*$ (rate per unit $\gamma$)")
     axes.set_title(r"$\Delta^*$ at initialization", fontsize=8)
@@ -227,7 +226,7 @@ def _draw_legend(figure: Figure) -> None:
         Line2D([], [], color="0.3", label="gradient descent"),
         Line2D([], [], color="0.3", marker="o", linestyle="none", markersize=2.5, fillstyle="none", label="flow"),
         Line2D([], [], color="0.3", linestyle="--", label="bound of Theorem 2"),
-        Line2D([], [], linestyle="none", label="labels: widths $(h_1, h_2)$"),
+        Line2D([], [], linestyle="none", label="numbers: widths $h_1, h_2$"),
     ]
     figure.legend(handles=styles, loc="outside lower right", ncols=4, frameon=False)
 

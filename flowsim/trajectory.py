@@ -58,8 +58,8 @@ class Trajectory:
 
     time (S): saved times; excess (S): L - f* (L where f* is unknown); gradient_norm (S): ||grad L||_F;
     imbalance_drift (S, L-1): ||D_l(t) - D_l(0)||_F / max(1, ||D_l(0)||_F); steps: the record of every step;
-    stats: steps, rhs_evaluations, rejected_steps, jacobians, seconds, compile_seconds (apart). Times are in the flow's own unit, 1 / [loss
-    per squared weight]; for gradient descent t = k step_size.
+    stats: steps, rhs_evaluations, rejected_steps, jacobians, seconds, compile_seconds (apart). Times are in the
+    flow's own unit, 1 / [loss per squared weight]; for gradient descent t = k step_size.
     """
 
     problem: Problem
