@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 
 from flowsim import __version__
-from flowsim.errors import FlowsimError, InputError
+from flowsim.errors import ConversionNotice, FlowsimError, InputError
 
 if TYPE_CHECKING:
     from flowsim.trajectory import Trajectory
@@ -160,6 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     with warnings.catch_warnings():
+        warnings.simplefilter("always", ConversionNotice)
         warnings.showwarning = lambda message, *_, **__: _note(str(message))
         try:
             return app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0

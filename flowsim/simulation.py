@@ -101,6 +101,7 @@ class _Run:
     status: str = ""
     detail: str = ""
     steps: int = 0
+    reached: tuple[float, Segment] | None = None
     saved: list[tuple[float, np.ndarray, float, np.ndarray]] = field(default_factory=list)
     checkpoints: list[tuple[float, np.ndarray]] = field(default_factory=list)
     log: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
@@ -119,6 +120,7 @@ class _Run:
             self.status, self.detail = "diverged", str(failure)
         except KeyboardInterrupt:
             self.status = "interrupted"
+        self._save_where_it_stopped()
         elapsed, compiled = clock.perf_counter() - begun, compile_seconds(self.method) - compiled
         return self._trajectory(integrator, {"seconds": max(elapsed - compiled, 0.0), "compile_seconds": compiled})
 
@@ -136,7 +138,8 @@ class _Run:
 
     def _take(self, segment: Segment) -> None:
         """Record a segment up to where it has to stop, if anywhere in it."""
-        losses = excess_stack(self.problem.loss, segment.products)
+        with np.errstate(over="ignore", invalid="ignore"):
+            losses = excess_stack(self.problem.loss, segment.products)
         count, end, status = self._first_stop(segment, losses)
         times = segment.times[1 : count + 1].copy()
         losses, dissipated = losses[:count].copy(), segment.dissipated[:count].copy()
@@ -147,13 +150,18 @@ class _Run:
         due = self.save_times[(self.save_times > self.saved[-1][0]) & (self.save_times <= end * (1 + 1e-14))]
         for t in due:
             self._save(float(t), segment.evaluate(float(t)))
-        if status and self.saved[-1][0] < end:
-            self._save(end, segment.evaluate(end))
         self.log.append((times, losses, dissipated))
         self.steps += count
         self.status = status
+        if count:
+            self.reached = end, segment
         if self.progress is not None and count:
             self.progress(end, float(losses[-1]), float(self.log[0][1][0]))
+
+    def _save_where_it_stopped(self) -> None:
+        if self.reached is not None and self.saved[-1][0] < self.reached[0]:
+            t, segment = self.reached
+            self._save(t, segment.evaluate(t))
 
     def _first_stop(self, segment: Segment, losses: np.ndarray) -> tuple[int, float, str]:
         """(steps to keep, time to end at, status): status is empty where nothing stops the run."""
@@ -175,7 +183,7 @@ class _Run:
             kept = self.stopping.max_steps - self.steps
             reached = segment.times[kept] >= self.save_times[-1]
             candidates.append((kept, float(segment.times[kept]), "" if reached else "step_limit"))
-        first = min(candidates, key=lambda c: (c[0], c[1]))
+        first = min(candidates, key=lambda c: (c[0], c[1], not c[2]))
         if not first[2] and self.stopping.deadline is not None and clock.perf_counter() > self.stopping.deadline:
             return first[0], first[1], "" if first[1] >= self.save_times[-1] else "wall_limit"
         return first

@@ -119,7 +119,8 @@ def _solver(method: Diffrax) -> Any:
     from optimistix import Chord
 
     rtol, atol = (method.rtol, method.atol) if method.step_size is None else (1e-10, 1e-12)
-    return solver(root_finder=Chord(0.01 * rtol, 0.01 * atol, _weights_norm))
+    tolerances = jnp.asarray([0.01 * rtol, 0.01 * atol], float)
+    return solver(root_finder=Chord(*tolerances, _weights_norm))
 
 
 def _controller(method: Diffrax) -> Any:

@@ -1,0 +1,270 @@
+"""The command: its JSON, its exit codes, and one sentence for every bad input."""
+
+import io
+import json
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+import flowsim as fs
+from flowsim import cli, files
+
+
+@pytest.fixture
+def weights(tmp_path):
+    network = fs.fan_out((3, 6, 7, 2), seed=0)
+    files.save_weights(tmp_path / "w.npz", network, np.ones((3, 2)))
+    np.save(tmp_path / "y.npy", np.full((3, 2), 0.5))
+    return tmp_path / "w.npz"
+
+
+def call(capsys, *arguments):
+    code = cli.main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def strict(text):
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in the JSON"))
+
+
+def test_simulate_keeps_the_contract(weights, capsys, tmp_path):
+    out = tmp_path / "run.nc"
+    code, printed, _ = call(capsys, "simulate", weights, "--t1", 0.5, "--json", "--out", out)
+    result = strict(printed)
+    assert code == 0
+    assert len(result["time"]) == len(result["loss"]) == len(result["imbalance_drift"]) == 101
+    assert result["status"] == "completed"
+    assert result["method"] == "dop853"
+    assert result["rhs_evaluations"] > 10
+    assert 0 < result["seconds"] < 60
+    assert set(result["reduction"]) >= {"used", "widths", "reduced_widths", "error_estimate"}
+    assert fs.load(out).provenance["configuration"]["t1"] == 0.5
+    assert fs.load(out).loss == pytest.approx(result["loss"], rel=0)
+
+
+@pytest.mark.parametrize("method", ["rk45", "radau", "lsoda", "tsit5", "dopri8", "kvaerno5", "gd"])
+def test_simulate_with_every_method(weights, capsys, method):
+    step = ("--step-size", 1e-3) if method == "gd" else ()
+    code, printed, _ = call(capsys, "simulate", weights, "--t1", 0.1, "--method", method, "--json", *step)
+    assert code == 0
+    assert strict(printed)["method"] == method
+
+
+def test_another_target_and_data(weights, capsys, tmp_path):
+    one = call(capsys, "simulate", weights, "--t1", 0.1, "--json", "--target", tmp_path / "y.npy")
+    np.savez(tmp_path / "data.npz", X=np.eye(3), Y=np.full((3, 2), 0.5))
+    two = call(capsys, "simulate", weights, "--t1", 0.1, "--json", "--data", tmp_path / "data.npz")
+    assert strict(one[1])["loss"] == pytest.approx(strict(two[1])["loss"], rel=1e-9)
+
+
+def test_limits_and_divergence_exit_with_three(weights, capsys, tmp_path):
+    code, printed, err = call(capsys, "simulate", weights, "--t1", 5, "--max-steps", 2, "--json")
+    assert (code, strict(printed)["status"]) == (3, "step_limit")
+    assert "max_steps" in err
+    out = tmp_path / "bad.nc"
+    arguments = ("--method", "gd", "--step-size", 9, "--out", out, "--json")
+    code, printed, err = call(capsys, "simulate", weights, "--t1", 900, *arguments)
+    assert (code, strict(printed)["status"]) == (3, "diverged")
+    assert fs.load(out).status == "diverged"
+
+
+def test_certify_keeps_the_contract(weights, capsys):
+    code, printed, _ = call(capsys, "certify", weights, "--json")
+    result = strict(printed)
+    assert code == 0
+    assert result["dims"] == [3, 6, 7, 2]
+    entry = {c["name"]: c for c in result["certificates"]}["theorem-2"]
+    assert set(entry) >= {"name", "applies", "alpha", "scope", "law", "rate", "reason"}
+    assert entry["rate"] == pytest.approx(2 * entry["alpha"])
+    assert entry["alpha"] <= result["lambda_min_T"]
+    assert "theorem-2" in call(capsys, "certify", weights)[1]
+
+
+def test_initialize_writes_what_it_says(capsys, tmp_path):
+    out = tmp_path / "w.npz"
+    code, _, _ = call(capsys, "initialize", "--dims", "5,30,50,1", "--scheme", "ntk", "--seed", 4, "--out", out)
+    network = files.read_weights(out)
+    assert code == 0
+    assert network.scale == fs.ntk((5, 30, 50, 1), seed=4).scale
+    assert (network.weights[1] == fs.ntk((5, 30, 50, 1), seed=4).weights[1]).all()
+    assert network.origin["seed"] == 4
+
+
+def write(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+def header_that_lies(path):
+    """An .npy member whose header declares far more than is there."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": (10**6, 10**6)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("W1.npy", stream.getvalue() + b"0" * 64)
+    return path
+
+
+def bomb(path):
+    """Two gibibytes of zeros in a few megabytes are refused by the size they declare."""
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("W1.npy", "w", force_zip64=True) as f,
+    ):
+        np.lib.format.write_array_header_1_0(f, {"descr": "<f8", "fortran_order": False, "shape": (2**14, 2**14)})
+        for _ in range(16):
+            f.write(b"\0" * 2**20)
+    return path
+
+
+GOOD = {"W1": np.ones((3, 4)), "W2": np.ones((4, 5)), "W3": np.ones((5, 2)), "Y": np.ones((3, 2))}
+
+
+def changed(path, **arrays):
+    return write(path, **{key: value for key, value in {**GOOD, **arrays}.items() if value is not None})
+
+
+BAD_FILES = {
+    "chain": (lambda p: changed(p, W2=np.ones((5, 4))), "must chain"),
+    "empty": (lambda p: changed(p, W2=np.ones((4, 0))), "must not be empty"),
+    "vector": (lambda p: changed(p, W2=np.ones(4)), "must be a matrix"),
+    "complex": (lambda p: changed(p, W2=1j * np.ones((4, 5))), "real numbers"),
+    "text": (lambda p: changed(p, W2=np.array([["a"]])), "real numbers"),
+    "object": (lambda p: changed(p, W2=np.array([[None]], dtype=object)), "never loaded"),
+    "nan": (lambda p: changed(p, W2=np.full((4, 5), np.nan)), "finite"),
+    "infinite": (lambda p: changed(p, W2=np.full((4, 5), np.inf)), "finite"),
+    "target shape": (lambda p: changed(p, Y=np.ones((2, 3))), "3 x 2"),
+    "no target": (lambda p: changed(p, Y=None), "--target"),
+    "missing layer": (lambda p: changed(p, W2=None), "all of W1 to W3"),
+    "no layers": (lambda p: write(p, A=np.ones(3)), "W1, W2"),
+    "one layer": (lambda p: write(p, W1=np.ones((3, 2)), Y=np.ones((3, 2))), "at least two layers"),
+    "lying header": (header_that_lies, "declares"),
+    "damaged": (bomb, "damaged"),
+    "not a zip": (lambda p: p.write_bytes(b"hello"), "must be an .npz file"),
+    "nothing": (lambda p: p.write_bytes(b""), "must be an .npz file"),
+    "missing": (lambda p: None, "does not exist"),
+    "folder": (lambda p: p.mkdir(), "cannot be read"),
+    "bad scale": (lambda p: changed(p, scale=np.array(-1.0)), "scale"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(BAD_FILES))
+def test_bad_weight_files(case, capsys, tmp_path):
+    make, words = BAD_FILES[case]
+    path, out = tmp_path / "w.npz", tmp_path / "run.nc"
+    make(path)
+    code, printed, err = call(capsys, "simulate", path, "--t1", 1, "--out", out, "--json")
+    assert code == 2, err
+    assert printed == ""
+    assert words in err
+    assert "Traceback" not in err
+    assert not out.exists()
+
+
+def test_a_truncated_file(weights, capsys):
+    weights.write_bytes(weights.read_bytes()[:-200])
+    code, _, err = call(capsys, "simulate", weights, "--t1", 1)
+    assert code == 2
+    assert "truncated" in err
+
+
+def test_a_file_above_the_limit_is_refused_unread(tmp_path):
+    with pytest.raises(fs.errors.InputError, match="at most 100 bytes"):
+        files.read_weights(changed(tmp_path / "w.npz"), limit=100)
+
+
+BAD_FLAGS = {
+    "t1 zero": (("--t1", "0"), "t1"),
+    "t1 negative": (("--t1", "-1"), "t1"),
+    "t1 nan": (("--t1", "nan"), "t1"),
+    "t1 text": (("--t1", "soon"), "t1"),
+    "no t1": ((), "t1"),
+    "rtol": (("--t1", "1", "--rtol", "-1e-8"), "rtol"),
+    "atol": (("--t1", "1", "--atol", "-1"), "atol"),
+    "method": (("--t1", "1", "--method", "dop583"), "did you mean dop853"),
+    "no step": (("--t1", "1", "--method", "gd"), "step_size"),
+    "step": (("--t1", "1", "--method", "gd", "--step-size", "0"), "step_size"),
+    "backend": (("--t1", "1", "--backend", "torch"), "backend"),
+    "points": (("--t1", "1", "--save-points", "1"), "save_points"),
+    "flag": (("--t1", "1", "--rtoll", "1"), "rtoll"),
+    "both": (("--t1", "1", "--target", "a.npy", "--data", "b.npz"), "--target"),
+    "target": (("--t1", "1", "--target", "none.npy"), "does not exist"),
+    "data": (("--t1", "1", "--data", "none.npz"), "does not exist"),
+    "out folder": (("--t1", "1", "--out", "nowhere/run.nc"), "folder does not exist"),
+    "out is a folder": (("--t1", "1", "--out", "."), "is a folder"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(BAD_FLAGS))
+def test_bad_flags(case, weights, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    flags, words = BAD_FLAGS[case]
+    code, printed, err = call(capsys, "simulate", weights, *flags)
+    assert code == 2, err
+    assert printed == ""
+    assert words in err
+    assert err.strip().count("\n") == 0, "one sentence"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("initialize", "--dims", "5,a,1", "--out", "w.npz"), "must look like"),
+        (("initialize", "--dims", "5,1", "--out", "w.npz"), "three sizes"),
+        (("initialize", "--dims", "5,9,1", "--scheme", "fanin", "--out", "w.npz"), "did you mean fan_in"),
+        (("initialize", "--dims", "5,1000000000,1000000000,1", "--out", "w.npz"), "GiB"),
+        (("reproduce", "--out", "/proc/nowhere"), "cannot be made"),
+        (("certify", "none.npz"), "does not exist"),
+        (("fly",), "fly"),
+    ],
+)
+def test_other_bad_calls(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, printed, err = call(capsys, *arguments)
+    assert code == 2
+    assert printed == ""
+    assert words in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_integers_are_converted_with_a_notice(capsys, tmp_path):
+    path = changed(tmp_path / "w.npz", W1=np.ones((3, 4), dtype=int), W2=np.ones((4, 5), np.float32))
+    code, _, err = call(capsys, "simulate", path, "--t1", 0.1, "--json")
+    assert code == 0
+    assert "converted from int64" in err
+    assert "converted from float32" in err
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path):
+    target = tmp_path / "kept.npz"
+    target.write_bytes(b"old")
+
+    def fail_half_way():
+        with files.write_atomically(target) as place:
+            place.write_bytes(b"half")
+            raise RuntimeError("mid-way")
+
+    with pytest.raises(RuntimeError, match="mid-way"):
+        fail_half_way()
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_help_is_light():
+    code = (
+        "import sys; from flowsim.cli import main; main(['--help']); main(['simulate', '--help']);"
+        "bad = {'numpy', 'scipy', 'jax', 'matplotlib', 'xarray'} & set(sys.modules); assert not bad, bad"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--stop-loss" in done.stdout
+
+
+def test_debug_shows_the_traceback(weights):
+    with pytest.raises(fs.errors.InputError):
+        cli.main(["simulate", str(weights), "--t1", "-1", "--debug"])

@@ -1,0 +1,101 @@
+"""Trajectories: weights at any time, the dataset, saving and loading."""
+
+import numpy as np
+import pytest
+
+import flowsim as fs
+from flowsim import simulation
+from flowsim.errors import InputError
+
+
+@pytest.fixture
+def problem():
+    X = np.random.default_rng(0).standard_normal((20, 3))
+    return fs.Problem(fs.LeastSquares(X, X @ np.ones((3, 2)) + 0.1), fs.fan_in((3, 6, 5, 2), seed=3))
+
+
+METHODS = [fs.Scipy("DOP853"), fs.Diffrax("Tsit5"), fs.GradientDescent(1e-3)]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+def test_save_and_load(problem, method, tmp_path):
+    run = fs.simulate(problem, method, t1=0.3)
+    run.save(tmp_path / "run.nc")
+    back = fs.load(tmp_path / "run.nc")
+    assert back.method == run.method
+    assert back.status == run.status
+    assert back.stats == run.stats
+    for name in ("time", "loss", "gradient_norm", "imbalance_drift", "step_time", "step_loss", "energy_residual"):
+        assert (getattr(back, name) == getattr(run, name)).all(), name
+    for t in (0.0, 0.123, 0.3):
+        for W, V in zip(run.weights_at(t), back.weights_at(t), strict=True):
+            assert pytest.approx(V, abs=1e-14) == W
+    assert back.problem.network.origin["seed"] == 3
+
+
+def test_the_dataset_has_names_and_units(problem):
+    dataset = fs.simulate(problem, t1=0.1, save_points=7).dataset
+    assert dict(dataset.sizes)["time"] == 7
+    assert dataset.imbalance_drift.dims == ("time", "layer")
+    for name in dataset.variables:
+        assert dataset[name].attrs["long_name"]
+    assert dataset.attrs["status"] == "completed"
+
+
+def test_checkpoints_stay_within_their_budget(problem, monkeypatch):
+    dense = fs.simulate(problem, t1=0.3)
+    monkeypatch.setattr(simulation, "CHECKPOINT_BYTES", 10 * problem.initial_state.nbytes)
+    sparse = fs.simulate(problem, t1=0.3)
+    assert len(sparse.checkpoints.times) <= 12 < len(dense.checkpoints.times) == 101
+    for t in (0.0, 0.0517, 0.2, 0.3):
+        assert np.abs(sparse.product_at(t) - dense.product_at(t)).max() < 1e-7
+
+
+def test_weights_outside_the_run_are_refused(problem):
+    run = fs.simulate(problem, t1=0.1)
+    for t in (-0.1, 0.2, float("nan")):
+        with pytest.raises(InputError, match="simulated interval"):
+            run.weights_at(t)
+
+
+def test_a_users_own_loss_is_asked_for(tmp_path):
+    class Plain:
+        shape = (1, 1)
+
+        def value(self, W):
+            return ((W - 1) ** 2).sum()
+
+        def gradient(self, W):
+            return 2 * (W - 1)
+
+    run = fs.simulate(fs.Problem(Plain(), fs.fan_in((1, 4, 4, 1), seed=0)), t1=0.1)
+    run.save(tmp_path / "run.nc")
+    back = fs.load(tmp_path / "run.nc")
+    assert (back.loss == run.loss).all()
+    with pytest.raises(InputError, match="load"):
+        back.weights_at(0.0123)
+    again = fs.load(tmp_path / "run.nc", loss=Plain())
+    assert again.weights_at(0.0123)[0] == pytest.approx(run.weights_at(0.0123)[0], abs=1e-12)
+
+
+def test_files_that_are_no_runs_are_refused(tmp_path):
+    for name, content in (("none.nc", None), ("text.nc", b"hello"), ("short.nc", b"\x89HDF\r\n\x1a\n" + b"0" * 50)):
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(InputError, match="`path`"):
+            fs.load(path)
+
+
+def test_a_truncated_run_is_refused(problem, tmp_path):
+    path = tmp_path / "run.nc"
+    fs.simulate(problem, t1=0.1).save(path)
+    path.write_bytes(path.read_bytes()[:-3000])
+    with pytest.raises(InputError, match="damaged"):
+        fs.load(path)
+
+
+def test_the_summary_names_what_matters(problem):
+    text = fs.simulate(problem, t1=0.1).summary()
+    for word in ("completed", "DOP853", "drift", "energy", "(3, 6, 5, 2)"):
+        assert word in text
