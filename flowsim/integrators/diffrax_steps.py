@@ -21,6 +21,17 @@ from flowsim.problem import Problem
 SEGMENT_NUMBERS = 2**21
 """A segment keeps the stages of each of its steps; it is as long as this many numbers allow."""
 LONGEST_SEGMENT = 32
+HERMITE = np.array(
+    [
+        [1, 0, 0, -10, 15, -6],
+        [0, 1, 0, -6, 8, -3],
+        [0, 0, 0.5, -1.5, 1.5, -0.5],
+        [0, 0, 0, 10, -15, 6],
+        [0, 0, 0, -4, 7, -3],
+        [0, 0, 0, 0.5, -1, 0.5],
+    ]
+)
+"""The quintic Hermite basis: value, first and second derivative at 0, then at 1; ascending powers."""
 
 
 class Carry(NamedTuple):
@@ -82,7 +93,7 @@ class DiffraxSteps:
             reason = "no step size was accepted" if bool(healthy) else "the implicit stages were not solved"
             raise IntegrationFailure(f"{type(self.solver).__name__} stopped at t = {self.t:.6g}: {reason}.")
         self._count(int(attempts), count)
-        dense = _Dense(self.solver, times, record["dense"], compiled.evaluate)
+        dense = _Dense(self.solver, times, record["dense"], self.args, compiled.evaluate)
         self.t = float(times[-1])
         return Segment(times, products, energy, dense)
 
@@ -97,14 +108,14 @@ class DiffraxSteps:
 class _Dense:
     """The dense output of a segment, as flat NumPy states."""
 
-    def __init__(self, solver: Any, times: np.ndarray, infos: Any, evaluate: Any) -> None:
-        self.solver, self.times, self.infos, self.compiled = solver, times, infos, evaluate
+    def __init__(self, solver: Any, times: np.ndarray, infos: Any, args: Any, evaluate: Any) -> None:
+        self.solver, self.times, self.infos, self.args, self.compiled = solver, times, infos, args, evaluate
 
     def __call__(self, t: float) -> np.ndarray:
         step = int(np.clip(np.searchsorted(self.times, t, side="left") - 1, 0, len(self.times) - 2))
         with float64():
             where = np.array([self.times[step], self.times[step + 1], t])
-            weights = self.compiled(self.solver, self.infos, np.array(step), where)
+            weights = self.compiled(self.solver, self.infos, np.array(step), where, self.args)
             return flatten([np.asarray(W) for W in weights])
 
 
@@ -213,9 +224,21 @@ def _compiled() -> _Compiled:
         return lax.while_loop(going, body, (carry, record, jnp.asarray(0), jnp.asarray(0), jnp.asarray(True)))
 
     @eqx.filter_jit
-    def evaluate(solver: Any, infos: Any, step: Any, where: Any) -> Any:
+    def evaluate(solver: Any, infos: Any, step: Any, where: Any, args: Any) -> Any:
         start, end, t = where
         info = jax.tree.map(lambda x: x[step], infos)
+        if isinstance(solver, diffrax.AbstractESDIRK):  # its own interpolant has order 3 only
+            return quintic(info["y0"][0], info["y1"][0], end - start, (t - start) / (end - start), args)
         return solver.interpolation_cls(t0=start, t1=end, **info).evaluate(t)[0]
+
+    def quintic(y0: Any, y1: Any, step: Any, s: Any, args: Any) -> Any:
+        """The Hermite interpolant through y, y' = F(y) and y'' = F'(y) F(y) at both ends, at s in [0, 1]."""
+        ends = []
+        for y in (y0, y1):
+            flow = lambda weights: velocity(0.0, (weights, 0.0), args)[0]  # noqa: E731
+            ends += [y, *jax.jvp(flow, (y,), (flow(y),))]
+        powers = s ** jnp.arange(6)
+        factors = HERMITE @ powers * jnp.array([1.0, step, step**2] * 2)
+        return jax.tree.map(lambda *parts: sum(f * part for f, part in zip(factors, parts, strict=True)), *ends)
 
     return _Compiled(begin, segment, evaluate)
