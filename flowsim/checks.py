@@ -14,6 +14,9 @@ import numpy as np
 
 from flowsim.errors import ConversionNotice, InputError
 
+CHECK_BLOCK = 2**20
+"""Large arrays are checked in blocks of about this many entries."""
+
 
 def as_float_array(value: Any, name: str) -> np.ndarray:
     """`value` as a finite float64 array; integers, booleans and other real floats are converted with a notice.
@@ -32,13 +35,42 @@ def as_float_array(value: Any, name: str) -> np.ndarray:
         if isinstance(value, np.ndarray):
             warnings.warn(f"`{name}` was converted from {array.dtype} to float64.", ConversionNotice, stacklevel=3)
         array = array.astype(np.float64)
-    if not np.isfinite(array).all():
-        bad = int(array.size - np.isfinite(array).sum())
+    bad = _count_bad(array)
+    if bad:
         raise InputError(
             f"Argument `{name}` must be finite, but {bad} of its {array.size} entries are NaN or infinite;"
             " clean the data first."
         )
     return array
+
+
+def _count_bad(array: np.ndarray) -> int:
+    """How many entries are NaN or infinite; a large array is read in blocks, so that nothing of its size is made."""
+    if array.size <= CHECK_BLOCK or array.ndim == 0:
+        return int(array.size - np.isfinite(array).sum())
+    rows = max(1, CHECK_BLOCK // (array.size // len(array)))
+    return sum(int((~np.isfinite(array[start : start + rows])).sum()) for start in range(0, len(array), rows))
+
+
+def as_layer(value: Any, name: str) -> Any:
+    """A weight matrix that may also be a scipy sparse matrix or LinearOperator (real, not empty), else as_matrix."""
+    if isinstance(value, (np.ndarray, list, tuple)) or not hasattr(value, "shape"):
+        return as_matrix(value, name)
+    from scipy.sparse import csr_array, issparse
+    from scipy.sparse.linalg import LinearOperator
+
+    if issparse(value):
+        sparse = csr_array(value)
+        sparse.data = as_float_array(sparse.data, name)
+        return sparse
+    if not isinstance(value, LinearOperator):
+        return as_matrix(value, name)
+    if np.dtype(value.dtype).kind not in "fiub" or 0 in value.shape:
+        raise InputError(
+            f"Argument `{name}` must be a real, non-empty operator, but it has dtype {value.dtype} and shape"
+            f" {value.shape}."
+        )
+    return value
 
 
 def as_matrix(value: Any, name: str, shape: tuple[int | None, int | None] = (None, None)) -> np.ndarray:

@@ -22,22 +22,31 @@ LARGEST_NETWORK = 2**31
 Seed = int | np.random.SeedSequence | np.random.Generator
 
 
+GAUSSIAN: dict[str, tuple[Callable[[int, int], float], Callable[[Any], float]]] = {
+    "fan_in": (lambda rows, columns: 1 / rows, lambda dims: 1.0),
+    "fan_out": (lambda rows, columns: 1 / columns, lambda dims: 1.0),
+    "xavier": (lambda rows, columns: 2 / (rows + columns), lambda dims: 1.0),
+    "ntk": (lambda rows, columns: 1.0, lambda dims: 1 / sqrt(prod(dims[1:]))),
+}
+"""scheme -> (the variance of the entries of a rows x columns layer, the scale of the model with dims)."""
+
+
 def fan_in(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """Entries of W_l from N(0, scale^2 / h_{l-1}): the "Xavier/Fanin" of [MVM23], appendix A.
 
     Raises InputError for dims, seed or scale out of range; so do all the schemes here.
     """
-    return _gaussian("fan_in", dims, seed, scale, lambda rows, columns: 1 / rows)
+    return _gaussian("fan_in", dims, seed, scale)
 
 
 def fan_out(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """Entries of W_l from N(0, scale^2 / h_l) ([MVM23], appendix A)."""
-    return _gaussian("fan_out", dims, seed, scale, lambda rows, columns: 1 / columns)
+    return _gaussian("fan_out", dims, seed, scale)
 
 
 def xavier(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """Entries of W_l from N(0, 2 scale^2 / (h_{l-1} + h_l)) (Glorot and Bengio, AISTATS 2010, eq. 16)."""
-    return _gaussian("xavier", dims, seed, scale, lambda rows, columns: 2 / (rows + columns))
+    return _gaussian("xavier", dims, seed, scale)
 
 
 def ntk(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
@@ -45,8 +54,7 @@ def ntk(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
 
     T then carries the square of that factor, not the factor itself.
     """
-    sizes = as_dims(dims)
-    return _gaussian("ntk", sizes, seed, scale, lambda rows, columns: 1.0, 1 / sqrt(prod(sizes[1:])))
+    return _gaussian("ntk", dims, seed, scale)
 
 
 def orthogonal(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
@@ -56,7 +64,7 @@ def orthogonal(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     for rows, columns in pairwise(sizes):
         basis = _orthonormal(generator, max(rows, columns), min(rows, columns))
         weights.append(factor * (basis if rows >= columns else basis.T))
-    return LinearNetwork(tuple(weights), origin=_origin("orthogonal", sizes, seed, factor))
+    return LinearNetwork(tuple(weights), origin=origin_of("orthogonal", sizes, seed, factor))
 
 
 def balanced(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
@@ -72,7 +80,7 @@ def balanced(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     bases = [left, *hidden, right.T]
     roots = sigma ** (1 / (len(sizes) - 1))
     weights = tuple(factor * (U * roots) @ V.T for U, V in pairwise(bases))
-    return LinearNetwork(weights, origin=_origin("balanced", sizes, seed, factor))
+    return LinearNetwork(weights, origin=origin_of("balanced", sizes, seed, factor))
 
 
 SCHEMES: dict[str, Callable[..., LinearNetwork]] = {
@@ -98,24 +106,28 @@ def _arguments(dims: Any, seed: Seed, scale: float) -> tuple[tuple[int, ...], np
             f"Argument `dims` must ask for at most {LARGEST_NETWORK} weights, but it asks for {count}"
             f" ({8 * count / 2**30:.3g} GiB); choose smaller widths."
         )
+    return sizes, generator_of(seed), as_number(scale, "scale", above=0.0)
+
+
+def generator_of(seed: Seed) -> np.random.Generator:
+    """The generator of a seed. Raises InputError for what is no seed."""
     if isinstance(seed, (bool, str)) or not isinstance(
         seed, (int, np.integer, np.random.SeedSequence, np.random.Generator)
     ):
         raise InputError(f"Argument `seed` must be a whole number, a SeedSequence or a Generator, but it is {seed!r}.")
     if isinstance(seed, (int, np.integer)) and seed < 0:
         raise InputError(f"Argument `seed` must be at least 0, but it is {seed}.")
-    return sizes, np.random.default_rng(seed), as_number(scale, "scale", above=0.0)
+    return np.random.default_rng(seed)
 
 
-def _gaussian(
-    scheme: str, dims: Any, seed: Seed, scale: float, variance: Callable[[int, int], float], model_scale: float = 1.0
-) -> LinearNetwork:
+def _gaussian(scheme: str, dims: Any, seed: Seed, scale: float) -> LinearNetwork:
     sizes, generator, factor = _arguments(dims, seed, scale)
+    variance, model_scale = GAUSSIAN[scheme]
     weights = tuple(
         factor * sqrt(variance(rows, columns)) * generator.standard_normal((rows, columns))
         for rows, columns in pairwise(sizes)
     )
-    return LinearNetwork(weights, model_scale, _origin(scheme, sizes, seed, factor))
+    return LinearNetwork(weights, model_scale(sizes), origin_of(scheme, sizes, seed, factor))
 
 
 def _orthonormal(generator: np.random.Generator, rows: int, columns: int) -> np.ndarray:
@@ -124,7 +136,8 @@ def _orthonormal(generator: np.random.Generator, rows: int, columns: int) -> np.
     return Q * np.sign(np.diag(R))
 
 
-def _origin(scheme: str, dims: tuple[int, ...], seed: Seed, scale: float) -> dict[str, Any]:
+def origin_of(scheme: str, dims: tuple[int, ...], seed: Seed, scale: float) -> dict[str, Any]:
+    """Where weights came from, as kept with a network; seed is None for a generator, whose state is not known."""
     known = int(seed) if isinstance(seed, (int, np.integer)) else None
     if isinstance(seed, np.random.SeedSequence):
         return {"scheme": scheme, "dims": dims, "seed": seed.entropy, "spawn_key": seed.spawn_key, "scale": scale}

@@ -15,10 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from flowsim.checks import as_matrix, as_number, check_chain
+from flowsim.checks import as_layer, as_matrix, as_number, check_chain
+from flowsim.errors import InputError
 
 DENSE_LIMIT = 400
 """Up to n m = DENSE_LIMIT the least eigenvalue of T comes from a dense matrix, beyond from Lanczos."""
+DIRECT_IMBALANCE = 4e9
+"""Up to this many multiplications the norm of an imbalance matrix comes from the matrix itself."""
+THIN = 64
+PROBES = 16
 
 
 def product(weights: Sequence[Any], scale: float = 1.0) -> Any:
@@ -66,10 +71,10 @@ def flatten(weights: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def unflatten(vector: Any, dims: Sequence[int]) -> list[Any]:
-    """The weights of `flatten`, as views of the vector."""
+    """The weights of `flatten`, as views of the vector; of a stack of vectors, stacks of weights."""
     weights, start = [], 0
     for rows, columns in itertools.pairwise(dims):
-        weights.append(vector[start : start + rows * columns].reshape(rows, columns))
+        weights.append(vector[..., start : start + rows * columns].reshape(*vector.shape[:-1], rows, columns))
         start += rows * columns
     return weights
 
@@ -80,11 +85,24 @@ def imbalance(weights: Sequence[np.ndarray], layer: int) -> np.ndarray:
     return left.T @ left - right @ right.T
 
 
+def imbalance_change(initial: Sequence[np.ndarray], changes: Sequence[np.ndarray]) -> np.ndarray:
+    """||D_l(t) - D_l(0)||_F, l = 1 .. L-1, from W_l(0) and W_l(t) - W_l(0) (or stacks of these): shape (..., L-1).
+
+    The change of W_l^T W_l is X + X^T with X = C^T (W_l(0) + C / 2), C the change of W_l: no large terms cancel.
+    """
+    norms = []
+    for W, C, V, B in zip(initial, changes, initial[1:], changes[1:], strict=False):
+        half = C.swapaxes(-1, -2) @ (W + 0.5 * C) - (V + 0.5 * B) @ B.swapaxes(-1, -2)
+        norms.append(np.linalg.norm(half + half.swapaxes(-1, -2), axis=(-2, -1)))
+    return np.stack(norms, axis=-1)
+
+
 @dataclass(frozen=True, eq=False)
 class LinearNetwork:
     """The network W = scale W_1 ... W_L, L >= 2, a frozen value.
 
-    weights: matrices W_l of shape h_{l-1} x h_l; scale: the factor of the model (the NTK parametrization's 1/sqrt(...)
+    weights: matrices W_l of shape h_{l-1} x h_l; the hidden ones, 1 < l < L, may be scipy sparse matrices,
+    LinearOperators or memory-mapped arrays: then only products with them and their transposes are formed. scale: the factor of the model (the NTK parametrization's 1/sqrt(...)
     lives here; the gradients carry scale, T carries scale^2). origin: where the weights came from, kept with results.
 
     Raises InputError when there are fewer than two layers, shapes do not chain, or an entry is not a finite real.
@@ -95,7 +113,10 @@ class LinearNetwork:
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        weights = tuple(as_matrix(W, f"W{layer}") for layer, W in enumerate(self.weights, start=1))
+        ends = (1, len(self.weights))
+        weights = tuple(
+            (as_matrix if layer in ends else as_layer)(W, f"W{layer}") for layer, W in enumerate(self.weights, start=1)
+        )
         check_chain(weights)
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "scale", as_number(self.scale, "scale", above=0.0))
@@ -113,7 +134,12 @@ class LinearNetwork:
     @property
     def size(self) -> int:
         """The number of weights."""
-        return sum(W.size for W in self.weights)
+        return sum(rows * columns for rows, columns in itertools.pairwise(self.dims))
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every layer is an array."""
+        return all(isinstance(W, np.ndarray) for W in self.weights)
 
     @cached_property
     def product(self) -> np.ndarray:
@@ -169,6 +195,8 @@ class LinearNetwork:
 
     def imbalance(self, layer: int) -> np.ndarray:
         """D_l = W_l^T W_l - W_{l+1} W_{l+1}^T (h_l x h_l), l = layer = 1 .. L-1."""
+        if not self.is_dense:
+            raise InputError("Argument `network` must have arrays as layers for its imbalance matrices; it has operators.")
         return imbalance(self.weights, layer)
 
     @property
@@ -176,6 +204,33 @@ class LinearNetwork:
         """[D_1, ..., D_{L-1}]."""
         return [self.imbalance(layer) for layer in range(1, self.depth)]
 
+    @cached_property
+    def imbalance_norms(self) -> list[float]:
+        """||D_l||_F, l = 1 .. L-1, without h_l x h_l matrices where the layers are wide or operators.
+
+        Then ||D_l||^2 = ||W_l W_l^T||^2 + ||W_{l+1} W_{l+1}^T||^2 - 2 ||W_l W_{l+1}||^2, where a norm with no thin side
+        (at most THIN) is estimated from PROBES products with random signs, a few per cent off.
+        """
+        rows = zip(self.dims, self.dims[1:], self.dims[2:], strict=False)
+        if self.is_dense and max(k * k * (h + p) for h, k, p in rows) <= DIRECT_IMBALANCE:
+            return [float(np.linalg.norm(D)) for D in self.imbalances]
+        squares = [_square_norm(W, W.T) for W in self.weights]
+        crosses = [_square_norm(W, V) for W, V in itertools.pairwise(self.weights)]
+        sums = (a + b - 2 * c for a, b, c in zip(squares, squares[1:], crosses, strict=False))
+        return [max(total, 0.0) ** 0.5 for total in sums]
+
     def with_weights(self, weights: Sequence[np.ndarray]) -> LinearNetwork:
         """The same model at other weights."""
         return LinearNetwork(tuple(weights), self.scale, self.origin)
+
+
+def _square_norm(W: Any, V: Any) -> float:
+    """||W V||_F^2: exact where W V or its Gram matrix has a thin side, else from PROBES random signs."""
+    if isinstance(W, np.ndarray) and W.shape[0] <= THIN:
+        return float((np.asarray(W @ V) ** 2).sum())
+    if isinstance(V, np.ndarray) and V.shape[1] <= THIN:
+        return float((np.asarray(W @ V) ** 2).sum())
+    if isinstance(W, np.ndarray) and W.shape[1] <= THIN:  # ||W V||_F^2 = <W^T W, V V^T>
+        return float(((W.T @ W) * (V @ V.T)).sum())
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), (V.shape[1], PROBES))
+    return float((np.asarray(W @ np.asarray(V @ signs)) ** 2).sum()) / PROBES

@@ -1,0 +1,152 @@
+"""Nested orthonormal bases of the hidden layers, grown level by level, and the weights in their coordinates.
+
+Gradient flow and gradient descent commute with orthogonal changes of the hidden bases, and they change W_l only by
+sums of A_l^T (.) B_l^T. What the ends W_1, W_L reach by a few products with the layers is therefore all that a
+trajectory sees for a while: level 0 holds the rows of W_1 in P_1 and the columns of W_L in P_{L-1}; level k + 1 of P_l
+holds what is new in W_l^T p and W_{l+1} p for the vectors p of level k of its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+DEFLATION = 1e-13
+"""A direction whose part outside a basis is below DEFLATION times its own norm is in the basis already."""
+
+
+class Bases:
+    """Bases P_1 .. P_{L-1} (P_0 = I_n, P_L = I_m) with levels; subclasses say how a level is found.
+
+    matrices[l - 1] = P_{l-1}^T W_l P_l. An entry between two vectors of the last level is not known (0) for
+    1 < l < L, since neither has met W_l yet. counts[g][l] is the number of vectors of P_l in the levels 0 .. g.
+    """
+
+    vectors: list[np.ndarray] | None = None
+    """[P_1, ..., P_{L-1}], where the network itself is at hand."""
+
+    def __init__(self, dims: Sequence[int]) -> None:
+        self.dims = tuple(dims)
+        self.matrices: list[np.ndarray] = []
+        self.counts: list[tuple[int, ...]] = []
+        self.exhausted = len(self.dims) == 3
+
+    @property
+    def depth(self) -> int:
+        """L."""
+        return len(self.dims) - 1
+
+    def grow_to(self, level: int) -> None:
+        """Make sure that the levels 0 .. level exist, as far as there is anything new to find."""
+        while len(self.counts) <= level and not self.exhausted:
+            sizes = self._grow()
+            self.exhausted = sizes == self.counts[-1]
+            if not self.exhausted:
+                self.counts.append(sizes)
+
+    def sizes(self, level: int) -> tuple[int, ...]:
+        """(n, k_1, ..., k_{L-1}, m): the widths of the levels 0 .. level."""
+        self.grow_to(level)
+        return self.counts[min(level, len(self.counts) - 1)]
+
+    def coordinates(self, level: int) -> list[np.ndarray]:
+        """[P_{l-1}^T W_l P_l] within the levels 0 .. level."""
+        sizes = self.sizes(level)
+        return [M[:rows, :columns] for M, rows, columns in zip(self.matrices, sizes, sizes[1:], strict=False)]
+
+    def is_complete(self, level: int) -> bool:
+        """Whether the levels 0 .. level span all that the network ever reaches: nothing is beyond."""
+        self.grow_to(level + 1)
+        return self.exhausted and level >= len(self.counts) - 1
+
+    def _grow(self) -> tuple[int, ...]:
+        """Find the next level; return the new widths."""
+        raise NotImplementedError
+
+
+class KrylovBases(Bases):
+    """The bases of a network at hand: only products with W_l and W_l^T are used, two a layer and level."""
+
+    def __init__(self, weights: Sequence[Any]) -> None:
+        super().__init__((weights[0].shape[0], *(W.shape[1] for W in weights)))
+        self.weights = list(weights)
+        first, last = np.asarray(weights[0]), np.asarray(weights[-1])
+        start = [np.zeros((width, 0)) for width in self.dims[1:-1]]
+        start[0] = _extended(start[0], first.T)
+        start[-1] = _extended(start[-1], last)
+        self.vectors: list[np.ndarray] = start
+        # W_l P_l and W_l^T P_{l-1} for the vectors that have met W_l, 1 < l < L
+        self.right = [np.zeros((W.shape[0], 0)) for W in weights]
+        self.left = [np.zeros((W.shape[1], 0)) for W in weights]
+        self._project()
+        self.counts.append(self._widths())
+
+    def _widths(self) -> tuple[int, ...]:
+        return self.dims[0], *(P.shape[1] for P in self.vectors), self.dims[-1]
+
+    def _grow(self) -> tuple[int, ...]:
+        before = (0,) * len(self.dims) if len(self.counts) == 1 else self.counts[-2]
+        new = [P[:, start:] for P, start in zip(self.vectors, before[1:], strict=False)]
+        candidates: list[list[np.ndarray]] = [[] for _ in self.vectors]
+        for layer in range(1, self.depth - 1):  # W_2 .. W_{L-1}, between the bases layer and layer + 1
+            W, p, q = self.weights[layer], new[layer - 1], new[layer]
+            forward, backward = np.asarray(W.T @ p), np.asarray(W @ q)
+            self.left[layer] = np.hstack([self.left[layer], forward])
+            self.right[layer] = np.hstack([self.right[layer], backward])
+            candidates[layer].append(forward)
+            candidates[layer - 1].append(backward)
+        for index, blocks in enumerate(candidates):
+            for block in blocks:
+                self.vectors[index] = _extended(self.vectors[index], block)
+        self._project()
+        return self._widths()
+
+    def _project(self) -> None:
+        inner = []
+        for layer in range(1, self.depth - 1):
+            P, Q, left, right = self.vectors[layer - 1], self.vectors[layer], self.left[layer], self.right[layer]
+            M = np.zeros((P.shape[1], Q.shape[1]))
+            M[: left.shape[1]] = left.T @ Q
+            M[:, : right.shape[1]] = P.T @ right
+            inner.append(M)
+        first = np.asarray(self.weights[0]) @ self.vectors[0]
+        last = self.vectors[-1].T @ np.asarray(self.weights[-1])
+        self.matrices = [first, *inner, last]
+
+
+class FixedBases(Bases):
+    """Bases read from a file: what is there is all there is."""
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        matrices: Sequence[np.ndarray],
+        counts: Sequence[tuple[int, ...]],
+        vectors: list[np.ndarray] | None,
+    ) -> None:
+        super().__init__(dims)
+        self.matrices, self.counts, self.vectors = list(matrices), list(counts), vectors
+        self.exhausted = True
+
+
+def _extended(P: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """P with orthonormal columns for what is new in the columns of `block`: projected twice, rank revealed by pivots."""
+    from scipy.linalg import qr
+
+    norms = np.linalg.norm(block, axis=0)
+    if P.shape[1] == P.shape[0] or not norms.any():
+        return P
+    rest = block[:, norms > 0] / norms[norms > 0]
+    for _ in range(2):
+        rest = rest - P @ (P.T @ rest)
+    if rest.shape[1] == 1:
+        size = np.linalg.norm(rest)
+        new = rest / size if size > DEFLATION else rest[:, :0]
+    else:
+        Q, R, _ = qr(rest, mode="economic", pivoting=True, check_finite=False)
+        new = Q[:, np.abs(np.diag(R)) > DEFLATION]
+    new = new - P @ (P.T @ new)
+    new = new[:, : P.shape[0] - P.shape[1]]
+    return np.hstack([P, new / np.linalg.norm(new, axis=0)])

@@ -1,0 +1,181 @@
+"""A network compressed to a few Krylov levels: its small core, how far the core is from the whole, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from flowsim.checks import as_count
+from flowsim.errors import InputError
+from flowsim.network import LinearNetwork, backpropagate, flatten, unflatten
+from flowsim.reduction.bases import Bases, KrylovBases
+
+
+def first_level(depth: int) -> int:
+    """The number of Krylov steps to begin with: both ends have met in every basis, and one step more."""
+    return 0 if depth == 2 else depth - 1
+
+
+@dataclass(frozen=True, eq=False)
+class CompressedNetwork:
+    """The core of a network: What_l = P_{l-1}^T W_l P_l in the bases' levels 0 .. steps.
+
+    The core has the same product and loss. Its trajectory lifts to W_l(0) + P_{l-1} (What_l(t) - What_l(0)) P_l^T,
+    which fails the full flow by the defect: exactly 0 for two layers or complete bases, else super-exponentially small
+    in `steps`. The true widths are in `dims`.
+    """
+
+    bases: Bases
+    steps: int
+    scale: float = 1.0
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """(h_0, ..., h_L), the true widths."""
+        return self.bases.dims
+
+    @property
+    def depth(self) -> int:
+        """L."""
+        return self.bases.depth
+
+    @property
+    def size(self) -> int:
+        """The number of weights of the network, not of its core."""
+        return sum(rows * columns for rows, columns in pairwise(self.dims))
+
+    @cached_property
+    def core(self) -> LinearNetwork:
+        """The small network."""
+        self.bases.grow_to(self.steps + self.halo)
+        return LinearNetwork(tuple(self.bases.coordinates(self.steps)), self.scale, self.origin)
+
+    @property
+    def product(self) -> np.ndarray:
+        """W = scale W_1 ... W_L."""
+        return self.core.product
+
+    @property
+    def lambda_min_T(self) -> float:
+        """The least eigenvalue of the operator T, from the core."""
+        return self.core.lambda_min_T
+
+    @property
+    def halo(self) -> int:
+        """How many levels beyond the core the defect reaches: max(L - 2, 1), 0 for two layers."""
+        return 0 if self.depth == 2 else max(self.depth - 2, 1)
+
+    @cached_property
+    def exact(self) -> bool:
+        """Whether the core loses nothing."""
+        return self.bases.is_complete(self.steps)
+
+    @cached_property
+    def surroundings(self) -> list[np.ndarray]:
+        """The weights in the levels 0 .. steps + halo, in which the defect and the drift of the imbalance live."""
+        return self.bases.coordinates(self.steps + self.halo)
+
+    def changes(self, states: np.ndarray) -> list[np.ndarray]:
+        """W_l(t) - W_l(0) in the coordinates of `surroundings`, for states of the core, stacked or single."""
+        deltas = unflatten(states - flatten(self.core.weights), self.core.dims)
+        return [_padded(delta, M.shape) for delta, M in zip(deltas, self.surroundings, strict=True)]
+
+    def defect(self, loss: Any, states: np.ndarray) -> np.ndarray:
+        """||F(lifted state) - lifted F(core state)||_F for states of the core (count, size): F is the full flow.
+
+        For L = 3, with R = (I - P_2 P_2^T) W_2^T P_1, S = (I - P_1 P_1^T) W_2 P_2 and E = grad f(W), that is
+        (||E What_3^T S^T||^2 + ||R What_1^T E||^2)^(1/2); beyond, the lifted state's own right-hand side in the
+        levels that it reaches.
+        """
+        if self.exact:
+            return np.zeros(len(states))
+        lifted = [M + change for M, change in zip(self.surroundings, self.changes(states), strict=True)]
+        _, whole = backpropagate(loss, lifted, self.scale)
+        _, inner = backpropagate(loss, unflatten(states, self.core.dims), self.scale)
+        rest = (G - _padded(H, G.shape[-2:]) for G, H in zip(whole, inner, strict=True))
+        return np.sqrt(sum((D * D).sum((-2, -1)) for D in rest))
+
+    def with_steps(self, steps: int) -> CompressedNetwork:
+        """The same network with more or fewer Krylov steps."""
+        return CompressedNetwork(self.bases, as_count(steps, "steps", least=0), self.scale, self.origin)
+
+    def embed(self, other: CompressedNetwork, states: np.ndarray) -> np.ndarray:
+        """States of this core as states of the core of `other`, which has more levels of the same bases."""
+        deltas = unflatten(states - flatten(self.core.weights), self.core.dims)
+        grown = [_padded(delta, W.shape) for delta, W in zip(deltas, other.core.weights, strict=True)]
+        flat = np.concatenate([delta.reshape(*delta.shape[:-2], -1) for delta in grown], axis=-1)
+        return flatten(other.core.weights) + flat
+
+    def restrict(self, other: CompressedNetwork, states: np.ndarray) -> np.ndarray:
+        """States of this core as states of the core of `other`, which has fewer levels of the same bases."""
+        weights = unflatten(states, self.core.dims)
+        cut = [W[..., : V.shape[0], : V.shape[1]] for W, V in zip(weights, other.core.weights, strict=True)]
+        return np.concatenate([W.reshape(*W.shape[:-2], -1) for W in cut], axis=-1)
+
+    def lift(self, state: np.ndarray, layer: int, initial: Any) -> Any:
+        """W_l = W_l(0) + P_{l-1} (What_l - What_l(0)) P_l^T for l = layer, from the core's state and W_l(0).
+
+        An array where W_l(0) is one, else a LinearOperator. Raises InputError where the bases are not at hand
+        (a network that was sampled in compressed form).
+        """
+        if self.bases.vectors is None:
+            raise InputError(
+                f"Argument `layer` cannot be lifted: a network with dims {self.dims} was drawn in compressed form and"
+                " never had full weights; use the core's instead."
+            )
+        delta = unflatten(state - flatten(self.core.weights), self.core.dims)[layer - 1]
+        if layer > 1:
+            delta = self.bases.vectors[layer - 2][:, : delta.shape[0]] @ delta
+        right = None if layer == self.depth else self.bases.vectors[layer - 1][:, : delta.shape[1]]
+        if isinstance(initial, np.ndarray):
+            return initial + (delta if right is None else delta @ right.T)
+        from scipy.sparse.linalg import aslinearoperator
+
+        return aslinearoperator(initial) + aslinearoperator(delta) @ aslinearoperator(right.T)
+
+    @cached_property
+    def imbalance_norms(self) -> list[float]:
+        """||D_l(0)||_F, l = 1 .. L-1, of a network drawn in compressed form, its hidden Gram matrices in expectation.
+
+        ||D_l||^2 = ||W_l W_l^T||^2 + ||W_{l+1} W_{l+1}^T||^2 - 2 ||W_l W_{l+1}||^2; the thin terms are exact.
+        """
+        deviations = self.bases.deviations  # type: ignore[attr-defined]
+        squares = []
+        for M, sigma, (rows, columns) in zip(self.surroundings, deviations, pairwise(self.dims), strict=True):
+            thin = min(rows, columns) in (M.shape[0], M.shape[1])
+            squares.append(
+                float(((M @ M.T) ** 2).sum()) if thin else sigma**4 * rows * columns * (rows + columns + 1.0)
+            )
+        norms = []
+        for layer, (M, N) in enumerate(pairwise(self.surroundings)):
+            if layer in (0, self.depth - 2):
+                cross = float(((M @ N) ** 2).sum())
+            else:
+                h, k, p = self.dims[layer : layer + 3]
+                cross = deviations[layer] ** 2 * deviations[layer + 1] ** 2 * h * k * p
+            norms.append(max(squares[layer] + squares[layer + 1] - 2 * cross, 0.0) ** 0.5)
+        return norms
+
+
+def compress(network: LinearNetwork, steps: int | None = None) -> CompressedNetwork:
+    """The network in Krylov bases of its hidden layers, for any depth L >= 2 and any n, m, after `steps` steps.
+
+    Only products with W_l and W_l^T are used, about 2 (steps + 1) a hidden layer. Two layers are compressed exactly to
+    width n + m; for more, the error of a trajectory falls super-linearly with the steps. simulate chooses the steps by
+    itself and controls the error.
+    """
+    level = first_level(network.depth) if steps is None else as_count(steps, "steps", least=0)
+    return CompressedNetwork(KrylovBases(network.weights), level, network.scale, network.origin)
+
+
+def _padded(block: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """The block as the leading part of matrices of the given shape, zero elsewhere."""
+    result = np.zeros((*block.shape[:-2], *shape))
+    result[..., : block.shape[-2], : block.shape[-1]] = block
+    return result
