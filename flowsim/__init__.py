@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from flowsim.problem import Problem as Problem
     from flowsim.rates import Certificate as Certificate
     from flowsim.rates import certify as certify
+    from flowsim.reduction import CompressedNetwork as CompressedNetwork
+    from flowsim.reduction import compress as compress
+    from flowsim.reduction import sample_compressed as sample_compressed
     from flowsim.simulation import simulate as simulate
     from flowsim.trajectory import Trajectory as Trajectory
     from flowsim.trajectory import load as load
@@ -42,6 +45,7 @@ _HOMES = {
     "plots": ("plot",),
     "problem": ("Problem",),
     "rates": ("Certificate", "certify"),
+    "reduction": ("CompressedNetwork", "compress", "sample_compressed"),
     "simulation": ("simulate",),
     "trajectory": ("Trajectory", "load"),
 }

@@ -63,6 +63,7 @@ def simulate(
     stop_gradient: Annotated[float | None, Parameter(help="Stop when ||grad L|| <= X.")] = None,
     max_steps: int | None = None,
     wall_limit: Annotated[float | None, Parameter(help="Stop after this many seconds.")] = None,
+    reduce: Annotated[str, Parameter(help="Compress the width: auto, always or never.")] = "auto",
     backend: Annotated[str, Parameter(help="numpy or jax, for gradient descent.")] = "numpy",
     out: Annotated[Path | None, Parameter(help="Write the trajectory there as NetCDF.")] = None,
     json_: Json = False,
@@ -85,6 +86,7 @@ def simulate(
         stop_gradient=stop_gradient,
         max_steps=max_steps,
         wall_limit=wall_limit,
+        reduce=reduce,
         backend=backend,
     )
     chosen = config.method_value()
@@ -235,7 +237,7 @@ def _loss(weights: Path, target: Path | None, data: Path | None) -> Any:
 
 
 def _simulation_json(trajectory: Trajectory) -> dict[str, Any]:
-    stats = trajectory.stats
+    stats, compressed = trajectory.stats, trajectory.reduction.network
     return {
         "status": trajectory.status,
         "message": trajectory.message,
@@ -247,10 +249,13 @@ def _simulation_json(trajectory: Trajectory) -> dict[str, Any]:
         "rhs_evaluations": stats["rhs_evaluations"],
         "seconds": stats["seconds"],
         "reduction": {
-            "used": False,
+            "used": compressed is not None,
             "widths": trajectory.problem.network.dims,
-            "reduced_widths": None,
-            "error_estimate": None,
+            "reduced_widths": None if compressed is None else compressed.core.dims,
+            "krylov_steps": None if compressed is None else compressed.steps,
+            "error_estimate": float(trajectory.error_estimate[-1]),
+            "weights_change": trajectory.weights_change,
+            "reason": trajectory.reduction.reason,
         },
     }
 

@@ -27,6 +27,7 @@ class RunConfig(BaseModel):
     stop_gradient: float | None = Field(None, gt=0)
     max_steps: int | None = Field(None, ge=1)
     wall_limit: float | None = Field(None, gt=0)
+    reduce: Literal["auto", "always", "never"] = "auto"
     backend: Literal["numpy", "jax"] = "numpy"
 
     @classmethod

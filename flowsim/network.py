@@ -196,7 +196,9 @@ class LinearNetwork:
     def imbalance(self, layer: int) -> np.ndarray:
         """D_l = W_l^T W_l - W_{l+1} W_{l+1}^T (h_l x h_l), l = layer = 1 .. L-1."""
         if not self.is_dense:
-            raise InputError("Argument `network` must have arrays as layers for its imbalance matrices; it has operators.")
+            raise InputError(
+                "Argument `network` must have arrays as layers for its imbalance matrices; it has operators."
+            )
         return imbalance(self.weights, layer)
 
     @property

@@ -1,29 +1,32 @@
-"""simulate: the one place that composes problem, method, saving and stopping."""
+"""simulate: the one place that composes problem, method, saving, stopping and width compression."""
 
 from __future__ import annotations
 
 import time as clock
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from flowsim.checks import as_count, as_float_array, as_number
+from flowsim.checks import as_choice, as_count, as_float_array, as_number
 from flowsim.errors import InputError
 from flowsim.integrators import IntegrationFailure, Segment, compile_seconds, start
-from flowsim.integrators.base import dissipation
+from flowsim.integrators.base import Counts, dissipation
 from flowsim.integrators.descent import count_steps
 from flowsim.losses import excess, excess_stack, minimum_of
 from flowsim.methods import GradientDescent, Method, Scipy
-from flowsim.network import flatten, imbalance, product, unflatten
+from flowsim.model import CompressedModel, Model, Refused, choose_model
+from flowsim.network import product, unflatten
 from flowsim.problem import Problem
-from flowsim.trajectory import Checkpoints, Steps, Trajectory
+from flowsim.trajectory import Checkpoints, Reduction, Steps, Trajectory
 
 GROWTH_LIMIT = 1e4
 """A loss above GROWTH_LIMIT times max(L(0), f(0)) counts as diverged."""
 CHECKPOINT_BYTES = 2**26
 """Checkpoints take at most about this much memory, apart from the first and the last."""
+PENDING_BYTES = 2**22
+"""Saved states wait for their diagnostics, which are computed many at once, until they take this much memory."""
 
 Progress = Callable[[float, float, float], None]
 
@@ -38,6 +41,7 @@ def simulate(
     stop_gradient: float | None = None,
     max_steps: int | None = None,
     wall_limit: float | None = None,
+    reduce: Literal["auto", "always", "never"] = "auto",
     progress: Progress | None = None,
 ) -> Trajectory:
     """Gradient flow dW_l/dt = -dL/dW_l (or gradient descent) from problem.network's weights at t = 0 to t1.
@@ -48,13 +52,20 @@ def simulate(
     after that many accepted steps or that long. progress(t, excess, initial_excess) is called after every segment.
     Ctrl-C returns what there is.
 
+    reduce: "auto" simulates the network in compressed form where that pays, with as many Krylov steps as keep the
+    estimated error of the weights within the method's tolerance (rtol ||W(t) - W(0)||_F + atol; gradient descent:
+    1e-10 of the change), and more when the estimate grows; Trajectory.reduction says what was done and why. "always"
+    compresses even where it does not pay, "never" integrates the full weights.
+
     Gradient descent takes round(t1 / step_size) steps, saves at the nearest steps and reports the times it reached.
-    Numerical failure never raises: see Trajectory.status. Raises InputError for arguments out of range.
+    Numerical failure never raises: see Trajectory.status. Raises InputError for arguments out of range, and where the
+    full weights would be needed but the network has none.
     """
     method = Scipy() if method is None else method
     t1 = as_number(t1, "t1", above=0.0)
     if stop_loss is not None and minimum_of(problem.loss) is None:
         raise InputError("Argument `stop_loss` must be None for a loss that does not declare its `minimum`.")
+    as_choice(reduce, "reduce", ("auto", "always", "never"))
     stopping = Stopping(
         None if stop_loss is None else as_number(stop_loss, "stop_loss", above=0.0) * problem.initial_excess,
         None if stop_gradient is None else as_number(stop_gradient, "stop_gradient", above=0.0),
@@ -62,7 +73,7 @@ def simulate(
         None if wall_limit is None else clock.perf_counter() + as_number(wall_limit, "wall_limit", above=0.0),
     )
     run = _Run(problem, method, _save_times(method, t1, save_points), stopping, progress)
-    return run.to_end(t1)
+    return run.to_end(t1, reduce)
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ def _save_times(method: Method, t1: float, save_points: Any) -> np.ndarray:
 
 @dataclass
 class _Run:
-    """A simulation under way. `saved` grows by whole rows, so that an interruption leaves it consistent."""
+    """A simulation under way. What it has recorded grows by whole segments, so that an interruption leaves it whole."""
 
     problem: Problem
     method: Method
@@ -101,67 +112,105 @@ class _Run:
     status: str = ""
     detail: str = ""
     steps: int = 0
-    reached: tuple[float, Segment] | None = None
-    saved: list[tuple[float, np.ndarray, float, np.ndarray]] = field(default_factory=list)
+    saved_until: float = 0.0
+    reached: tuple[float, Callable[[np.ndarray], np.ndarray]] | None = None
+    pending: list[tuple[float, np.ndarray]] = field(default_factory=list)
+    rows: list[tuple[np.ndarray, ...]] = field(default_factory=list)
     checkpoints: list[tuple[float, np.ndarray]] = field(default_factory=list)
     log: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
+    counts: Counts = field(default_factory=lambda: Counts(0, 0, 0))
 
-    def to_end(self, t1: float) -> Trajectory:
+    def to_end(self, t1: float, reduce: str) -> Trajectory:
         compiled = compile_seconds(self.method)
         begun = clock.perf_counter()
-        state = self.problem.initial_state
-        integrator = start(self.problem, self.method, 0.0, state, t1)
-        self._begin(state)
-        try:
-            while not self.status and integrator.t < integrator.t1:
-                self._take(integrator.advance())
-            self.status = self.status or "completed"
-        except IntegrationFailure as failure:
-            self.status, self.detail = "diverged", str(failure)
-        except KeyboardInterrupt:
-            self.status = "interrupted"
+        self.model: Model = choose_model(self.problem, self.method, reduce)
+        self._begin()
+        t, state = 0.0, self.model.initial_state
+        while True:
+            integrator = start(self.model.problem, self.method, t, state, t1)
+            try:
+                refused = self._drive(integrator)
+            except IntegrationFailure as failure:
+                refused, self.status, self.detail = None, "diverged", str(failure)
+            except KeyboardInterrupt:
+                refused, self.status = None, "interrupted"
+            self.counts = self.counts.plus(integrator.counts)
+            if refused is None:
+                break
+            t = refused.t
+            state = self._change_model(refused)
         self._save_where_it_stopped()
+        self._flush()
         elapsed, compiled = clock.perf_counter() - begun, compile_seconds(self.method) - compiled
-        return self._trajectory(integrator, {"seconds": max(elapsed - compiled, 0.0), "compile_seconds": compiled})
+        return self._trajectory({"seconds": max(elapsed - compiled, 0.0), "compile_seconds": compiled})
 
-    def _begin(self, state: np.ndarray) -> None:
-        self.initial = self.problem.network.imbalances
-        self.scales = [max(1.0, float(np.linalg.norm(D))) for D in self.initial]
+    def _drive(self, integrator: Any) -> Refused | None:
+        """Take segments until something stops the run; a Refused where the model is too coarse to go on."""
+        while not self.status and integrator.t < integrator.t1:
+            segment = integrator.advance()
+            refused = self._take(segment)
+            if refused is not None:
+                return refused
+        self.status = self.status or "completed"
+        return None
+
+    def _change_model(self, refused: Refused) -> np.ndarray:
+        """Go on with a finer model; what was kept so far is expressed in its coordinates."""
+        self._flush()
+        coarse, self.model = self.model, refused.finer
+        state = coarse.convert(self.model, refused.state)
+        thinner = self._stride_for(state) // self.stride or 1
+        self.stride *= thinner
+        self.checkpoints = [(t, coarse.convert(self.model, kept)) for t, kept in self.checkpoints[::thinner]]
+        self.final = self.final[0], coarse.convert(self.model, self.final[1])
+        self.reached = refused.t, lambda _: state[None]
+        return state
+
+    def _stride_for(self, state: np.ndarray) -> int:
+        """One of how many saved states can be kept as a checkpoint."""
+        return max(1, -(-len(self.save_times) * state.nbytes // CHECKPOINT_BYTES))
+
+    def _begin(self) -> None:
         first = self.problem.initial_excess
         zero = excess(self.problem.loss, np.zeros(self.problem.loss.shape))
         self.limit = GROWTH_LIMIT * max(first, float(zero), np.finfo(float).tiny)
-        self.stride = max(1, -(-len(self.save_times) * state.nbytes // CHECKPOINT_BYTES))
+        self.stride = self._stride_for(self.model.initial_state)
         self.log.append((np.zeros(1), np.array([first]), np.zeros(1)))
-        self._save(0.0, state)
+        self._save(np.zeros(1), self.model.initial_state[None])
         if self.stopping.level is not None and first <= self.stopping.level:
             self.status = "converged"
 
-    def _take(self, segment: Segment) -> None:
-        """Record a segment up to where it has to stop, if anywhere in it."""
+    def _take(self, segment: Segment) -> Refused | None:
+        """Record a segment up to where it has to stop, if anywhere in it, unless the model is too coarse for it."""
         with np.errstate(over="ignore", invalid="ignore"):
             losses = excess_stack(self.problem.loss, segment.products)
         count, end, status = self._first_stop(segment, losses)
+        if count:
+            refused = self.model.watch(segment, count, end)
+            if refused is not None:
+                return refused
         times = segment.times[1 : count + 1].copy()
         losses, dissipated = losses[:count].copy(), segment.dissipated[:count].copy()
         if count and end < times[-1]:
             times[-1] = end
-            losses[-1] = excess(self.problem.loss, self._product(segment.evaluate(end)))
-            dissipated[-1] = dissipation(self.problem, segment.evaluate, float(segment.times[count - 1]), end)
-        due = self.save_times[(self.save_times > self.saved[-1][0]) & (self.save_times <= end * (1 + 1e-14))]
-        for t in due:
-            self._save(float(t), segment.evaluate(float(t)))
+            losses[-1] = excess(self.problem.loss, self._product(segment.evaluate(np.array([end]))[0]))
+            dissipated[-1] = dissipation(self.model.problem, segment.evaluate, float(segment.times[count - 1]), end)
+        due = self.save_times[(self.save_times > self.saved_until) & (self.save_times <= end * (1 + 1e-14))]
+        if len(due):
+            self._save(due, segment.evaluate(due))
         self.log.append((times, losses, dissipated))
         self.steps += count
         self.status = status
         if count:
-            self.reached = end, segment
+            self.reached = end, segment.evaluate
         if self.progress is not None and count:
             self.progress(end, float(losses[-1]), float(self.log[0][1][0]))
+        return None
 
     def _save_where_it_stopped(self) -> None:
-        if self.reached is not None and self.saved[-1][0] < self.reached[0]:
-            t, segment = self.reached
-            self._save(t, segment.evaluate(t))
+        if self.reached is not None and self.saved_until < self.reached[0]:
+            t, evaluate = self.reached
+            self._save(np.array([t]), evaluate(np.array([t])))
 
     def _first_stop(self, segment: Segment, losses: np.ndarray) -> tuple[int, float, str]:
         """(steps to keep, time to end at, status): status is empty where nothing stops the run."""
@@ -176,7 +225,8 @@ class _Run:
                 candidates.append((int(low[0]) + 1, self._crossing(segment, int(low[0])), "converged"))
         if self.stopping.gradient is not None:
             for step, t in enumerate(segment.times[1:], start=1):
-                if np.linalg.norm(self.problem.velocity(segment.evaluate(float(t)))) <= self.stopping.gradient:
+                velocity = self.model.problem.velocity(segment.evaluate(np.array([t]))[0])
+                if np.linalg.norm(velocity) <= self.stopping.gradient:
                     candidates.append((step, float(t), "converged"))
                     break
         if self.stopping.max_steps is not None and self.steps + len(losses) >= self.stopping.max_steps:
@@ -197,7 +247,7 @@ class _Run:
         from scipy.optimize import brentq
 
         def above(t: float) -> float:
-            value = float(excess(self.problem.loss, self._product(segment.evaluate(t))))
+            value = float(excess(self.problem.loss, self._product(segment.evaluate(np.array([t]))[0])))
             return float(np.log(max(value, np.finfo(float).tiny) / level))
 
         if above(left) <= 0 or above(right) >= 0:
@@ -205,29 +255,32 @@ class _Run:
         return float(brentq(above, left, right, xtol=1e-14 * right, rtol=1e-14))
 
     def _product(self, state: np.ndarray) -> np.ndarray:
-        network = self.problem.network
+        network = self.model.problem.network
         return product(unflatten(state, network.dims), network.scale)
 
-    def _save(self, t: float, state: np.ndarray) -> None:
-        weights = unflatten(state, self.problem.network.dims)
-        W, gradients = self.problem.gradients(weights)
-        with np.errstate(over="ignore", invalid="ignore"):
-            drift = [
-                np.linalg.norm(imbalance(weights, layer) - D) / scale
-                for layer, (D, scale) in enumerate(zip(self.initial, self.scales, strict=True), start=1)
-            ]
-        row = (t, np.asarray(excess(self.problem.loss, W)), float(np.linalg.norm(flatten(gradients))), np.array(drift))
-        if len(self.saved) % self.stride == 0:
-            self.checkpoints.append((t, state))
-        self.final = t, state
-        self.saved.append(row)
+    def _save(self, times: np.ndarray, states: np.ndarray) -> None:
+        self.pending += zip(times.tolist(), states, strict=True)
+        self.saved_until = float(times[-1])
+        if len(self.pending) * states[0].nbytes >= PENDING_BYTES:
+            self._flush()
 
-    def _trajectory(self, integrator: Any, seconds: dict[str, float]) -> Trajectory:
+    def _flush(self) -> None:
+        """The diagnostics of the states that wait for them."""
+        if not self.pending:
+            return
+        before = sum(len(row[0]) for row in self.rows)
+        times, states = np.array([t for t, _ in self.pending]), np.array([state for _, state in self.pending])
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.rows.append((times, *self.model.diagnose(times, states)))
+        self.checkpoints += [entry for k, entry in enumerate(self.pending, before) if k % self.stride == 0]
+        self.final = self.pending[-1]
+        self.pending = []
+
+    def _trajectory(self, seconds: dict[str, float]) -> Trajectory:
         if self.checkpoints[-1][0] < self.final[0]:
             self.checkpoints.append(self.final)
-        time, losses, norms, drift = (np.array(column) for column in zip(*self.saved, strict=True))
+        time, losses, norms, drift, error = (np.concatenate(column) for column in zip(*self.rows, strict=True))
         step_time, step_excess, dissipated = (np.concatenate(column) for column in zip(*self.log, strict=True))
-        counts = integrator.counts
         return Trajectory(
             problem=self.problem,
             method=self.method,
@@ -236,8 +289,11 @@ class _Run:
             time=time,
             excess=losses,
             gradient_norm=norms,
-            imbalance_drift=drift,
+            imbalance_change=drift,
             steps=Steps(step_time, step_excess, np.cumsum(dissipated)),
             checkpoints=Checkpoints(*(np.array(column) for column in zip(*self.checkpoints, strict=True))),
-            stats={"steps": self.steps, **seconds, **vars(counts)},
+            reduction=Reduction(
+                self.model.network if isinstance(self.model, CompressedModel) else None, error, self.model.reason
+            ),
+            stats={"steps": self.steps, **seconds, **vars(self.counts)},
         )

@@ -12,15 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flowsim.checks import as_count
 from flowsim.errors import InputError
 from flowsim.integrators import start
 from flowsim.losses import LeastSquares, SquaredLoss, minimum_of
 from flowsim.methods import Diffrax, GradientDescent, Method, Scipy
-from flowsim.network import LinearNetwork, product, unflatten
+from flowsim.network import LinearNetwork, unflatten
 from flowsim.problem import Problem
+from flowsim.reduction import CompressedNetwork, FixedBases
 
 if TYPE_CHECKING:
     import xarray
+
+LARGEST_KEPT = 2**30
+"""Initial weights of more bytes than this (1 GiB) are not kept in a file beside the compressed ones."""
 
 REMEDIES = {
     "completed": "The end time was reached.",
@@ -52,12 +57,23 @@ class Steps:
     dissipated: np.ndarray
 
 
+@dataclass(frozen=True)
+class Reduction:
+    """How the width was compressed: the compressed network (None where the full weights were integrated), the estimate
+    of ||W_full(t) - W(t)||_F over all layers at the saved times, and the reason for the choice."""
+
+    network: CompressedNetwork | None
+    error: np.ndarray
+    reason: str
+
+
 @dataclass(frozen=True, eq=False)
 class Trajectory:
     """A simulated gradient flow or gradient descent.
 
     time (S): saved times; excess (S): L - f* (L where f* is unknown); gradient_norm (S): ||grad L||_F;
-    imbalance_drift (S, L-1): ||D_l(t) - D_l(0)||_F / max(1, ||D_l(0)||_F); steps: the record of every step;
+    imbalance_change (S, L-1): ||D_l(t) - D_l(0)||_F; steps: the record of every step; reduction: whether and how the
+    width was compressed, with the error estimate;
     stats: steps, rhs_evaluations, rejected_steps, jacobians, seconds, compile_seconds (apart). Times are in the
     flow's own unit, 1 / [loss per squared weight]; for gradient descent t = k step_size.
     """
@@ -69,9 +85,10 @@ class Trajectory:
     time: np.ndarray
     excess: np.ndarray
     gradient_norm: np.ndarray
-    imbalance_drift: np.ndarray
+    imbalance_change: np.ndarray
     steps: Steps
     checkpoints: Checkpoints
+    reduction: Reduction
     stats: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -89,6 +106,21 @@ class Trajectory:
     def step_loss(self) -> np.ndarray:
         """L at step_time."""
         return (minimum_of(self.problem.loss) or 0.0) + self.steps.excess
+
+    @cached_property
+    def imbalance_drift(self) -> np.ndarray:
+        """(S, L-1): ||D_l(t) - D_l(0)||_F / max(1, ||D_l(0)||_F)."""
+        return self.imbalance_change / np.maximum(1.0, self.problem.network.imbalance_norms)
+
+    @property
+    def error_estimate(self) -> np.ndarray:
+        """The estimated compression error of the weights at the saved times; 0 where the full weights were used."""
+        return self.reduction.error
+
+    @property
+    def weights_change(self) -> float:
+        """||W(t) - W(0)||_F over all layers at the end."""
+        return float(np.linalg.norm(self.checkpoints.states[-1] - self.checkpoints.states[0]))
 
     @property
     def energy_residual(self) -> np.ndarray:
@@ -115,15 +147,39 @@ class Trajectory:
         Raises InputError when t lies outside the simulated interval, or when the loss was not saved with a loaded
         trajectory and t is not a checkpoint.
         """
-        return unflatten(self._state_at(float(t)), self.problem.network.dims)
+        compressed, state = self.reduction.network, self._state_at(float(t))
+        if compressed is None:
+            return unflatten(state, self.problem.network.dims)
+        weights = self.problem.network.weights
+        return [compressed.lift(state, layer, W) for layer, W in enumerate(weights, start=1)]
+
+    def layer_at(self, t: float, layer: int) -> Any:
+        """W_l(t) alone, l = layer = 1 .. L. Raises InputError as weights_at."""
+        compressed, state = self.reduction.network, self._state_at(float(t))
+        if not 1 <= as_count(layer, "layer") <= self.problem.network.depth:
+            raise InputError(f"Argument `layer` must be at most {self.problem.network.depth}, but it is {layer}.")
+        if compressed is None:
+            return unflatten(state, self.problem.network.dims)[layer - 1]
+        return compressed.lift(state, layer, self.problem.network.weights[layer - 1])
 
     def network_at(self, t: float) -> LinearNetwork:
-        """The network at time t."""
+        """The network at time t, with its full weights."""
         return self.problem.network.with_weights(self.weights_at(t))
 
+    @property
+    def simulated(self) -> Problem:
+        """The problem that was integrated: the compressed network's core where the width was compressed."""
+        compressed = self.reduction.network
+        return self.problem if compressed is None else Problem(self.problem.loss, compressed.core)
+
+    def core_at(self, t: float) -> LinearNetwork:
+        """The network that was integrated, at time t: small where the width was compressed, of the same product."""
+        network = self.simulated.network
+        return network.with_weights(unflatten(self._state_at(float(t)), network.dims))
+
     def product_at(self, t: float) -> np.ndarray:
-        """W(t) = scale W_1(t) ... W_L(t)."""
-        return product(self.weights_at(t), self.problem.network.scale)
+        """W(t) = scale W_1(t) ... W_L(t), as integrated."""
+        return self.core_at(t).product
 
     def _state_at(self, t: float) -> np.ndarray:
         end = float(self.time[-1])
@@ -138,11 +194,11 @@ class Trajectory:
                 f"Argument `t` must be one of the {len(times)} checkpoints, but it is {t:g}: the file does not hold the"
                 " user's own loss; pass it to load(path, loss=...)."
             )
-        integrator = start(self.problem, self.method, float(times[index]), self.checkpoints.states[index], end)
+        integrator = start(self.simulated, self.method, float(times[index]), self.checkpoints.states[index], end)
         while True:
             segment = integrator.advance()
             if segment.times[-1] >= t:
-                return segment.evaluate(t)
+                return segment.evaluate(np.array([t]))[0]
 
     @cached_property
     def dataset(self) -> xarray.Dataset:
@@ -154,10 +210,20 @@ class Trajectory:
                 "loss": ("time", self.loss, {"long_name": "loss L(t)"}),
                 "excess_loss": ("time", self.excess, {"long_name": "L(t) - f*"}),
                 "gradient_norm": ("time", self.gradient_norm, {"long_name": "||grad L(t)||_F"}),
+                "imbalance_change": (
+                    ("time", "layer"),
+                    self.imbalance_change,
+                    {"long_name": "||D_l(t) - D_l(0)||_F"},
+                ),
                 "imbalance_drift": (
                     ("time", "layer"),
                     self.imbalance_drift,
                     {"long_name": "||D_l(t) - D_l(0)||_F / max(1, ||D_l(0)||_F)"},
+                ),
+                "error_estimate": (
+                    "time",
+                    self.error_estimate,
+                    {"long_name": "estimated compression error of the weights, Frobenius norm over all layers"},
                 ),
                 "step_loss": ("step_time", self.step_loss, {"long_name": "loss L(t) after each step"}),
                 "step_excess_loss": ("step_time", self.steps.excess, {"long_name": "L(t) - f* after each step"}),
@@ -190,9 +256,17 @@ class Trajectory:
                 f" {self.stats['seconds']:.3g} s",
                 f"loss     {self.loss[0]:.6g} to {self.loss[-1]:.6g} at t = {self.time[-1]:.6g}"
                 f" (excess fell to {ratio:.3g})",
+                f"width    {self.reduction.reason}{self._compression()}",
                 f"drift    imbalance {self.imbalance_drift.max():.3g}, energy {np.abs(self.energy_residual).max():.3g}",
             ]
         )
+
+    def _compression(self) -> str:
+        compressed = self.reduction.network
+        if compressed is None:
+            return ""
+        relative = self.error_estimate[-1] / (self.weights_change or 1.0)
+        return f", widths {compressed.core.dims[1:-1]}, estimated error {relative:.2g} of the change of the weights"
 
     def __repr__(self) -> str:
         return self.summary()
@@ -204,7 +278,10 @@ class Trajectory:
         """
         from flowsim.files import write_atomically
 
-        kind, arrays = _describe_loss(self.problem.loss)
+        kind, loss = _describe_loss(self.problem.loss)
+        arrays = {f"loss_{name}": value for name, value in loss.items()}
+        reduction, bases = _describe_reduction(self.reduction, self.problem.network)
+        arrays |= bases
         network = self.problem.network
         configuration = {
             "schema": 1,
@@ -217,13 +294,14 @@ class Trajectory:
             "detail": self.detail,
             "stats": dict(self.stats),
             "provenance": dict(self.provenance),
+            "reduction": reduction,
         }
         dataset = self.dataset.assign(
             checkpoint_time=("checkpoint", self.checkpoints.times),
             checkpoint_state=(("checkpoint", "weight"), self.checkpoints.states),
         )
         dataset = dataset.assign(
-            {f"loss_{name}": ((f"{name}_row", f"{name}_column"), value) for name, value in arrays.items()}
+            {name: ((f"{name}_row", f"{name}_column"), value) for name, value in arrays.items()}
         ).assign_attrs(flowsim=json.dumps(configuration, allow_nan=False))
         with write_atomically(Path(path)) as place:
             dataset.to_netcdf(place, engine="h5netcdf")
@@ -253,6 +331,48 @@ def _describe_loss(loss: Any) -> tuple[str, dict[str, np.ndarray]]:
     return "custom", {}
 
 
+def _describe_reduction(reduction: Reduction, network: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What a file keeps of the compression: coordinates, bases, and the initial weights unless they are too large."""
+    compressed = reduction.network
+    if compressed is None:
+        return {"reason": reduction.reason, "steps": None}, {}
+    steps = compressed.steps
+    levels = sorted({min(level, len(compressed.bases.counts) - 1) for level in range(steps + compressed.halo + 1)})
+    arrays = {f"core_M{layer}": M for layer, M in enumerate(compressed.surroundings, start=1)}
+    for layer, (P, M) in enumerate(zip(compressed.bases.vectors or [], compressed.surroundings, strict=False), start=1):
+        arrays[f"basis_P{layer}"] = P[:, : M.shape[1]]
+    if isinstance(network, LinearNetwork) and network.is_dense and 8 * network.size <= LARGEST_KEPT:
+        arrays |= {f"initial_W{layer}": W for layer, W in enumerate(network.weights, start=1)}
+    counts = [compressed.bases.counts[level] for level in levels]
+    norms = network.imbalance_norms
+    return {"reason": reduction.reason, "steps": steps, "counts": counts, "imbalance_norms": norms}, arrays
+
+
+def _restore_network(
+    configuration: dict[str, Any], arrays: dict[str, np.ndarray], network: Any
+) -> tuple[Any, CompressedNetwork | None]:
+    """(the problem's network, its compressed form or None)."""
+    dims, scale, origin = tuple(configuration["dims"]), configuration["scale"], configuration["origin"]
+    reduction, layers = configuration["reduction"], range(1, len(configuration["dims"]))
+    if reduction["steps"] is None:
+        return LinearNetwork(tuple(unflatten(arrays["checkpoint_state"][0], dims)), scale, origin), None
+    if network is None and "initial_W1" in arrays:
+        network = LinearNetwork(tuple(arrays[f"initial_W{layer}"] for layer in layers), scale, origin)
+    if network is not None and network.dims != dims:
+        raise InputError(f"Argument `network` must have dims {dims}, but it has {network.dims}.")
+    vectors = [arrays[f"basis_P{layer}"] for layer in layers[:-1]] if "basis_P1" in arrays else None
+    bases = FixedBases(
+        dims,
+        [arrays[f"core_M{layer}"] for layer in layers],
+        [tuple(sizes) for sizes in reduction["counts"]],
+        vectors,
+        reduction["imbalance_norms"],
+        None if network is None else network.weights,
+    )
+    compressed = CompressedNetwork(bases, reduction["steps"], scale, origin)
+    return compressed if network is None else network, compressed
+
+
 def _restore_loss(kind: str, dataset: Any, shape: tuple[int, int]) -> Any:
     if kind == "SquaredLoss":
         return SquaredLoss(dataset["loss_Y"].values)
@@ -262,8 +382,10 @@ def _restore_loss(kind: str, dataset: Any, shape: tuple[int, int]) -> Any:
     return UnknownLoss(shape)
 
 
-def load(path: str | Path, loss: Any = None) -> Trajectory:
-    """Read a trajectory that Trajectory.save wrote; `loss` restores a user's own loss.
+def load(path: str | Path, loss: Any = None, network: LinearNetwork | None = None) -> Trajectory:
+    """Read a trajectory that Trajectory.save wrote.
+
+    `loss` restores a user's own loss, `network` initial weights that were too large for the file (1 GiB).
 
     Raises InputError when the file is missing, damaged, or not one of flowsim's.
     """
@@ -275,7 +397,7 @@ def load(path: str | Path, loss: Any = None) -> Trajectory:
         with xarray.open_dataset(path, engine="h5netcdf") as opened:
             dataset = opened.load()
         configuration = json.loads(dataset.attrs["flowsim"])
-        return _restore(dataset, configuration, loss)
+        return _restore(dataset, configuration, loss, network)
     except InputError:
         raise
     except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
@@ -284,25 +406,25 @@ def load(path: str | Path, loss: Any = None) -> Trajectory:
         ) from error
 
 
-def _restore(dataset: Any, configuration: dict[str, Any], loss: Any) -> Trajectory:
+def _restore(dataset: Any, configuration: dict[str, Any], loss: Any, network: Any) -> Trajectory:
     dims = tuple(configuration["dims"])
-    states = dataset["checkpoint_state"].values
-    network = LinearNetwork(tuple(unflatten(states[0], dims)), configuration["scale"], configuration["origin"])
+    arrays = {str(name): variable.values for name, variable in dataset.variables.items()}
+    network, compressed = _restore_network(configuration, arrays, network)
     settings = dict(configuration["method"])
     family = {"Scipy": Scipy, "Diffrax": Diffrax, "GradientDescent": GradientDescent}[settings.pop("family")]
     found = loss or _restore_loss(configuration["loss"], dataset, (dims[0], dims[-1]))
-    column = lambda name: dataset[name].values  # noqa: E731
     return Trajectory(
         problem=Problem(found, network),
         method=family(**settings),
         status=configuration["status"],
         detail=configuration["detail"],
-        time=column("time"),
-        excess=column("excess_loss"),
-        gradient_norm=column("gradient_norm"),
-        imbalance_drift=column("imbalance_drift"),
-        steps=Steps(column("step_time"), column("step_excess_loss"), column("dissipated")),
-        checkpoints=Checkpoints(column("checkpoint_time"), states),
+        time=arrays["time"],
+        excess=arrays["excess_loss"],
+        gradient_norm=arrays["gradient_norm"],
+        imbalance_change=arrays["imbalance_change"],
+        steps=Steps(arrays["step_time"], arrays["step_excess_loss"], arrays["dissipated"]),
+        checkpoints=Checkpoints(arrays["checkpoint_time"], arrays["checkpoint_state"]),
+        reduction=Reduction(compressed, arrays["error_estimate"], configuration["reduction"]["reason"]),
         stats=configuration["stats"],
         provenance=configuration["provenance"],
     )

@@ -24,14 +24,15 @@ class Segment:
     """One or more accepted steps.
 
     times (K+1): the ends of the steps, times[0] where the segment starts; products (K, n, m): W at times[1:];
-    dissipated (K): the integral of ||grad L||_F^2 over each step; evaluate(t): the state at any t in the segment.
+    dissipated (K): the integral of ||grad L||_F^2 over each step; evaluate(t): the states (S, size) at any times t (S) in
+    the segment.
     discrete: the method lives on its steps only (gradient descent), evaluate joins them by straight lines.
     """
 
     times: np.ndarray
     products: np.ndarray
     dissipated: np.ndarray
-    evaluate: Callable[[float], np.ndarray]
+    evaluate: Callable[[np.ndarray], np.ndarray]
     discrete: bool = False
 
 
@@ -42,6 +43,15 @@ class Counts:
     rhs_evaluations: int | None = 0
     rejected_steps: int | None = None
     jacobians: int | None = None
+
+    def plus(self, other: Counts) -> Counts:
+        """The work of two integrators, one after the other."""
+        sums = {name: _sum(value, getattr(other, name)) for name, value in vars(self).items()}
+        return Counts(**sums)
+
+
+def _sum(a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else a + b
 
 
 class Integrator(Protocol):
@@ -67,10 +77,10 @@ class Integrator(Protocol):
 GAUSS_NODES, GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(4)
 
 
-def dissipation(problem: Problem, evaluate: Callable[[float], np.ndarray], start: float, end: float) -> float:
+def dissipation(problem: Problem, evaluate: Callable[[np.ndarray], np.ndarray], start: float, end: float) -> float:
     """The integral of ||grad L||_F^2 along evaluate(t) from start to end, by four Gauss points."""
     half = 0.5 * (end - start)
-    velocities = (problem.velocity(evaluate(start + half * (1 + node))) for node in GAUSS_NODES)
+    velocities = (problem.velocity(state) for state in evaluate(start + half * (1 + GAUSS_NODES)))
     return half * float(sum(weight * (v @ v) for weight, v in zip(GAUSS_WEIGHTS, velocities, strict=True)))
 
 

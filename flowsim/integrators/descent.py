@@ -30,11 +30,11 @@ def count_steps(step_size: float, span: float) -> int:
 
 
 class Descent:
-    """Gradient descent from (t, state); after k steps the time is t + k step_size."""
+    """Gradient descent from (t, state), t a whole number of steps; after k steps in all the time is k step_size."""
 
     def __init__(self, problem: Problem, method: GradientDescent, t: float, state: np.ndarray, t1: float) -> None:
         self.problem, self.step_size = problem, method.step_size
-        self.start, self.done, self.steps = t, 0, count_steps(method.step_size, t1 - t)
+        self.first, self.done, self.steps = round(t / method.step_size), 0, count_steps(method.step_size, t1 - t)
         self.weights: Sequence[Any] = unflatten(np.array(state), problem.network.dims)
         self.longest = max(1, min(LONGEST_SEGMENT, SEGMENT_BYTES // (8 * state.size)))
         self.counts = Counts(rhs_evaluations=0, rejected_steps=0)
@@ -43,21 +43,21 @@ class Descent:
     @property
     def t(self) -> float:
         """The time reached."""
-        return self.start + self.done * self.step_size
+        return (self.first + self.done) * self.step_size
 
     @property
     def t1(self) -> float:
         """The time of the last step."""
-        return self.start + self.steps * self.step_size
+        return (self.first + self.steps) * self.step_size
 
     def advance(self) -> Segment:
         """As many steps as a segment holds."""
         count = min(self.longest, self.steps - self.done)
-        first = self.done
+        first = self.first + self.done
         products, dissipated, path = self._descend(count)
         self.done += count
         self.counts.rhs_evaluations = self.done
-        times = self.start + self.step_size * np.arange(first, self.done + 1)
+        times = self.step_size * np.arange(first, first + count + 1)
         return Segment(times, products, dissipated, _Polygon(times, path), discrete=True)
 
     def _descend(self, count: int) -> tuple[np.ndarray, np.ndarray, Sequence[Sequence[np.ndarray]]]:
@@ -116,10 +116,12 @@ class _Polygon:
     def __init__(self, times: np.ndarray, path: Sequence[Sequence[np.ndarray]]) -> None:
         self.times, self.path = times, path
 
-    def __call__(self, t: float) -> np.ndarray:
-        left = int(np.clip(np.searchsorted(self.times, t, side="right") - 1, 0, len(self.times) - 1))
-        state = flatten(self.path[left])
-        if t <= self.times[left] or left + 1 == len(self.times):
-            return state
+    def __call__(self, t: np.ndarray) -> np.ndarray:
+        left = np.clip(np.searchsorted(self.times, t, side="right") - 1, 0, len(self.times) - 2)
         share = (t - self.times[left]) / (self.times[left + 1] - self.times[left])
-        return state + share * (flatten(self.path[left + 1]) - state)
+        return np.array([self._between(int(k), float(s)) for k, s in zip(left, share, strict=True)])
+
+    def _between(self, step: int, share: float) -> np.ndarray:
+        if share in (0.0, 1.0):
+            return flatten(self.path[step + int(share)])
+        return (1 - share) * flatten(self.path[step]) + share * flatten(self.path[step + 1])

@@ -15,12 +15,14 @@ from flowsim.errors import InputError
 from flowsim.integrators.base import DENSE_JACOBIAN_LIMIT, Counts, IntegrationFailure, Segment
 from flowsim.integrators.jax_support import as_argument, float64
 from flowsim.methods import Diffrax
-from flowsim.network import backpropagate, flatten, product, unflatten
+from flowsim.network import backpropagate, product, unflatten
 from flowsim.problem import Problem
 
 SEGMENT_NUMBERS = 2**21
 """A segment keeps the stages of each of its steps; it is as long as this many numbers allow."""
 LONGEST_SEGMENT = 32
+EVALUATED_AT_ONCE = 16
+"""Dense output is compiled for this many times at once."""
 HERMITE = np.array(
     [
         [1, 0, 0, -10, 15, -6],
@@ -111,12 +113,17 @@ class _Dense:
     def __init__(self, solver: Any, times: np.ndarray, infos: Any, args: Any, evaluate: Any) -> None:
         self.solver, self.times, self.infos, self.args, self.compiled = solver, times, infos, args, evaluate
 
-    def __call__(self, t: float) -> np.ndarray:
-        step = int(np.clip(np.searchsorted(self.times, t, side="left") - 1, 0, len(self.times) - 2))
+    def __call__(self, t: np.ndarray) -> np.ndarray:
+        count = len(t)
+        t = np.pad(t, (0, -count % EVALUATED_AT_ONCE), mode="edge")
+        steps = np.clip(np.searchsorted(self.times, t, side="left") - 1, 0, len(self.times) - 2)
+        where = np.stack([self.times[steps], self.times[steps + 1], t], axis=1)
         with float64():
-            where = np.array([self.times[step], self.times[step + 1], t])
-            weights = self.compiled(self.solver, self.infos, np.array(step), where, self.args)
-            return flatten([np.asarray(W) for W in weights])
+            parts = [
+                np.asarray(self.compiled(self.solver, self.infos, steps[some], where[some], self.args))
+                for some in np.split(np.arange(len(t)), len(t) // EVALUATED_AT_ONCE)
+            ]
+        return np.concatenate(parts)[:count]
 
 
 def _solver(method: Diffrax) -> Any:
@@ -224,7 +231,13 @@ def _compiled() -> _Compiled:
         return lax.while_loop(going, body, (carry, record, jnp.asarray(0), jnp.asarray(0), jnp.asarray(True)))
 
     @eqx.filter_jit
-    def evaluate(solver: Any, infos: Any, step: Any, where: Any, args: Any) -> Any:
+    def evaluate(solver: Any, infos: Any, steps: Any, where: Any, args: Any) -> Any:
+        def at(step: Any, where: Any) -> Any:
+            return jnp.concatenate([jnp.ravel(W) for W in interpolate(solver, infos, step, where, args)])
+
+        return jax.vmap(at)(steps, where)
+
+    def interpolate(solver: Any, infos: Any, step: Any, where: Any, args: Any) -> Any:
         start, end, t = where
         info = jax.tree.map(lambda x: x[step], infos)
         if isinstance(solver, diffrax.AbstractESDIRK):  # its own interpolant has order 3 only

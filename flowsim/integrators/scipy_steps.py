@@ -45,6 +45,7 @@ class ScipySteps:
 
     def advance(self) -> Segment:
         """One accepted step."""
+        before = self.t, self.solver.y
         with np.errstate(over="ignore", invalid="ignore"):
             message = self.solver.step()
         if self.solver.status == "failed":
@@ -52,7 +53,7 @@ class ScipySteps:
         start, self.t = self.t, float(self.solver.t)
         if getattr(self.solver, "njev", 0):
             self.counts.jacobians = self.solver.njev
-        dense = _Dense(self.solver)
+        dense = _Dense(self.solver, before)
         end = product(unflatten(self.solver.y, self.problem.network.dims), self.problem.network.scale)
         return Segment(
             times=np.array([start, self.t]),
@@ -79,12 +80,18 @@ def _settings(method: Scipy, span: float) -> dict[str, float]:
 class _Dense:
     """The dense output of the last step, built when first asked for; its ends are the steps' own values."""
 
-    def __init__(self, solver: Any) -> None:
-        self.solver, self.t, self.state = solver, solver.t, solver.y
+    def __init__(self, solver: Any, start: tuple[float, np.ndarray]) -> None:
+        self.solver, self.start, self.end = solver, start, (solver.t, solver.y)
 
     @cached_property
     def interpolant(self) -> Any:
         return self.solver.dense_output()
 
-    def __call__(self, t: float) -> np.ndarray:
-        return self.state if t == self.t else self.interpolant(t)
+    def __call__(self, t: np.ndarray) -> np.ndarray:
+        states = np.empty((len(t), len(self.end[1])))
+        between = (t != self.start[0]) & (t != self.end[0])
+        if between.any():
+            states[between] = self.interpolant(t[between]).T
+        for end, state in (self.start, self.end):
+            states[t == end] = state
+        return states

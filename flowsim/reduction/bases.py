@@ -9,9 +9,12 @@ holds what is new in W_l^T p and W_{l+1} p for the vectors p of level k of its n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+from flowsim.network import LinearNetwork
 
 DEFLATION = 1e-13
 """A direction whose part outside a basis is below DEFLATION times its own norm is in the basis already."""
@@ -26,6 +29,8 @@ class Bases:
 
     vectors: list[np.ndarray] | None = None
     """[P_1, ..., P_{L-1}], where the network itself is at hand."""
+    weights: Sequence[Any] | None = None
+    """[W_1, ..., W_L], where the network itself is at hand."""
 
     def __init__(self, dims: Sequence[int]) -> None:
         self.dims = tuple(dims)
@@ -61,6 +66,11 @@ class Bases:
         self.grow_to(level + 1)
         return self.exhausted and level >= len(self.counts) - 1
 
+    @property
+    def imbalance_norms(self) -> list[float]:
+        """||D_l||_F, l = 1 .. L-1, of the whole network."""
+        raise NotImplementedError
+
     def _grow(self) -> tuple[int, ...]:
         """Find the next level; return the new widths."""
         raise NotImplementedError
@@ -71,7 +81,7 @@ class KrylovBases(Bases):
 
     def __init__(self, weights: Sequence[Any]) -> None:
         super().__init__((weights[0].shape[0], *(W.shape[1] for W in weights)))
-        self.weights = list(weights)
+        self.weights = tuple(weights)
         first, last = np.asarray(weights[0]), np.asarray(weights[-1])
         start = [np.zeros((width, 0)) for width in self.dims[1:-1]]
         start[0] = _extended(start[0], first.T)
@@ -82,6 +92,11 @@ class KrylovBases(Bases):
         self.left = [np.zeros((W.shape[1], 0)) for W in weights]
         self._project()
         self.counts.append(self._widths())
+
+    @cached_property
+    def imbalance_norms(self) -> list[float]:
+        """||D_l||_F, l = 1 .. L-1."""
+        return LinearNetwork(self.weights).imbalance_norms
 
     def _widths(self) -> tuple[int, ...]:
         return self.dims[0], *(P.shape[1] for P in self.vectors), self.dims[-1]
@@ -125,10 +140,18 @@ class FixedBases(Bases):
         matrices: Sequence[np.ndarray],
         counts: Sequence[tuple[int, ...]],
         vectors: list[np.ndarray] | None,
+        imbalance_norms: list[float],
+        weights: Sequence[Any] | None,
     ) -> None:
         super().__init__(dims)
-        self.matrices, self.counts, self.vectors = list(matrices), list(counts), vectors
+        self.matrices, self.counts, self.vectors, self.weights = list(matrices), list(counts), vectors, weights
+        self.norms = imbalance_norms
         self.exhausted = True
+
+    @property
+    def imbalance_norms(self) -> list[float]:
+        """||D_l||_F, l = 1 .. L-1, as read."""
+        return self.norms
 
 
 def _extended(P: np.ndarray, block: np.ndarray) -> np.ndarray:

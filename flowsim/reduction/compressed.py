@@ -121,46 +121,39 @@ class CompressedNetwork:
     def lift(self, state: np.ndarray, layer: int, initial: Any) -> Any:
         """W_l = W_l(0) + P_{l-1} (What_l - What_l(0)) P_l^T for l = layer, from the core's state and W_l(0).
 
-        An array where W_l(0) is one, else a LinearOperator. Raises InputError where the bases are not at hand
-        (a network that was sampled in compressed form).
+        An array where W_l(0) is one, else a LinearOperator. Raises InputError where the bases are not at hand.
         """
-        if self.bases.vectors is None:
-            raise InputError(
-                f"Argument `layer` cannot be lifted: a network with dims {self.dims} was drawn in compressed form and"
-                " never had full weights; use the core's instead."
-            )
+        vectors = self.bases.vectors
+        if vectors is None:
+            raise InputError("Argument `layer` cannot be lifted without bases; use the core's weights.")
         delta = unflatten(state - flatten(self.core.weights), self.core.dims)[layer - 1]
         if layer > 1:
-            delta = self.bases.vectors[layer - 2][:, : delta.shape[0]] @ delta
-        right = None if layer == self.depth else self.bases.vectors[layer - 1][:, : delta.shape[1]]
+            delta = vectors[layer - 2][:, : delta.shape[0]] @ delta
+        right = None if layer == self.depth else vectors[layer - 1][:, : delta.shape[1]]
         if isinstance(initial, np.ndarray):
             return initial + (delta if right is None else delta @ right.T)
         from scipy.sparse.linalg import aslinearoperator
 
         return aslinearoperator(initial) + aslinearoperator(delta) @ aslinearoperator(right.T)
 
-    @cached_property
+    @property
     def imbalance_norms(self) -> list[float]:
-        """||D_l(0)||_F, l = 1 .. L-1, of a network drawn in compressed form, its hidden Gram matrices in expectation.
+        """||D_l(0)||_F, l = 1 .. L-1, of the whole network (an expectation where it was drawn in compressed form)."""
+        return self.bases.imbalance_norms
 
-        ||D_l||^2 = ||W_l W_l^T||^2 + ||W_{l+1} W_{l+1}^T||^2 - 2 ||W_l W_{l+1}||^2; the thin terms are exact.
-        """
-        deviations = self.bases.deviations  # type: ignore[attr-defined]
-        squares = []
-        for M, sigma, (rows, columns) in zip(self.surroundings, deviations, pairwise(self.dims), strict=True):
-            thin = min(rows, columns) in (M.shape[0], M.shape[1])
-            squares.append(
-                float(((M @ M.T) ** 2).sum()) if thin else sigma**4 * rows * columns * (rows + columns + 1.0)
+    @property
+    def weights(self) -> Sequence[Any]:
+        """[W_1(0), ..., W_L(0)], the full weights. Raises InputError where the network never had any."""
+        if self.bases.weights is None:
+            raise InputError(
+                f"Argument `network` has no full weights: with dims {self.dims} it was drawn or loaded in compressed"
+                " form; use its core."
             )
-        norms = []
-        for layer, (M, N) in enumerate(pairwise(self.surroundings)):
-            if layer in (0, self.depth - 2):
-                cross = float(((M @ N) ** 2).sum())
-            else:
-                h, k, p = self.dims[layer : layer + 3]
-                cross = deviations[layer] ** 2 * deviations[layer + 1] ** 2 * h * k * p
-            norms.append(max(squares[layer] + squares[layer + 1] - 2 * cross, 0.0) ** 0.5)
-        return norms
+        return self.bases.weights
+
+    def with_weights(self, weights: Sequence[Any]) -> LinearNetwork:
+        """The same model at given full weights."""
+        return LinearNetwork(tuple(weights), self.scale, self.origin)
 
 
 def compress(network: LinearNetwork, steps: int | None = None) -> CompressedNetwork:

@@ -8,8 +8,9 @@ level can be drawn one product after the other, exactly in distribution, whateve
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import pairwise
-from math import sqrt
+from math import prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,26 @@ class SampledBases(Bases):
         for column in range(dims[-1]):
             self._meet_right(self.depth - 1, column)
         self.counts.append(tuple(self.widths))
+
+    @cached_property
+    def imbalance_norms(self) -> list[float]:
+        """||D_l||_F, l = 1 .. L-1: thin terms exact, those of hidden layers in expectation.
+
+        ||D_l||^2 = ||W_l W_l^T||^2 + ||W_{l+1} W_{l+1}^T||^2 - 2 ||W_l W_{l+1}||^2, and for h x k Gaussian entries
+        E ||W W^T||^2 = sigma^4 h k (h + k + 1).
+        """
+        matrices, dims, squares, norms = self.coordinates(1), self.dims, [], []
+        for layer, (M, sigma) in enumerate(zip(matrices, self.deviations, strict=True)):
+            h, k = dims[layer : layer + 2]
+            thin = layer in (0, self.depth - 1)
+            squares.append(float(((M @ M.T) ** 2).sum()) if thin else sigma**4 * h * k * (h + k + 1.0))
+        for layer, (M, N) in enumerate(pairwise(matrices)):
+            if layer in (0, self.depth - 2):
+                cross = float(((M @ N) ** 2).sum())
+            else:
+                cross = (self.deviations[layer] * self.deviations[layer + 1]) ** 2 * prod(dims[layer : layer + 3])
+            norms.append(max(squares[layer] + squares[layer + 1] - 2 * cross, 0.0) ** 0.5)
+        return norms
 
     def _grow(self) -> tuple[int, ...]:
         before = (0,) * len(self.dims) if len(self.counts) == 1 else self.counts[-2]
@@ -93,4 +114,6 @@ def sample_compressed(
     deviations = [factor * sqrt(variance(rows, columns)) for rows, columns in pairwise(sizes)]
     bases = SampledBases(sizes, deviations, generator_of(seed))
     level = first_level(len(sizes) - 1) if steps is None else as_count(steps, "steps", least=0)
-    return CompressedNetwork(bases, level, model_scale(sizes), {**origin_of(scheme, sizes, seed, factor), "form": "sampled"})
+    return CompressedNetwork(
+        bases, level, model_scale(sizes), {**origin_of(scheme, sizes, seed, factor), "form": "sampled"}
+    )

@@ -1,0 +1,227 @@
+"""What is integrated in a problem's place: its full weights, or the core of its compressed form with an error watch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from flowsim.errors import InputError
+from flowsim.integrators import Segment
+from flowsim.losses import BUILT_IN, excess_stack
+from flowsim.methods import GradientDescent, Method
+from flowsim.network import LinearNetwork, backpropagate, flatten, imbalance_change, unflatten
+from flowsim.problem import Problem
+from flowsim.reduction import CompressedNetwork, KrylovBases, first_level
+
+DESCENT_RTOL = 1e-10
+"""Gradient descent has no tolerance of its own: its compression error stays below this share of the weights' change."""
+ALLOWANCE, ALLOWANCE_GROWTH = 0.1, 1.5
+"""The first share of the tolerance that the estimate may take, and its growth with each refinement, up to all of it."""
+WORTH_COMPRESSING = 5000
+"""Below this many weights a step costs the same whatever their number."""
+LARGEST_SHARE = 0.5
+"""Compression pays while the core and its surroundings have at most this share of the network's weights."""
+MOST_STEPS_AT_ONCE = 6
+LEAST_RTOL = 1e-12
+"""Tighter than this, round-off in the defect decides."""
+WATCHED = 32
+"""The defect along a segment of gradient descent is sampled on this many intervals."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A segment was not taken: go on from (t, state), the segment's start, with the finer model."""
+
+    t: float
+    state: np.ndarray
+    finer: Model
+
+
+class FullModel:
+    """The network's own weights."""
+
+    def __init__(self, problem: Problem, reason: str, error: float = 0.0) -> None:
+        if not isinstance(problem.network, LinearNetwork) or not problem.network.is_dense:
+            raise InputError(
+                "Argument `reduce` must not be never for a network without full weights (drawn in compressed form, or"
+                " with operators as layers); use auto."
+            )
+        self.problem, self.reason, self.error = problem, reason, error
+
+    @property
+    def initial_state(self) -> np.ndarray:
+        """The weights at t = 0."""
+        return self.problem.initial_state
+
+    def watch(self, segment: Segment, count: int, end: float) -> Refused | None:
+        """Nothing to watch."""
+        return None
+
+    def convert(self, finer: Model, state: np.ndarray) -> np.ndarray:
+        """The same state: there is no finer model."""
+        return state
+
+    def diagnose(self, times: np.ndarray, states: np.ndarray) -> tuple[np.ndarray, ...]:
+        """L - f*, ||grad L||_F, ||D_l - D_l(0)||_F and the compression error at the states."""
+        initial = self.problem.network.weights
+        now = unflatten(states, self.problem.network.dims)
+        changes = [W - W0 for W, W0 in zip(now, initial, strict=True)]
+        drift = np.array([imbalance_change(initial, [C[k] for C in changes]) for k in range(len(states))])
+        return *_loss_and_gradient(self.problem, states), drift, np.full(len(times), self.error)
+
+
+@dataclass
+class CompressedModel:
+    """The core of a compressed network, and the estimate e(t) = integral of the defect of the lifted trajectory."""
+
+    whole: Problem
+    network: CompressedNetwork
+    rtol: float
+    atol: float
+    may_give_up: bool
+    refinements: int = 0
+    times: list[np.ndarray] = field(default_factory=lambda: [np.zeros(1)])
+    errors: list[np.ndarray] = field(default_factory=lambda: [np.zeros(1)])
+
+    def __post_init__(self) -> None:
+        self.problem = Problem(self.whole.loss, self.network.core)
+        self.reason = "compressed: " + ("exact" if self.network.exact else f"{self.network.steps} Krylov steps")
+
+    @property
+    def initial_state(self) -> np.ndarray:
+        """The core's weights at t = 0."""
+        return self.problem.initial_state
+
+    def watch(self, segment: Segment, count: int, end: float) -> Refused | None:
+        """Add the defect along the segment to the estimate, or refuse the segment where that exceeds the tolerance."""
+        if self.network.exact:
+            return None
+        nodes = _nodes(np.append(segment.times[:count], end), segment.discrete)
+        states = segment.evaluate(nodes)
+        increments = self._integral(self.network, nodes, states, segment.discrete)
+        errors = self.errors[-1][-1] + increments
+        allowed = self._allowance * self._tolerance(states)
+        if (errors > allowed)[1:].any():
+            finer = self._finer(nodes, states, float(increments[-1]), float(allowed[-1]), segment.discrete)
+            return Refused(float(nodes[0]), states[0], finer)
+        self.times.append(nodes[1:])
+        self.errors.append(errors[1:])
+        return None
+
+    def diagnose(self, times: np.ndarray, states: np.ndarray) -> tuple[np.ndarray, ...]:
+        """L - f*, ||grad L||_F, ||D_l - D_l(0)||_F and the estimate e at the states of the core."""
+        drift = imbalance_change(self.network.surroundings, self.network.changes(states))
+        error = np.interp(times, np.concatenate(self.times), np.concatenate(self.errors))
+        return *_loss_and_gradient(self.problem, states), drift, error
+
+    def convert(self, finer: Model, state: np.ndarray) -> np.ndarray:
+        """A state of this core as a state of a finer model."""
+        if isinstance(finer, CompressedModel):
+            return self.network.embed(finer.network, state)
+        weights = self.whole.network.weights
+        return flatten([self.network.lift(state, layer, W) for layer, W in enumerate(weights, start=1)])
+
+    @property
+    def _allowance(self) -> float:
+        return min(1.0, ALLOWANCE * ALLOWANCE_GROWTH**self.refinements)
+
+    def _tolerance(self, states: np.ndarray) -> np.ndarray:
+        return self.rtol * np.linalg.norm(states - self.initial_state, axis=1) + self.atol
+
+    def _integral(
+        self, network: CompressedNetwork, nodes: np.ndarray, states: np.ndarray, discrete: bool
+    ) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return _cumulative(nodes, network.defect(_stackable(self.whole.loss), states), discrete)
+
+    def _finer(self, nodes: np.ndarray, states: np.ndarray, increment: float, allowed: float, discrete: bool) -> Model:
+        """More steps: as many as the decay from one step fewer to these suggests, at least one."""
+        fewer = self.network.with_steps(self.network.steps - 1)
+        before = self._integral(fewer, nodes, self.network.restrict(fewer, states), discrete)[-1]
+        ratio = min(max(increment / before, 1e-3), 0.3) if before > 0 and np.isfinite(before) else 0.3
+        more = 1
+        while more < MOST_STEPS_AT_ONCE and increment * ratio**more > 0.1 * allowed:
+            more += 1
+        network = self.network.with_steps(self.network.steps + more)
+        if self.may_give_up and not pays(network):
+            return FullModel(
+                self.whole, f"full weights from t = {nodes[0]:.3g}: {_why_not(network)}", self.errors[-1][-1]
+            )
+        return CompressedModel(
+            self.whole, network, self.rtol, self.atol, self.may_give_up, self.refinements + 1, self.times, self.errors
+        )
+
+
+Model = FullModel | CompressedModel
+
+
+def choose_model(problem: Problem, method: Method, reduce: str) -> Model:
+    """What to integrate for simulate's `reduce`. Raises InputError where that is impossible."""
+    network = problem.network
+    if reduce == "never":
+        return FullModel(problem, "full weights, as asked")
+    may_give_up = reduce == "auto" and isinstance(network, LinearNetwork) and network.is_dense
+    if may_give_up and network.size < WORTH_COMPRESSING:
+        return FullModel(problem, f"full weights: {network.size} are too few for compression to pay")
+    if isinstance(network, LinearNetwork):
+        level = first_level(network.depth)
+        network = CompressedNetwork(KrylovBases(network.weights), level, network.scale, network.origin)
+        if may_give_up and not pays(network):
+            return FullModel(problem, f"full weights: {_why_not(network)}")
+    if isinstance(method, GradientDescent):
+        return CompressedModel(problem, network, DESCENT_RTOL, 0.0, may_give_up)
+    return CompressedModel(problem, network, max(method.rtol, LEAST_RTOL), method.atol, may_give_up)
+
+
+def pays(network: CompressedNetwork) -> bool:
+    """Whether the core and what the error estimate needs around it are small beside the network."""
+    core = network.core
+    return max(core.size, sum(M.size for M in network.surroundings)) <= LARGEST_SHARE * network.size
+
+
+def _why_not(network: CompressedNetwork) -> str:
+    return f"compressed widths {network.core.dims[1:-1]} are too near the widths {network.dims[1:-1]} to pay"
+
+
+class _Stacked:
+    """A user's own loss on stacks of products, one after the other."""
+
+    def __init__(self, loss: Any) -> None:
+        self.loss = loss
+
+    def gradient(self, W: np.ndarray) -> np.ndarray:
+        return np.array([self.loss.gradient(one) for one in W])
+
+
+def _stackable(loss: Any) -> Any:
+    return loss if isinstance(loss, BUILT_IN) else _Stacked(loss)
+
+
+def _loss_and_gradient(problem: Problem, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    network = problem.network
+    W, gradients = backpropagate(_stackable(problem.loss), unflatten(states, network.dims), network.scale)
+    return excess_stack(problem.loss, W), np.sqrt(sum((G * G).sum((-2, -1)) for G in gradients))
+
+
+def _nodes(ends: np.ndarray, discrete: bool) -> np.ndarray:
+    """Where the defect is evaluated: the ends and middles of the flow's steps, some steps of gradient descent."""
+    if discrete:
+        return ends[np.unique(np.linspace(0, len(ends) - 1, WATCHED + 1).astype(int))]
+    nodes = np.empty(2 * len(ends) - 1)
+    nodes[::2], nodes[1::2] = ends, 0.5 * (ends[1:] + ends[:-1])
+    return nodes
+
+
+def _cumulative(nodes: np.ndarray, values: np.ndarray, discrete: bool) -> np.ndarray:
+    """The integral up to each node: by the trapezoidal rule for gradient descent, else by parabolas over each step."""
+    if discrete:
+        pieces = 0.5 * np.diff(nodes) * (values[1:] + values[:-1])
+        return np.concatenate([[0.0], np.cumsum(pieces)])
+    left, middle, right = values[:-2:2], values[1::2], values[2::2]
+    steps = (nodes[2::2] - nodes[:-2:2]) / 24
+    result = np.zeros(len(nodes))
+    result[2::2] = np.cumsum(steps * (4 * left + 16 * middle + 4 * right))
+    result[1::2] = result[:-2:2] + steps * np.maximum(5 * left + 8 * middle - right, 0.0)
+    return result
