@@ -15,15 +15,18 @@ from flowsim.network import LinearNetwork, backpropagate, flatten, imbalance_cha
 from flowsim.problem import Problem
 from flowsim.reduction import CompressedNetwork, KrylovBases, first_level
 
-DESCENT_RTOL = 1e-10
-"""Gradient descent has no tolerance of its own: its compression error stays below this share of the weights' change."""
-ALLOWANCE, ALLOWANCE_GROWTH = 0.1, 1.5
-"""The first share of the tolerance that the estimate may take, and its growth with each refinement, up to all of it."""
+DESCENT_RTOL, DESCENT_ATOL = 1e-8, 1e-10
+"""Gradient descent has no tolerances of its own: its compression error is held to the default ones of the flow."""
+ALLOWANCE, ALLOWANCE_GROWTH = {3: 0.5}, 1.5
+"""The first share of the tolerance that the estimate may take (by depth, else 0.1: beyond three layers the estimate may
+be a few times too small), and its growth with each refinement, up to all of it."""
 WORTH_COMPRESSING = 5000
 """Below this many weights a step costs the same whatever their number."""
 LARGEST_SHARE = 0.5
 """Compression pays while the core and its surroundings have at most this share of the network's weights."""
 MOST_STEPS_AT_ONCE = 6
+SPEEDUP = 0.6
+"""The defect falls super-linearly: with each further Krylov step the ratio of the last two is taken to fall so."""
 LEAST_RTOL = 1e-12
 """Tighter than this, round-off in the defect decides."""
 WATCHED = 32
@@ -125,7 +128,7 @@ class CompressedModel:
 
     @property
     def _allowance(self) -> float:
-        return min(1.0, ALLOWANCE * ALLOWANCE_GROWTH**self.refinements)
+        return min(1.0, ALLOWANCE.get(self.network.depth, 0.1) * ALLOWANCE_GROWTH**self.refinements)
 
     def _tolerance(self, states: np.ndarray) -> np.ndarray:
         return self.rtol * np.linalg.norm(states - self.initial_state, axis=1) + self.atol
@@ -142,7 +145,10 @@ class CompressedModel:
         before = self._integral(fewer, nodes, self.network.restrict(fewer, states), discrete)[-1]
         ratio = min(max(increment / before, 1e-3), 0.3) if before > 0 and np.isfinite(before) else 0.3
         more = 1
-        while more < MOST_STEPS_AT_ONCE and increment * ratio**more > 0.1 * allowed:
+        increment *= ratio
+        while more < MOST_STEPS_AT_ONCE and increment > 0.1 * allowed:
+            ratio *= SPEEDUP
+            increment *= ratio
             more += 1
         network = self.network.with_steps(self.network.steps + more)
         if self.may_give_up and not pays(network):
@@ -167,12 +173,14 @@ def choose_model(problem: Problem, method: Method, reduce: str) -> Model:
         return FullModel(problem, f"full weights: {network.size} are too few for compression to pay")
     if isinstance(network, LinearNetwork):
         level = first_level(network.depth)
-        network = CompressedNetwork(KrylovBases(network.weights), level, network.scale, network.origin)
-        if may_give_up and not pays(network):
-            return FullModel(problem, f"full weights: {_why_not(network)}")
+        compressed = CompressedNetwork(KrylovBases(network.weights), level, network.scale, network.origin)
+        if may_give_up and not pays(compressed):
+            return FullModel(problem, f"full weights: {_why_not(compressed)}")
+    else:
+        compressed = network
     if isinstance(method, GradientDescent):
-        return CompressedModel(problem, network, DESCENT_RTOL, 0.0, may_give_up)
-    return CompressedModel(problem, network, max(method.rtol, LEAST_RTOL), method.atol, may_give_up)
+        return CompressedModel(problem, compressed, DESCENT_RTOL, DESCENT_ATOL, may_give_up)
+    return CompressedModel(problem, compressed, max(method.rtol, LEAST_RTOL), method.atol, may_give_up)
 
 
 def pays(network: CompressedNetwork) -> bool:

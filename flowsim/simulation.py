@@ -53,8 +53,8 @@ def simulate(
     Ctrl-C returns what there is.
 
     reduce: "auto" simulates the network in compressed form where that pays, with as many Krylov steps as keep the
-    estimated error of the weights within the method's tolerance (rtol ||W(t) - W(0)||_F + atol; gradient descent:
-    1e-10 of the change), and more when the estimate grows; Trajectory.reduction says what was done and why. "always"
+    estimated error of the weights within the method's tolerance (rtol ||W(t) - W(0)||_F + atol; for gradient
+    descent 1e-8 and 1e-10), and more when the estimate grows; Trajectory.reduction says what was done and why. "always"
     compresses even where it does not pay, "never" integrates the full weights.
 
     Gradient descent takes round(t1 / step_size) steps, saves at the nearest steps and reports the times it reached.
@@ -119,6 +119,7 @@ class _Run:
     checkpoints: list[tuple[float, np.ndarray]] = field(default_factory=list)
     log: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
     counts: Counts = field(default_factory=lambda: Counts(0, 0, 0))
+    final: tuple[float, np.ndarray] = (0.0, np.zeros(0))
 
     def to_end(self, t1: float, reduce: str) -> Trajectory:
         compiled = compile_seconds(self.method)

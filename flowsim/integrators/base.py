@@ -24,9 +24,8 @@ class Segment:
     """One or more accepted steps.
 
     times (K+1): the ends of the steps, times[0] where the segment starts; products (K, n, m): W at times[1:];
-    dissipated (K): the integral of ||grad L||_F^2 over each step; evaluate(t): the states (S, size) at any times t (S) in
-    the segment.
-    discrete: the method lives on its steps only (gradient descent), evaluate joins them by straight lines.
+    dissipated (K): the integral of ||grad L||_F^2 over each step; evaluate(t): the states (S, size) at any times t (S)
+    of the segment; discrete: the method lives on its steps only (gradient descent), straight lines join them.
     """
 
     times: np.ndarray

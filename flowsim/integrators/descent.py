@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,8 @@ from flowsim.problem import Problem
 SEGMENT_BYTES = 2**25
 """A segment keeps the weights after each of its steps; it is as long as this many bytes allow."""
 LONGEST_SEGMENT = 1024
+
+States = Callable[[np.ndarray], np.ndarray]
 
 
 def count_steps(step_size: float, span: float) -> int:
@@ -54,14 +56,14 @@ class Descent:
         """As many steps as a segment holds."""
         count = min(self.longest, self.steps - self.done)
         first = self.first + self.done
-        products, dissipated, path = self._descend(count)
+        products, dissipated, states = self._descend(count)
         self.done += count
         self.counts.rhs_evaluations = self.done
         times = self.step_size * np.arange(first, first + count + 1)
-        return Segment(times, products, dissipated, _Polygon(times, path), discrete=True)
+        return Segment(times, products, dissipated, _Polygon(times, states), discrete=True)
 
-    def _descend(self, count: int) -> tuple[np.ndarray, np.ndarray, Sequence[Sequence[np.ndarray]]]:
-        """(products, dissipated, path): path[k] holds the weights after k steps, k = 0 .. count."""
+    def _descend(self, count: int) -> tuple[np.ndarray, np.ndarray, States]:
+        """(products, dissipated, states): states(k) are those after the numbers k of steps, 0 .. count."""
         problem, eta = self.problem, self.step_size
         weights, gradients = self.weights, self.gradients
         path, products, dissipated = [weights], [], []
@@ -73,23 +75,29 @@ class Descent:
                 products.append(P)
                 path.append(weights)
         self.weights, self.gradients = weights, gradients
-        return np.array(products), np.array(dissipated), path
+        return np.array(products), np.array(dissipated), lambda steps: np.array([flatten(path[k]) for k in steps])
 
 
 class CompiledDescent(Descent):
     """The same steps by a jitted jax.lax.scan in float64."""
 
-    def _descend(self, count: int) -> tuple[np.ndarray, np.ndarray, Sequence[Sequence[np.ndarray]]]:
+    def _descend(self, count: int) -> tuple[np.ndarray, np.ndarray, States]:
         from flowsim.integrators.jax_support import as_argument, float64
 
-        before = [np.asarray(W) for W in self.weights]
+        before = flatten([np.asarray(W) for W in self.weights])
         etas = np.zeros(self.longest)
         etas[:count] = self.step_size  # a step of size 0 changes nothing: one compiled length serves every remainder
         arguments = as_argument(self.problem.loss), list(self.weights), list(self.gradients), self.problem.network.scale
         with float64():
             (self.weights, self.gradients), record = _compiled_scan()(*arguments, etas)
             layers, products, dissipated = ([np.asarray(x) for x in record[0]], *map(np.asarray, record[1:]))
-        return products[:count], dissipated[:count], [before, *zip(*(layer[:count] for layer in layers), strict=True)]
+
+        def states(steps: np.ndarray) -> np.ndarray:
+            picked = np.concatenate([layer[steps - 1].reshape(len(steps), -1) for layer in layers], axis=1)
+            picked[steps == 0] = before
+            return picked
+
+        return products[:count], dissipated[:count], states
 
 
 @cache
@@ -113,15 +121,13 @@ def _compiled_scan() -> Any:
 class _Polygon:
     """The weights at any t: straight lines between the steps."""
 
-    def __init__(self, times: np.ndarray, path: Sequence[Sequence[np.ndarray]]) -> None:
-        self.times, self.path = times, path
+    def __init__(self, times: np.ndarray, states: States) -> None:
+        self.times, self.states = times, states
 
     def __call__(self, t: np.ndarray) -> np.ndarray:
         left = np.clip(np.searchsorted(self.times, t, side="right") - 1, 0, len(self.times) - 2)
-        share = (t - self.times[left]) / (self.times[left + 1] - self.times[left])
-        return np.array([self._between(int(k), float(s)) for k, s in zip(left, share, strict=True)])
-
-    def _between(self, step: int, share: float) -> np.ndarray:
-        if share in (0.0, 1.0):
-            return flatten(self.path[step + int(share)])
-        return (1 - share) * flatten(self.path[step]) + share * flatten(self.path[step + 1])
+        share = ((t - self.times[left]) / (self.times[left + 1] - self.times[left]))[:, None]
+        near = self.states(left + (share[:, 0] == 1.0))
+        inside = np.flatnonzero((share > 0) & (share < 1))
+        near[inside] += share[inside] * (self.states(left[inside] + 1) - near[inside]) if len(inside) else 0.0
+        return near

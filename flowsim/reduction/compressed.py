@@ -17,8 +17,8 @@ from flowsim.reduction.bases import Bases, KrylovBases
 
 
 def first_level(depth: int) -> int:
-    """The number of Krylov steps to begin with: both ends have met in every basis, and one step more."""
-    return 0 if depth == 2 else depth - 1
+    """The number of Krylov steps to begin with: both ends have met in every basis (L - 2), and a step or two more."""
+    return 0 if depth == 2 else max(depth - 1, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,9 +129,9 @@ class CompressedNetwork:
         delta = unflatten(state - flatten(self.core.weights), self.core.dims)[layer - 1]
         if layer > 1:
             delta = vectors[layer - 2][:, : delta.shape[0]] @ delta
-        right = None if layer == self.depth else vectors[layer - 1][:, : delta.shape[1]]
+        right = np.eye(self.dims[-1]) if layer == self.depth else vectors[layer - 1][:, : delta.shape[1]]
         if isinstance(initial, np.ndarray):
-            return initial + (delta if right is None else delta @ right.T)
+            return initial + delta @ right.T
         from scipy.sparse.linalg import aslinearoperator
 
         return aslinearoperator(initial) + aslinearoperator(delta) @ aslinearoperator(right.T)

@@ -1,9 +1,9 @@
 """Gaussian networks in compressed form, drawn directly: networks too wide to store.
 
-A vector u of P_{l-1} that has not met W_l (entries from N(0, sigma_l^2), independent) has, in W_l^T u, independent normal
-components along the vectors of P_l that have not met W_l either, the known ones along those that have, and beyond
-P_l a chi variable with h_l - k_l degrees of freedom times a new direction. The same for W_l v. So the coordinates of a
-level can be drawn one product after the other, exactly in distribution, whatever the widths.
+W_l has independent entries from N(0, sigma_l^2). For a vector u of P_{l-1} that has not met it, W_l^T u has
+independent normal components along the vectors of P_l that have not met W_l either, the known ones along those that
+have, and beyond P_l a chi variable with h_l - k_l degrees of freedom times a new direction. The same for W_l v. So the
+coordinates of a level can be drawn one product after the other, exactly in distribution, whatever the widths.
 """
 
 from __future__ import annotations
