@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,7 +48,7 @@ def reproduce(*, out: Path = Path("."), seed: int = 0, json_: Json = False) -> i
     return 0
 
 
-@app.command(help="Simulate gradient flow or gradient descent from the weights in an .npz file.")
+@app.command(help="Simulate gradient flow or descent from weights in an .npz file, or a folder of W1.npy, W2.npy, ...")
 def simulate(
     weights: Path,
     *,
@@ -126,21 +127,26 @@ def initialize(
     scheme: Annotated[str, Parameter(help="fan_in, fan_out, ntk, xavier, orthogonal or balanced.")] = "fan_out",
     seed: int = 0,
     scale: float = 1.0,
+    compressed: Annotated[
+        bool, Parameter(negative="", help="Draw a Gaussian network of any width compressed.")
+    ] = False,
     out: Path,
     json_: Json = False,
 ) -> int:
     from flowsim.files import check_writable, save_weights
-    from flowsim.initialization import initialize as draw
+    from flowsim.initialization import initialize as draw_full
+    from flowsim.reduction import sample_compressed
 
     try:
         sizes = tuple(int(size) for size in dims.split(","))
     except ValueError as error:
         raise InputError(f"Argument `dims` must look like 5,300,500,1, but it is {dims!r}.") from error
     check_writable(out)
-    network = draw(scheme, sizes, seed=seed, scale=scale)
+    draw = partial(sample_compressed if compressed else draw_full, scheme)
+    network = draw(sizes, seed=seed, scale=scale)
     save_weights(out, network)
     _print(
-        {"dims": list(sizes), "scheme": scheme, "seed": seed, "scale": scale, "out": str(out)},
+        {"dims": sizes, "scheme": scheme, "seed": seed, "scale": scale, "compressed": compressed, "out": str(out)},
         json_,
         lambda: f"Wrote {out}",
     )

@@ -21,17 +21,22 @@ import numpy as np
 from flowsim.checks import as_matrix, as_number
 from flowsim.errors import InputError
 from flowsim.network import LinearNetwork
+from flowsim.reduction import CompressedNetwork, sample_compressed
 
 LARGEST_FILE = 2**33
 """Arrays of more bytes than this (8 GiB) in one file are refused."""
 
 
-def read_weights(path: str | Path, limit: int = LARGEST_FILE) -> LinearNetwork:
+def read_weights(path: str | Path, limit: int = LARGEST_FILE) -> LinearNetwork | CompressedNetwork:
     """The network in an .npz file with keys W1..WL, W_l of shape h_{l-1} x h_l, and optionally `scale`.
 
+    A folder with W1.npy .. WL.npy is mapped into memory rather than read: it may be larger than the memory. A file
+    that `flowsim initialize --compressed` wrote gives the network in compressed form.
     Raises InputError when the file is missing, damaged, too large, or does not hold a network.
     """
-    arrays = _read_npz(Path(path), limit)
+    arrays = _map_folder(Path(path)) if Path(path).is_dir() else _read_npz(Path(path), limit)
+    if "recipe" in arrays:
+        return _follow(arrays["recipe"], path)
     layers = sorted(int(key[1:]) for key in arrays if key[:1] == "W" and key[1:].isdigit())
     if not layers:
         raise InputError(f"File {path} must hold the weights as W1, W2, ..., but it holds {_listed(arrays)}.")
@@ -49,7 +54,9 @@ def read_weights(path: str | Path, limit: int = LARGEST_FILE) -> LinearNetwork:
 def read_target(path: str | Path, limit: int = LARGEST_FILE) -> np.ndarray | None:
     """The target Y: an .npy file, or key Y of an .npz file (None where it has none). Raises InputError as above."""
     path = Path(path)
-    if _is_zip(path):
+    if path.is_dir():
+        Y = _map_folder(path).get("Y")
+    elif _is_zip(path):
         Y = _read_npz(path, limit).get("Y")
     else:
         with _opened(path) as stream:
@@ -67,8 +74,17 @@ def read_data(path: str | Path, limit: int = LARGEST_FILE) -> tuple[np.ndarray, 
         return as_matrix(arrays["X"], "X"), as_matrix(arrays["Y"], "Y")
 
 
-def save_weights(path: str | Path, network: LinearNetwork, target: np.ndarray | None = None) -> None:
-    """Write W1..WL, scale, origin and, if given, the target Y as .npz. Raises InputError when it cannot be written."""
+def save_weights(
+    path: str | Path, network: LinearNetwork | CompressedNetwork, target: np.ndarray | None = None
+) -> None:
+    """Write W1..WL, scale, origin and, if given, the target Y as .npz. Raises InputError when it cannot be written.
+
+    Of a network drawn in compressed form the file keeps how it was drawn: that is all it takes, and it fits any width.
+    """
+    if isinstance(network, CompressedNetwork) and network.origin.get("form") == "sampled":
+        with write_atomically(path) as place, open(place, "wb") as stream:
+            np.savez(stream, recipe=np.array(json.dumps({**network.origin, "steps": network.steps})))
+        return
     arrays = {f"W{layer}": W for layer, W in enumerate(network.weights, start=1)}
     if target is not None:
         arrays["Y"] = target
@@ -195,6 +211,34 @@ def _read_array(stream: IO[bytes], size: int, what: str, limit: int) -> np.ndarr
     if len(content) < declared:
         raise InputError(f"{what} is truncated: {len(content)} of {declared} bytes are there; copy the file again.")
     return np.frombuffer(content, dtype=dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _map_folder(path: Path) -> dict[str, np.ndarray]:
+    """The .npy files of a folder, memory-mapped, by their names without the ending."""
+    arrays = {}
+    for file in sorted(path.glob("*.npy")):
+        with _opened(file) as stream:
+            header = stream.read(6)
+        if header != b"\x93NUMPY":
+            raise InputError(f"File {file} is not a readable .npy array: truncated, damaged or something else.")
+        try:
+            arrays[file.stem] = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise InputError(
+                f"File {file} is not a readable .npy array: truncated, damaged or something else."
+            ) from error
+    return arrays
+
+
+def _follow(recipe: np.ndarray, path: str | Path) -> CompressedNetwork:
+    """The network that was drawn in compressed form as the recipe says."""
+    try:
+        origin = json.loads(str(recipe[()]))
+        words = {key: origin[key] for key in ("scheme", "dims", "seed", "scale", "steps")}
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(f"File {path} must say how its network was drawn, but its recipe is damaged.") from error
+    with _named(path):
+        return sample_compressed(words.pop("scheme"), words.pop("dims"), **words)
 
 
 def _origin(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -9,18 +9,20 @@ import numpy as np
 
 from flowsim.errors import InputError
 from flowsim.losses import check_loss, excess
-from flowsim.network import LinearNetwork, backpropagate, flatten, unflatten
+from flowsim.network import backpropagate, flatten, unflatten
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
     """A loss on the product of a network, with the network's weights as the initial point: a frozen value.
 
+    network: a LinearNetwork, or a CompressedNetwork where the full weights are not there or not wanted.
+
     Raises InputError when the loss is not one, or its shape is not that of the network's product.
     """
 
     loss: Any
-    network: LinearNetwork
+    network: Any
 
     def __post_init__(self) -> None:
         check_loss(self.loss)

@@ -5,9 +5,9 @@ several initializations and depths; it falls super-linearly. cost: gradient flow
 against compressed, for widths from 10^2 to 10^9; up to a few thousand weights compression does not pay, and beyond
 some 10^4 its cost is that of a few products, then (sampled) nothing at all. large: networks of widths (3000, 5000) in
 units of one full gradient. effectivity: true error over estimate on random problems of depth 2 to 6, and the error of
-reduce="auto". Writes width.png. All of it takes about a quarter of an hour, `--small` seconds.
+reduce="auto". drawn: networks drawn in compressed form against full ones, Kolmogorov-Smirnov tests. Writes width.png. All of it takes about a quarter of an hour, `--small` seconds.
 
-    python studies/width.py --out studies [--only steps cost large effectivity]
+    python studies/width.py --out studies [--only steps cost large effectivity drawn]
 """
 
 import argparse
@@ -213,6 +213,54 @@ def nudge_growth(problem: fs.Problem, t1: float) -> float:
     return distance(*ends) / 1e-7
 
 
+# -------------------------------------------------------------------------------------------------- drawn compressed
+
+DRAWN = (
+    ("fan_in", (2, 12, 1), 1.0),
+    ("fan_out", (1, 14, 17, 1), 1.0),
+    ("ntk", (1, 14, 16, 1), 2.0),
+    ("xavier", (2, 16, 15, 2), 1.0),
+    ("fan_in", (1, 13, 15, 14, 1), 1.0),
+    ("fan_out", (2, 12, 14, 13, 1), 1.0),
+)
+TIMES = (0.1, 0.5, 2.0)
+
+
+def losses(make: str, scheme: str, dims: tuple[int, ...], scale: float, seeds: range) -> np.ndarray:
+    """(members, times): the loss at 0 and at TIMES."""
+    loss, method = fs.SquaredLoss(np.ones((dims[0], dims[-1]))), fs.Scipy("DOP853", 1e-7, 1e-9)
+    draw = fs.initialize if make == "full" else fs.sample_compressed
+    problems = (fs.Problem(loss, draw(scheme, dims, seed=seed, scale=scale)) for seed in seeds)
+    return np.array([fs.simulate(p, method, t1=TIMES[-1], save_points=TIMES).loss for p in problems])
+
+
+def print_drawn(members: int) -> None:
+    """Kolmogorov-Smirnov tests and mean loss curves of networks drawn in full and in compressed form."""
+    from joblib import Parallel, delayed
+    from scipy.stats import ks_2samp
+
+    jobs = [(make, *case) for case in DRAWN for make in ("full", "compressed")]
+    starts = [10**6 * k for k in range(len(jobs))]
+    found = Parallel(n_jobs=os.cpu_count())(
+        delayed(losses)(*job, range(start, start + members)) for job, start in zip(jobs, starts, strict=True)
+    )
+    level = 0.01 / (len(DRAWN) * (len(TIMES) + 1))
+    print(f"\n{members} + {members} members; a p-value below {level:.1e} would reject (family-wise level 0.01)")
+    for case, full, drawn in zip(DRAWN, found[::2], found[1::2], strict=True):
+        values = [ks_2samp(full[:, k], drawn[:, k]).pvalue for k in range(full.shape[1])]
+        print(
+            f"  {case[0]} {case[1]}: p "
+            + " ".join(f"{p:.3f}" for p in values)
+            + (" REJECTED" if min(values) < level else "")
+        )
+        for name, table in (("full", full), ("drawn", drawn)):
+            error = table.std(axis=0) / np.sqrt(len(table))
+            print(
+                f"    mean loss {name:5} "
+                + "  ".join(f"{m:.4f} +- {e:.4f}" for m, e in zip(table.mean(axis=0), error, strict=True))
+            )
+
+
 # --------------------------------------------------------------------------------------------------------------- output
 
 
@@ -281,7 +329,7 @@ def print_effectivity(count: int) -> None:
 
 def main() -> None:
     """Print the tables and draw the figure."""
-    parts = ("steps", "cost", "large", "effectivity")
+    parts = ("steps", "cost", "large", "effectivity", "drawn")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--only", nargs="*", choices=parts, default=parts)
@@ -310,6 +358,8 @@ def main() -> None:
             print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
     if "effectivity" in only:
         print_effectivity(10 if small else 200)
+    if "drawn" in only:
+        print_drawn(20 if small else 2000)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ def theorem_2(network: LinearNetwork, loss: Any = None) -> Certificate:
     """
     if network.depth != 3:
         return Certificate(NAME, False, reason=f"it is for three layers, the network has {network.depth}")
+    if not network.is_dense:
+        return Certificate(NAME, False, reason="it needs all eigenvalues of D_1 and D_2: the full layers, as arrays")
     alpha = network.scale**2 * max(delta_star(network), 0.0)
     if loss is None:
         return Certificate(NAME, True, alpha, reason="the rate needs a target or data: no loss was given")

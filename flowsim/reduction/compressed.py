@@ -45,6 +45,9 @@ class CompressedNetwork:
         """L."""
         return self.bases.depth
 
+    is_dense = False
+    """Not all of it is at hand as arrays."""
+
     @property
     def size(self) -> int:
         """The number of weights of the network, not of its core."""

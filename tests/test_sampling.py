@@ -1,0 +1,126 @@
+"""Networks drawn in compressed form against networks drawn in full: the same distribution, at any width."""
+
+import numpy as np
+import pytest
+from scipy.stats import ks_2samp
+
+import flowsim as fs
+from flowsim import cli, files
+from flowsim.errors import InputError
+
+LEVEL = 0.01
+"""The family-wise level of all Kolmogorov-Smirnov tests here together (Bonferroni), at fixed seeds."""
+CASES = [
+    ((2, 12, 1), "fan_in", 1.0),
+    ((1, 14, 17, 1), "fan_out", 1.0),
+    ((3, 15, 14, 2), "fan_in", 0.7),
+    ((2, 16, 15, 2), "xavier", 1.0),
+    ((1, 14, 16, 1), "ntk", 2.0),
+    ((1, 13, 15, 14, 1), "fan_in", 1.0),
+    ((2, 12, 14, 13, 1), "fan_out", 1.0),
+]
+TIMES = (0.1, 0.5, 2.0)
+MEMBERS = 400
+
+
+def losses(make, dims, scheme, scale, seeds):
+    loss = fs.SquaredLoss(np.ones((dims[0], dims[-1])))
+    method = fs.Scipy("DOP853", 1e-7, 1e-9)
+    problems = (fs.Problem(loss, make(scheme, dims, seed=seed, scale=scale)) for seed in seeds)
+    return np.array([fs.simulate(p, method, t1=2.0, save_points=TIMES).loss for p in problems])
+
+
+@pytest.mark.parametrize(("dims", "scheme", "scale"), CASES, ids=lambda value: str(value))
+def test_the_same_distribution_as_full_networks(dims, scheme, scale):
+    full = losses(fs.initialize, dims, scheme, scale, range(MEMBERS))
+    drawn = losses(fs.sample_compressed, dims, scheme, scale, range(10**6, 10**6 + MEMBERS))
+    worst = min(ks_2samp(full[:, k], drawn[:, k]).pvalue for k in range(full.shape[1]))
+    assert worst > LEVEL / (len(CASES) * full.shape[1])
+
+
+def test_wrong_degrees_of_freedom_would_be_found():
+    """The test above has power: slightly narrower hidden layers are told apart."""
+    full = losses(fs.initialize, (2, 16, 15, 2), "xavier", 1.0, range(MEMBERS))
+    wrong = losses(fs.sample_compressed, (2, 10, 10, 2), "xavier", 1.0, range(10**6, 10**6 + MEMBERS))
+    assert min(ks_2samp(full[:, k], wrong[:, k]).pvalue for k in range(full.shape[1])) < LEVEL / 30
+
+
+@pytest.mark.parametrize("dims", [(2, 9, 3), (2, 7, 6, 2), (3, 8, 5, 7, 2)])
+def test_complete_bases_have_the_full_widths(dims):
+    network = fs.sample_compressed("fan_in", dims, seed=0, steps=20)
+    needed = [min(h, dims[0] + dims[-1]) for h in dims[1:-1]] if len(dims) == 3 else dims[1:-1]
+    assert network.core.dims == (dims[0], *needed, dims[-1])
+    assert network.exact
+
+
+def test_same_seed_same_network_however_it_is_grown():
+    small = fs.sample_compressed("fan_out", (2, 10**6, 10**7, 1), seed=3)
+    large = fs.sample_compressed("fan_out", (2, 10**6, 10**7, 1), seed=3, steps=6)
+    for W, V in zip(small.core.weights, large.core.weights, strict=True):
+        assert (V[: W.shape[0], : W.shape[1]] == W).all()
+
+
+def test_a_billion_wide():
+    problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.sample_compressed("fan_out", (1, 10**9, 10**9, 1), seed=0))
+    flow = fs.simulate(problem, t1=1e-6, stop_loss=1e-10)
+    assert flow.status == "converged"
+    assert flow.problem.network.dims == (1, 10**9, 10**9, 1)
+    descent = fs.simulate(problem, fs.GradientDescent(1e-11), t1=float(flow.time[-1]))
+    assert descent.loss[-1] < 1e-6 * descent.loss[0]
+    with pytest.raises(InputError, match="no full weights"):
+        flow.weights_at(0.0)
+    assert flow.core_at(0.0).dims[0] == 1
+    assert not fs.certify(problem)["theorem-2"].applies
+    with pytest.raises(InputError, match="never"):
+        fs.simulate(problem, t1=1e-9, reduce="never")
+
+
+def test_imbalance_norms_in_expectation():
+    exact = np.mean([fs.fan_in((2, 300, 250, 280, 1), seed=s).imbalance_norms for s in range(3)], axis=0)
+    drawn = fs.sample_compressed("fan_in", (2, 300, 250, 280, 1), seed=0).imbalance_norms
+    assert np.array(drawn) == pytest.approx(np.array(exact), rel=0.05)
+
+
+def test_through_the_command_and_a_file(tmp_path, capsys):
+    path, target, out = tmp_path / "w.npz", tmp_path / "y.npy", tmp_path / "run.nc"
+    np.save(target, np.ones((2, 1)))
+    words = ["initialize", "--dims", "2,1000000,2000000,1", "--compressed", "--seed", "5", "--out", str(path)]
+    assert cli.main(words) == 0
+    network = files.read_weights(path)
+    assert network.dims == (2, 10**6, 2 * 10**6, 1)
+    assert (network.core.weights[1] == fs.sample_compressed("fan_out", network.dims, seed=5).core.weights[1]).all()
+    assert cli.main(["simulate", str(path), "--target", str(target), "--t1", "1e-4", "--out", str(out), "--json"]) == 0
+    assert '"used": true' in capsys.readouterr().out
+    back = fs.load(out)
+    assert back.problem.network.dims == network.dims
+    assert np.isfinite(back.product_at(3e-5)).all()
+
+
+def test_a_folder_is_memory_mapped(tmp_path, capsys):
+    network = fs.fan_in((2, 90, 95, 1), seed=0)
+    for layer, W in enumerate(network.weights, start=1):
+        np.save(tmp_path / f"W{layer}.npy", W)
+    np.save(tmp_path / "Y.npy", np.ones((2, 1)))
+    mapped = files.read_weights(tmp_path)
+    assert isinstance(mapped.weights[1].base, np.memmap)
+    assert cli.main(["simulate", str(tmp_path), "--t1", "0.1", "--json"]) == 0
+    assert '"completed"' in capsys.readouterr().out
+    (tmp_path / "W2.npy").write_bytes(b"nonsense")
+    assert cli.main(["simulate", str(tmp_path), "--t1", "0.1"]) == 2
+    np.save(tmp_path / "W2.npy", np.array([[None]]), allow_pickle=True)
+    assert cli.main(["simulate", str(tmp_path), "--t1", "0.1"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"scheme": "orthogonal"}, "one of fan_in"),
+        ({"dims": (3, 2)}, "three sizes"),
+        ({"steps": -1}, "at least 0"),
+        ({"seed": "x"}, "whole number"),
+        ({"scale": -1.0}, "greater than 0"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, words):
+    with pytest.raises(InputError, match=words):
+        fs.sample_compressed(**{"scheme": "fan_in", "dims": (1, 9, 9, 1), "seed": 0, **arguments})
