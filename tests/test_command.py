@@ -146,7 +146,7 @@ BAD_FILES = {
     "not a zip": (lambda p: p.write_bytes(b"hello"), "must be an .npz file"),
     "nothing": (lambda p: p.write_bytes(b""), "must be an .npz file"),
     "missing": (lambda p: None, "does not exist"),
-    "folder": (lambda p: p.mkdir(), "cannot be read"),
+    "folder": (lambda p: p.mkdir(), "W1, W2"),
     "bad scale": (lambda p: changed(p, scale=np.array(-1.0)), "scale"),
 }
 

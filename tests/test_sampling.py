@@ -19,15 +19,18 @@ CASES = [
     ((1, 13, 15, 14, 1), "fan_in", 1.0),
     ((2, 12, 14, 13, 1), "fan_out", 1.0),
 ]
-TIMES = (0.1, 0.5, 2.0)
-MEMBERS = 400
+TIMES = (0.02, 0.1, 0.4)
+FLOOR = 1e-7
+"""What integration errors leave of a loss is not compared."""
+MEMBERS = 300
 
 
 def losses(make, dims, scheme, scale, seeds):
     loss = fs.SquaredLoss(np.ones((dims[0], dims[-1])))
-    method = fs.Scipy("DOP853", 1e-7, 1e-9)
+    method = fs.Scipy("DOP853", 1e-9, 1e-11)
     problems = (fs.Problem(loss, make(scheme, dims, seed=seed, scale=scale)) for seed in seeds)
-    return np.array([fs.simulate(p, method, t1=2.0, save_points=TIMES).loss for p in problems])
+    found = [fs.simulate(p, method, t1=TIMES[-1], save_points=TIMES).loss for p in problems]
+    return np.maximum(found, FLOOR)
 
 
 @pytest.mark.parametrize(("dims", "scheme", "scale"), CASES, ids=lambda value: str(value))
