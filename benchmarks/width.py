@@ -2,9 +2,9 @@
 
 Work: gradient descent with step size 5e-6, 3,000 steps, on (1,300,500,1) with Y = 2 and (5,300,500,1) with Y = 1,
 fan_out weights, and the loss after every step. Peers: a PyTorch autograd SGD loop (extra `peers`), a NumPy loop with
-gradients by hand, a jitted jax.lax.scan; beside them gradient flow to the same time by diffrax Tsit5 on the full weights, and
-flowsim (compression included). Every run is repeated once per seed after a warm-up whose extra time is reported as
-compile time. float64 throughout.
+gradients by hand, a jitted jax.lax.scan; beside them gradient flow to the same time by diffrax Tsit5 on the full
+weights, and flowsim (compression included). Every run is repeated once per seed after a warm-up whose extra time is
+reported as compile time. float64 throughout.
 
     python benchmarks/width.py [--seeds 10] [--json FILE]
 """
