@@ -244,7 +244,7 @@ def print_drawn(members: int) -> None:
     from scipy.stats import ks_2samp
 
     jobs = [(make, *case) for case in DRAWN for make in ("full", "compressed")]
-    starts = [10**6 * k for k in range(len(jobs))]
+    starts = [5 * 10**7 + 10**6 * k for k in range(len(jobs))]
     found = Parallel(n_jobs=os.cpu_count())(
         delayed(losses)(*job, range(start, start + members)) for job, start in zip(jobs, starts, strict=True)
     )

@@ -22,7 +22,7 @@ CASES = [
 TIMES = (0.02, 0.1, 0.4)
 FLOOR = 1e-7
 """What integration errors leave of a loss is not compared."""
-MEMBERS = 300
+MEMBERS = 200
 
 
 def losses(make, dims, scheme, scale, seeds):

@@ -4,8 +4,6 @@ import runpy
 import sys
 from pathlib import Path
 
-import pytest
-
 STUDIES = Path(__file__).parent.parent / "studies"
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,17 +13,14 @@ import numpy as np
 from flowsim.checks import as_count
 from flowsim.errors import InputError
 from flowsim.integrators import start
-from flowsim.losses import LeastSquares, SquaredLoss, minimum_of
-from flowsim.methods import Diffrax, GradientDescent, Method, Scipy
+from flowsim.losses import minimum_of
+from flowsim.methods import Method
 from flowsim.network import LinearNetwork, unflatten
 from flowsim.problem import Problem
-from flowsim.reduction import CompressedNetwork, FixedBases
+from flowsim.reduction import CompressedNetwork
 
 if TYPE_CHECKING:
     import xarray
-
-LARGEST_KEPT = 2**30
-"""Initial weights of more bytes than this (1 GiB) are not kept in a file beside the compressed ones."""
 
 REMEDIES = {
     "completed": "The end time was reached.",
@@ -65,6 +60,21 @@ class Reduction:
     network: CompressedNetwork | None
     error: np.ndarray
     reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class UnknownLoss:
+    """Stands for a user's own loss in a trajectory loaded without it."""
+
+    shape: tuple[int, int]
+
+    def value(self, W: Any) -> Any:
+        """Not known."""
+        raise InputError(
+            "Argument `loss` must be passed to load(path, loss=...): the file does not hold the user's own."
+        )
+
+    gradient = value
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,155 +286,6 @@ class Trajectory:
 
         The file is written beside and renamed. Raises InputError when the place cannot be written.
         """
-        from flowsim.files import write_atomically
+        from flowsim.trajectory.netcdf import write
 
-        kind, loss = _describe_loss(self.problem.loss)
-        arrays = {f"loss_{name}": value for name, value in loss.items()}
-        reduction, bases = _describe_reduction(self.reduction, self.problem.network)
-        arrays |= bases
-        network = self.problem.network
-        configuration = {
-            "schema": 1,
-            "dims": network.dims,
-            "scale": network.scale,
-            "origin": dict(network.origin),
-            "method": {"family": type(self.method).__name__, **dataclasses.asdict(self.method)},
-            "loss": kind,
-            "status": self.status,
-            "detail": self.detail,
-            "stats": dict(self.stats),
-            "provenance": dict(self.provenance),
-            "reduction": reduction,
-        }
-        dataset = self.dataset.assign(
-            checkpoint_time=("checkpoint", self.checkpoints.times),
-            checkpoint_state=(("checkpoint", "weight"), self.checkpoints.states),
-        )
-        dataset = dataset.assign(
-            {name: ((f"{name}_row", f"{name}_column"), value) for name, value in arrays.items()}
-        ).assign_attrs(flowsim=json.dumps(configuration, allow_nan=False))
-        with write_atomically(Path(path)) as place:
-            dataset.to_netcdf(place, engine="h5netcdf")
-
-
-@dataclass(frozen=True, eq=False)
-class UnknownLoss:
-    """Stands for a user's own loss in a trajectory loaded without it."""
-
-    shape: tuple[int, int]
-
-    def value(self, W: Any) -> Any:
-        """Not known."""
-        raise InputError(
-            "Argument `loss` must be passed to load(path, loss=...): the file does not hold the user's own."
-        )
-
-    gradient = value
-
-
-def _describe_loss(loss: Any) -> tuple[str, dict[str, np.ndarray]]:
-    if isinstance(loss, SquaredLoss):
-        return "SquaredLoss", {"Y": loss.Y}
-    if isinstance(loss, LeastSquares):
-        arrays = {"factor": loss.factor, "minimiser": loss.minimiser, "minimum": np.array([[loss.minimum]])}
-        return "LeastSquares", arrays
-    return "custom", {}
-
-
-def _describe_reduction(reduction: Reduction, network: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What a file keeps of the compression: coordinates, bases, and the initial weights unless they are too large."""
-    compressed = reduction.network
-    if compressed is None:
-        return {"reason": reduction.reason, "steps": None}, {}
-    steps = compressed.steps
-    levels = sorted({min(level, len(compressed.bases.counts) - 1) for level in range(steps + compressed.halo + 1)})
-    arrays = {f"core_M{layer}": M for layer, M in enumerate(compressed.surroundings, start=1)}
-    for layer, (P, M) in enumerate(zip(compressed.bases.vectors or [], compressed.surroundings, strict=False), start=1):
-        arrays[f"basis_P{layer}"] = P[:, : M.shape[1]]
-    if isinstance(network, LinearNetwork) and network.is_dense and 8 * network.size <= LARGEST_KEPT:
-        arrays |= {f"initial_W{layer}": W for layer, W in enumerate(network.weights, start=1)}
-    counts = [compressed.bases.counts[level] for level in levels]
-    norms = network.imbalance_norms
-    return {"reason": reduction.reason, "steps": steps, "counts": counts, "imbalance_norms": norms}, arrays
-
-
-def _restore_network(
-    configuration: dict[str, Any], arrays: dict[str, np.ndarray], network: Any
-) -> tuple[Any, CompressedNetwork | None]:
-    """(the problem's network, its compressed form or None)."""
-    dims, scale, origin = tuple(configuration["dims"]), configuration["scale"], configuration["origin"]
-    reduction, layers = configuration["reduction"], range(1, len(configuration["dims"]))
-    if reduction["steps"] is None:
-        return LinearNetwork(tuple(unflatten(arrays["checkpoint_state"][0], dims)), scale, origin), None
-    if network is None and "initial_W1" in arrays:
-        network = LinearNetwork(tuple(arrays[f"initial_W{layer}"] for layer in layers), scale, origin)
-    if network is not None and network.dims != dims:
-        raise InputError(f"Argument `network` must have dims {dims}, but it has {network.dims}.")
-    vectors = [arrays[f"basis_P{layer}"] for layer in layers[:-1]] if "basis_P1" in arrays else None
-    bases = FixedBases(
-        dims,
-        [arrays[f"core_M{layer}"] for layer in layers],
-        [tuple(sizes) for sizes in reduction["counts"]],
-        vectors,
-        reduction["imbalance_norms"],
-        None if network is None else network.weights,
-    )
-    compressed = CompressedNetwork(bases, reduction["steps"], scale, origin)
-    return compressed if network is None else network, compressed
-
-
-def _restore_loss(kind: str, dataset: Any, shape: tuple[int, int]) -> Any:
-    if kind == "SquaredLoss":
-        return SquaredLoss(dataset["loss_Y"].values)
-    if kind == "LeastSquares":
-        minimum = float(dataset["loss_minimum"].values[0, 0])
-        return LeastSquares.from_factor(dataset["loss_factor"].values, dataset["loss_minimiser"].values, minimum)
-    return UnknownLoss(shape)
-
-
-def load(path: str | Path, loss: Any = None, network: LinearNetwork | None = None) -> Trajectory:
-    """Read a trajectory that Trajectory.save wrote.
-
-    `loss` restores a user's own loss, `network` initial weights that were too large for the file (1 GiB).
-
-    Raises InputError when the file is missing, damaged, or not one of flowsim's.
-    """
-    import xarray
-
-    if not Path(path).is_file():
-        raise InputError(f"Argument `path` must name a file, but {path} is not one.")
-    try:
-        with xarray.open_dataset(path, engine="h5netcdf") as opened:
-            dataset = opened.load()
-        configuration = json.loads(dataset.attrs["flowsim"])
-        return _restore(dataset, configuration, loss, network)
-    except InputError:
-        raise
-    except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
-        raise InputError(
-            f"Argument `path` must be a run saved by flowsim, but {path} is damaged or foreign."
-        ) from error
-
-
-def _restore(dataset: Any, configuration: dict[str, Any], loss: Any, network: Any) -> Trajectory:
-    dims = tuple(configuration["dims"])
-    arrays = {str(name): variable.values for name, variable in dataset.variables.items()}
-    network, compressed = _restore_network(configuration, arrays, network)
-    settings = dict(configuration["method"])
-    family = {"Scipy": Scipy, "Diffrax": Diffrax, "GradientDescent": GradientDescent}[settings.pop("family")]
-    found = loss or _restore_loss(configuration["loss"], dataset, (dims[0], dims[-1]))
-    return Trajectory(
-        problem=Problem(found, network),
-        method=family(**settings),
-        status=configuration["status"],
-        detail=configuration["detail"],
-        time=arrays["time"],
-        excess=arrays["excess_loss"],
-        gradient_norm=arrays["gradient_norm"],
-        imbalance_change=arrays["imbalance_change"],
-        steps=Steps(arrays["step_time"], arrays["step_excess_loss"], arrays["dissipated"]),
-        checkpoints=Checkpoints(arrays["checkpoint_time"], arrays["checkpoint_state"]),
-        reduction=Reduction(compressed, arrays["error_estimate"], configuration["reduction"]["reason"]),
-        stats=configuration["stats"],
-        provenance=configuration["provenance"],
-    )
+        write(self, path)
