@@ -11,15 +11,23 @@ if TYPE_CHECKING:
     from flowsim import errors as errors
     from flowsim import exact as exact
     from flowsim.initialization import balanced as balanced
+    from flowsim.initialization import diagonal as diagonal
     from flowsim.initialization import fan_in as fan_in
     from flowsim.initialization import fan_out as fan_out
+    from flowsim.initialization import homogeneous as homogeneous
     from flowsim.initialization import initialize as initialize
+    from flowsim.initialization import lambda_balanced as lambda_balanced
     from flowsim.initialization import ntk as ntk
     from flowsim.initialization import orthogonal as orthogonal
+    from flowsim.initialization import spectral as spectral
+    from flowsim.initialization import unimodal as unimodal
     from flowsim.initialization import xavier as xavier
+    from flowsim.losses import ExponentialLoss as ExponentialLoss
     from flowsim.losses import LeastSquares as LeastSquares
+    from flowsim.losses import LogisticLoss as LogisticLoss
     from flowsim.losses import Loss as Loss
     from flowsim.losses import LossConstants as LossConstants
+    from flowsim.losses import MaskedSquaredLoss as MaskedSquaredLoss
     from flowsim.losses import SquaredLoss as SquaredLoss
     from flowsim.methods import Diffrax as Diffrax
     from flowsim.methods import GradientDescent as GradientDescent
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
     from flowsim.methods import method_named as method_named
     from flowsim.network import LinearNetwork as LinearNetwork
     from flowsim.plots import plot as plot
+    from flowsim.posterior import a_posteriori as a_posteriori
     from flowsim.problem import Problem as Problem
     from flowsim.rates import Certificate as Certificate
     from flowsim.rates import certify as certify
@@ -38,11 +47,33 @@ if TYPE_CHECKING:
     from flowsim.trajectory import load as load
 
 _HOMES = {
-    "initialization": ("balanced", "fan_in", "fan_out", "initialize", "ntk", "orthogonal", "xavier"),
-    "losses": ("LeastSquares", "Loss", "LossConstants", "SquaredLoss"),
+    "initialization": (
+        "balanced",
+        "diagonal",
+        "fan_in",
+        "fan_out",
+        "homogeneous",
+        "initialize",
+        "lambda_balanced",
+        "ntk",
+        "orthogonal",
+        "spectral",
+        "unimodal",
+        "xavier",
+    ),
+    "losses": (
+        "ExponentialLoss",
+        "LeastSquares",
+        "LogisticLoss",
+        "Loss",
+        "LossConstants",
+        "MaskedSquaredLoss",
+        "SquaredLoss",
+    ),
     "methods": ("Diffrax", "GradientDescent", "Scipy", "method_named"),
     "network": ("LinearNetwork",),
     "plots": ("plot",),
+    "posterior": ("a_posteriori",),
     "problem": ("Problem",),
     "rates": ("Certificate", "certify"),
     "reduction": ("CompressedNetwork", "compress", "sample_compressed"),

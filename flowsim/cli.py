@@ -12,7 +12,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +33,13 @@ app = App(
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object and nothing else.")]
 Target = Annotated[Path | None, Parameter(help="Target Y (n x m) as .npy, or as key Y of an .npz.")]
-Data = Annotated[Path | None, Parameter(help="Data X (rows x n) and Y (rows x m) as .npz: least squares.")]
+Data = Annotated[Path | None, Parameter(help="Data X (rows x n) and Y (rows x m) as .npz.")]
+SCHEME_HELP = (
+    "fan_in, fan_out, ntk, xavier, orthogonal, balanced, spectral, diagonal; with --imbalance homogeneous,"
+    " lambda_balanced; with --imbalance and --peak unimodal."
+)
+Loss = Annotated[str, Parameter(help="On data: squared, or with labels Y = +-1 exponential or logistic.")]
+Mask = Annotated[Path | None, Parameter(help="With a target: weights >= 0 of its entries as .npy, 0 where unseen.")]
 
 
 @app.command(help="Draw the paper's Figure 1: figure1.png, figure1.pdf, figure1.json, and a table.")
@@ -55,6 +60,8 @@ def simulate(
     t1: float,
     target: Target = None,
     data: Data = None,
+    loss: Loss = "squared",
+    mask: Mask = None,
     method: Annotated[str, Parameter(help="One of those that `flowsim methods` lists.")] = "dop853",
     step_size: Annotated[float | None, Parameter(help="Step of gradient descent, or a fixed step.")] = None,
     rtol: float = 1e-8,
@@ -94,11 +101,11 @@ def simulate(
     if out is not None:
         check_writable(out)
     network = read_weights(weights)
-    loss = _loss(weights, target, data)
-    if loss is None:
+    chosen_loss = _loss(weights, target, data, loss, mask)
+    if chosen_loss is None:
         raise InputError(f"Argument `--target` or `--data` must be given: {weights} has no key Y.")
     with _Bar(config.t1) as bar:
-        trajectory = run(Problem(loss, network), chosen, progress=bar, **config.simulate_arguments())
+        trajectory = run(Problem(chosen_loss, network), chosen, progress=bar, **config.simulate_arguments())
     trajectory = replace(trajectory, provenance={**provenance(), "configuration": config.model_dump()})
     if out is not None:
         trajectory.save(out)
@@ -109,13 +116,26 @@ def simulate(
 
 
 @app.command(help="Certify convergence rates for the weights in an .npz file.")
-def certify(weights: Path, *, target: Target = None, data: Data = None, json_: Json = False) -> int:
+def certify(
+    weights: Path,
+    *,
+    target: Target = None,
+    data: Data = None,
+    loss: Loss = "squared",
+    mask: Mask = None,
+    tolerance: Annotated[float | None, Parameter(help="When an eigenvalue of D_l counts as 0, relative.")] = None,
+    cheap: Annotated[bool, Parameter(negative="", help="A few products instead of all eigenvalues.")] = False,
+    json_: Json = False,
+) -> int:
+    from flowsim.checks import as_number
     from flowsim.files import read_weights
     from flowsim.problem import Problem
+    from flowsim.rates import TOLERANCE
     from flowsim.rates import certify as run
 
-    network, loss = read_weights(weights), _loss(weights, target, data)
-    certificates = run(network if loss is None else Problem(loss, network))
+    network, chosen = read_weights(weights), _loss(weights, target, data, loss, mask)
+    allowed = TOLERANCE if tolerance is None else as_number(tolerance, "tolerance", least=0.0)
+    certificates = run(network if chosen is None else Problem(chosen, network), tolerance=allowed, cheap=cheap)
     _print(certificates.to_json(), json_, certificates.summary)
     return 0
 
@@ -124,9 +144,14 @@ def certify(weights: Path, *, target: Target = None, data: Data = None, json_: J
 def initialize(
     *,
     dims: Annotated[str, Parameter(help="Layer sizes, for example 5,300,500,1.")],
-    scheme: Annotated[str, Parameter(help="fan_in, fan_out, ntk, xavier, orthogonal or balanced.")] = "fan_out",
+    scheme: Annotated[
+        str,
+        Parameter(help=SCHEME_HELP),
+    ] = "fan_out",
     seed: int = 0,
     scale: float = 1.0,
+    imbalance: Annotated[str | None, Parameter(help="d_1,d_2,... (unimodal, homogeneous).")] = None,
+    peak: Annotated[int | None, Parameter(help="The layer l* of unimodal weights.")] = None,
     compressed: Annotated[
         bool, Parameter(negative="", help="Draw a Gaussian network of any width compressed.")
     ] = False,
@@ -137,13 +162,16 @@ def initialize(
     from flowsim.initialization import initialize as draw_full
     from flowsim.reduction import sample_compressed
 
-    try:
-        sizes = tuple(int(size) for size in dims.split(","))
-    except ValueError as error:
-        raise InputError(f"Argument `dims` must look like 5,300,500,1, but it is {dims!r}.") from error
+    sizes = _numbers("dims", dims, int, "5,300,500,1")
+    levels = None if imbalance is None else _numbers("imbalance", imbalance, float, "0.5,0.25")
+    if compressed and (levels is not None or peak is not None):
+        raise InputError(
+            "Arguments `imbalance` and `peak` must not be given with `--compressed`: it is for Gaussian weights."
+        )
     check_writable(out)
-    draw = partial(sample_compressed if compressed else draw_full, scheme)
-    network = draw(sizes, seed=seed, scale=scale)
+    single = levels[0] if levels is not None and scheme == "lambda_balanced" else levels
+    settings: dict[str, Any] = {} if compressed else {"imbalance": single, "peak": peak}
+    network = (sample_compressed if compressed else draw_full)(scheme, sizes, seed=seed, scale=scale, **settings)
     save_weights(out, network)
     _print(
         {"dims": sizes, "scheme": scheme, "seed": seed, "scale": scale, "compressed": compressed, "out": str(out)},
@@ -227,18 +255,34 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _loss(weights: Path, target: Path | None, data: Path | None) -> Any:
-    """The loss that the flags ask for, else a squared loss on key Y of the weights, else None."""
-    from flowsim.files import read_data, read_target
-    from flowsim.losses import LeastSquares, SquaredLoss
+def _numbers(name: str, text: str, kind: Callable[[str], Any], example: str) -> tuple[Any, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"Argument `{name}` must look like {example}, but it is {text!r}.") from error
 
+
+def _loss(weights: Path, target: Path | None, data: Path | None, kind: str, mask: Path | None) -> Any:
+    """The loss that the flags ask for, else a squared loss on key Y of the weights, else None."""
+    from flowsim.checks import as_choice
+    from flowsim.files import read_data, read_target
+    from flowsim.losses import ExponentialLoss, LeastSquares, LogisticLoss, MaskedSquaredLoss, SquaredLoss
+
+    on_data = {"squared": LeastSquares, "exponential": ExponentialLoss, "logistic": LogisticLoss}
+    as_choice(kind, "loss", on_data)
     if target is not None and data is not None:
         raise InputError("Arguments `--target` and `--data` must not both be given; choose one.")
+    if data is not None and mask is not None:
+        raise InputError("Arguments `--mask` and `--data` must not both be given; a mask goes with a target.")
     if data is not None:
-        return LeastSquares(*read_data(data))
+        return on_data[kind](*read_data(data))
+    if kind != "squared":
+        raise InputError(f"Argument `--data` must be given for the {kind} loss: X and the labels Y = -1, +1.")
     Y = read_target(target if target is not None else weights)
     if Y is None and target is not None:
         raise InputError(f"File {target} must hold the target as key Y, but it does not.")
+    if mask is not None and Y is not None:
+        return MaskedSquaredLoss(Y, read_target(mask))
     return None if Y is None else SquaredLoss(Y)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from flowsim.errors import InputError
 from flowsim.integrators import Segment
-from flowsim.losses import BUILT_IN, excess_stack
+from flowsim.losses import BuiltIn, excess_stack
 from flowsim.methods import GradientDescent, Method
 from flowsim.network import LinearNetwork, backpropagate, flatten, imbalance_change, unflatten
 from flowsim.problem import Problem
@@ -204,7 +204,7 @@ class _Stacked:
 
 
 def _stackable(loss: Any) -> Any:
-    return loss if isinstance(loss, BUILT_IN) else _Stacked(loss)
+    return loss if isinstance(loss, BuiltIn) else _Stacked(loss)
 
 
 def _loss_and_gradient(problem: Problem, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

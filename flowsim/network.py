@@ -97,6 +97,19 @@ def imbalance_change(initial: Sequence[np.ndarray], changes: Sequence[np.ndarray
     return np.stack(norms, axis=-1)
 
 
+def least_eigenvalues_of_T(weights: Sequence[np.ndarray], scale: float = 1.0) -> np.ndarray:
+    """lambda_min(T) for stacks of weights (..., h_{l-1}, h_l), from dense nm x nm matrices; at least 0."""
+    n, m = weights[0].shape[-2], weights[-1].shape[-1]
+    prefixes = list(itertools.accumulate(weights[:-1], np.matmul, initial=np.eye(n)))
+    suffixes = list(itertools.accumulate(reversed(weights[1:]), lambda B, W: W @ B, initial=np.eye(m)))[::-1]
+    T = sum(
+        np.einsum("...ij,...kl->...ikjl", A @ A.swapaxes(-1, -2), B.swapaxes(-1, -2) @ B)
+        for A, B in zip(prefixes, suffixes, strict=True)
+    )
+    eigenvalues = np.linalg.eigvalsh(scale**2 * T.reshape(*T.shape[:-4], n * m, n * m))
+    return np.maximum(eigenvalues[..., 0], 0.0)
+
+
 @dataclass(frozen=True, eq=False)
 class LinearNetwork:
     """The network W = scale W_1 ... W_L, L >= 2, a frozen value.
@@ -206,6 +219,11 @@ class LinearNetwork:
     def imbalances(self) -> list[np.ndarray]:
         """[D_1, ..., D_{L-1}]."""
         return [self.imbalance(layer) for layer in range(1, self.depth)]
+
+    @cached_property
+    def imbalance_eigenvalues(self) -> list[np.ndarray]:
+        """The eigenvalues of D_1, ..., D_{L-1}, each descending."""
+        return [np.linalg.eigvalsh(self.imbalance(layer))[::-1] for layer in range(1, self.depth)]
 
     @cached_property
     def imbalance_norms(self) -> list[float]:

@@ -75,3 +75,87 @@ def test_the_excess_is_free_of_cancellation(rng):
 def test_bad_losses_are_refused(make, words):
     with pytest.raises(InputError, match=words):
         make()
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 8), n=st.integers(1, 4), m=st.integers(1, 3), seed=st.integers(0, 999))
+def test_gradients_are_derivatives(rows, n, m, seed):
+    rng = np.random.default_rng(seed)
+    X, y = rng.standard_normal((rows, n)), rng.choice([-1.0, 1.0], (rows, m))
+    W, V, step = rng.standard_normal((n, m)), rng.standard_normal((n, m)), 1e-6
+    mask = rng.integers(0, 2, (n, m)) * rng.uniform(0.5, 2, (n, m))
+    mask[0, 0] = 1.0
+    for loss in (
+        fs.ExponentialLoss(X, y),
+        fs.LogisticLoss(X, y),
+        fs.MaskedSquaredLoss(rng.standard_normal((n, m)), mask),
+    ):
+        slope = (loss.value(W + step * V) - loss.value(W - step * V)) / (2 * step)
+        assert (loss.gradient(W) * V).sum() == pytest.approx(slope, rel=1e-6, abs=1e-6)
+        stack = np.stack([W, V])
+        assert loss.gradient(stack) == pytest.approx(np.stack([loss.gradient(W), loss.gradient(V)]), rel=1e-12)
+        assert excess_stack(loss, stack) == pytest.approx([excess(loss, W), excess(loss, V)], rel=1e-12)
+
+
+def test_the_margin_is_that_of_the_widest_street():
+    """Two points on either side of a line at distance 3: no unit vector separates them by more."""
+    loss = fs.ExponentialLoss([[3.0, 0.0], [3.0, 5.0], [-3.0, 2.0]], [1, 1, -1])
+    assert loss.margin == pytest.approx(3.0, rel=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(1, 12), n=st.integers(1, 4), m=st.integers(1, 3), seed=st.integers(0, 9999))
+def test_the_margin_dominates_the_gradient_and_no_direction_has_a_larger_one(rows, n, m, seed):
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((rows, n))
+    y = np.sign(X @ rng.standard_normal((n, m)))
+    loss, W = fs.ExponentialLoss(X, y), rng.standard_normal((n, m))
+    assert loss.margin > 0
+    assert loss.minimum == 0.0
+    assert np.linalg.norm(loss.gradient(W)) >= loss.constants.gamma * loss.value(W) * (1 - 1e-12)
+    U = rng.standard_normal((200, n, m))
+    U /= np.linalg.norm(U, axis=(1, 2))[:, None, None]
+    assert (y * (X @ U)).min((1, 2)).max() <= loss.margin * (1 + 1e-10)
+
+
+def test_data_that_are_not_separable_have_no_constants():
+    loss = fs.ExponentialLoss([[1.0], [1.0]], [1, -1])
+    assert loss.margin == 0.0
+    assert loss.minimum is None
+    assert loss.constants.gamma is None
+    assert fs.LogisticLoss([[1.0], [1.0]], [1, -1]).constants.dominance is None
+
+
+def test_a_masked_loss_sees_only_what_the_mask_shows(rng):
+    Y = np.array([[1.0, np.nan], [2.0, 3.0]])
+    loss = fs.MaskedSquaredLoss(Y, [[True, False], [True, True]])
+    W = rng.standard_normal((2, 2))
+    assert loss.value(W) == pytest.approx(0.5 * np.nansum((Y - W) ** 2))
+    assert loss.constants == fs.LossConstants(2.0, "quadratic", mu=0.0, K=1.0)
+    assert (loss.gradient(W) ** 2).sum() == pytest.approx(2 * loss.value(W))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: fs.ExponentialLoss(np.ones((3, 2)), [0, 1, 1]), "-1 and .1 only"),
+        (lambda: fs.LogisticLoss(np.ones((3, 2)), [1, 1]), "as many rows"),
+        (lambda: fs.MaskedSquaredLoss(np.ones((2, 2)), np.zeros((2, 2))), "not all zero"),
+        (lambda: fs.MaskedSquaredLoss(np.ones((2, 2)), np.ones((2, 1))), "shape of `Y`"),
+    ],
+)
+def test_bad_data_are_refused(make, words):
+    with pytest.raises(InputError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("kind", [fs.ExponentialLoss, fs.LogisticLoss])
+def test_classification_runs_in_numpy_and_jax_and_through_a_file(kind, rng, tmp_path):
+    X = rng.standard_normal((20, 3))
+    problem = fs.Problem(kind(X, np.sign(X @ rng.standard_normal(3))), fs.fan_in((3, 5, 1), seed=1))
+    plain = fs.simulate(problem, t1=0.5)
+    assert fs.simulate(problem, fs.Diffrax("Dopri8"), t1=0.5).loss == pytest.approx(plain.loss, rel=1e-6)
+    plain.save(tmp_path / "run.nc")
+    loaded = fs.load(tmp_path / "run.nc")
+    assert type(loaded.problem.loss) is kind
+    assert loaded.weights_at(0.123)[0] == pytest.approx(plain.weights_at(0.123)[0], rel=1e-12)

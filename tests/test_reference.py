@@ -38,3 +38,12 @@ def test_theorem_2(reference):
     slack = 1e-9 * max(numbers["theorem2_alpha"], numbers["lambda_min_T0"])
     assert certificate.alpha == pytest.approx(numbers["theorem2_alpha"], abs=slack)
     assert certificate.rate == 2 * certificate.alpha
+
+
+@pytest.mark.parametrize(("name", "key"), [("lemma-3", "lemma3_lower_bound"), ("theorem-1-A1", "theorem1_A1_alpha")])
+def test_two_layer_bounds(reference, name, key):
+    numbers, problem = reference
+    certificate = fs.certify(problem)[name]
+    assert certificate.applies == (key in numbers)
+    if certificate.applies:
+        assert certificate.alpha == pytest.approx(numbers[key], rel=1e-9, abs=1e-9 * numbers["lambda_min_T0"])

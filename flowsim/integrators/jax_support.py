@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
-from flowsim.losses import BUILT_IN
+from flowsim.losses import BuiltIn
 
 
 def float64() -> AbstractContextManager[Any]:
@@ -63,9 +63,9 @@ def _register() -> None:
 
 def _split(argument: LossArgument) -> tuple[tuple[Any, ...], Any]:
     loss = argument.loss
-    if not isinstance(loss, BUILT_IN):
+    if not isinstance(loss, BuiltIn):
         return (), loss
-    fields = vars(loss)
+    fields = loss.parts()
     return tuple(fields.values()), (type(loss), tuple(fields))
 
 
@@ -73,6 +73,4 @@ def _join(fixed: Any, arrays: tuple[Any, ...]) -> LossArgument:
     if not isinstance(fixed, tuple):
         return LossArgument(fixed)
     kind, names = fixed
-    loss = object.__new__(kind)
-    vars(loss).update(zip(names, arrays, strict=True))
-    return LossArgument(loss)
+    return LossArgument(kind.from_parts(dict(zip(names, arrays, strict=True))))

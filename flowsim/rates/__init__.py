@@ -7,17 +7,59 @@ from typing import Any
 from flowsim.network import LinearNetwork
 from flowsim.problem import Problem
 from flowsim.rates.certificate import Certificate, Certificates
-from flowsim.rates.theorem_2 import theorem_2
-from flowsim.reduction import CompressedNetwork
+from flowsim.rates.imbalance import TOLERANCE
+from flowsim.rates.prior import min_2021, yun_2020
+from flowsim.rates.product_bound import theorem_2_product
+from flowsim.rates.theorem_1 import lemma_3, theorem_1_A1, theorem_1_A2
+from flowsim.rates.theorem_2 import CHEAP_STEPS, theorem_2
+from flowsim.rates.theorem_3 import (
+    arora_2018,
+    corollary_2,
+    homogeneous_sharp,
+    theorem_3_homogeneous,
+    theorem_3_unimodal,
+)
+from flowsim.rates.theorem_4 import theorem_4
+from flowsim.reduction import CompressedNetwork, compress
 
-__all__ = ["THEOREMS", "Certificate", "Certificates", "certify", "theorem_2"]
-
-THEOREMS = (theorem_2,)
+PLAIN = (lemma_3, theorem_1_A1, theorem_1_A2, theorem_2, theorem_2_product)
 """Each takes (network, loss or None) and returns a Certificate."""
+STRUCTURED = (
+    theorem_3_unimodal,
+    theorem_3_homogeneous,
+    corollary_2,
+    homogeneous_sharp,
+    theorem_4,
+    arora_2018,
+    yun_2020,
+)
+"""Each takes (network, loss or None, tolerance): they ask whether the imbalance has a sign or is a multiple of I."""
+
+__all__ = [
+    "PLAIN",
+    "STRUCTURED",
+    "TOLERANCE",
+    "Certificate",
+    "Certificates",
+    "certify",
+    *(theorem.__name__ for theorem in (*PLAIN, *STRUCTURED, min_2021)),
+]
 
 
-def certify(subject: Problem | LinearNetwork | CompressedNetwork) -> Certificates:
-    """All theorems on a problem, or on a network alone (then there are bounds alpha, but no rates)."""
+def certify(
+    subject: Problem | LinearNetwork | CompressedNetwork, *, tolerance: float = TOLERANCE, cheap: bool = False
+) -> Certificates:
+    """All theorems on a problem, or on a network alone (then there are bounds alpha, but no rates).
+
+    tolerance: an eigenvalue of D_l within tolerance max(||W_l||_F^2, ||W_{l+1}||_F^2) of 0 counts as 0 where a theorem
+    asks for a sign, for balance or for a multiple of I. cheap: use a few products with the hidden layers instead of all
+    eigenvalues of the imbalance; what needs them all is refused, and Theorem 2 gives a smaller, valid bound.
+    """
     network: Any = subject.network if isinstance(subject, Problem) else subject
     loss: Any = subject.loss if isinstance(subject, Problem) else None
-    return Certificates(network.dims, network.lambda_min_T, tuple(theorem(network, loss) for theorem in THEOREMS))
+    if cheap and isinstance(network, LinearNetwork):
+        network = compress(network, CHEAP_STEPS if network.depth == 3 else None)
+    entries = [theorem(network, loss) for theorem in PLAIN]
+    entries += [theorem(network, loss, tolerance) for theorem in STRUCTURED]
+    entries.append(min_2021(network, loss))
+    return Certificates(network.dims, network.lambda_min_T, tuple(entries))

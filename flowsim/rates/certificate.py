@@ -9,6 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from flowsim.errors import InputError
+from flowsim.losses import constants_of, excess
+
+Scope = Literal["trajectory", "instant"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Certificate:
     name: str
     applies: bool
     alpha: float | None = None
-    scope: Literal["trajectory", "instant"] = "trajectory"
+    scope: Scope = "trajectory"
     law: Literal["exponential", "hyperbolic"] = "exponential"
     rate: float | None = None
     reason: str | None = None
@@ -51,6 +54,29 @@ class Certificate:
             "rate": self.rate,
             "reason": self.reason,
         }
+
+
+def refused(name: str, reason: str, scope: Scope = "trajectory") -> Certificate:
+    """A certificate that does not apply, and why."""
+    return Certificate(name, False, scope=scope, reason=reason)
+
+
+def at_this_instant(name: str, alpha: float) -> Certificate:
+    """lambda_min(T) >= alpha at the present weights: no rate follows."""
+    return Certificate(name, True, max(alpha, 0.0), scope="instant", reason="it holds at these weights only")
+
+
+def along_trajectory(name: str, network: Any, loss: Any, alpha: float, remark: str | None = None) -> Certificate:
+    """lambda_min(T(t)) >= alpha for all t >= 0, and the rate alpha gamma where the loss obeys A1."""
+    alpha = max(alpha, 0.0)
+    if loss is None:
+        return Certificate(name, True, alpha, reason="the rate needs a target or data: no loss was given")
+    constants = constants_of(loss)
+    if constants is None or constants.dominance != "quadratic" or constants.gamma is None:
+        return Certificate(name, False, alpha, reason="assumption A1 (Polyak-Lojasiewicz) is not known for this loss")
+    return Certificate(
+        name, True, alpha, rate=alpha * constants.gamma, excess=float(excess(loss, network.product)), reason=remark
+    )
 
 
 @dataclass(frozen=True)
@@ -84,11 +110,12 @@ class Certificates:
     def summary(self) -> str:
         """A table for a terminal."""
         lines = [f"dims {self.dims}, lambda_min(T) = {self.lambda_min_T:.6g}"]
+        lines.append(f"{'':24}{'applies':9}{'alpha':13}{'rate':13}")
         for entry in self.entries:
-            alpha = "" if entry.alpha is None else f"alpha {entry.alpha:.6g}"
-            rate = "" if entry.rate is None else f"rate {entry.rate:.6g}"
-            holds = "applies" if entry.applies else "does not apply"
-            lines.append("  ".join(part for part in (f"{entry.name:24}", holds, alpha, rate, entry.reason) if part))
+            alpha = "-" if entry.alpha is None else f"{entry.alpha:.6g}"
+            rate = "-" if entry.rate is None else f"{entry.rate:.6g}"
+            holds = "yes" if entry.applies else "no"
+            lines.append(f"{entry.name:24}{holds:9}{alpha:13}{rate:13}{entry.reason or ''}".rstrip())
         best = self.best
         lines.append(f"best: {best.name}" if best else "best: none applies")
         return "\n".join(lines)

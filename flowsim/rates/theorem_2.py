@@ -6,14 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from flowsim.losses import constants_of, excess
 from flowsim.network import LinearNetwork
-from flowsim.rates.certificate import Certificate
+from flowsim.rates.certificate import Certificate, along_trajectory, refused
+from flowsim.rates.imbalance import positive
+from flowsim.reduction import CompressedNetwork, compress
 
 NAME = "theorem-2"
+CHEAP_STEPS = 8
+"""Krylov steps in which the extreme eigenvalues are sought where the layers are not arrays."""
 
 
-def theorem_2(network: LinearNetwork, loss: Any = None) -> Certificate:
+def theorem_2(network: LinearNetwork | CompressedNetwork, loss: Any = None) -> Certificate:
     """alpha_3 = scale^2 Delta*, L = 3 ([MVM23], Theorem 2 and Corollary 1); the rate gamma alpha_3 needs A1 only.
 
     D_21 = W_2 W_2^T - W_1^T W_1 (h_1 x h_1), D_23 = W_2^T W_2 - W_3 W_3^T (h_2 x h_2), eigenvalues l_i descending;
@@ -23,28 +26,30 @@ def theorem_2(network: LinearNetwork, loss: Any = None) -> Certificate:
         Delta* = 1/2 (Delta_21^(2) + Delta_21^2) + Delta_21 Delta_23 + 1/2 (Delta_23^(2) + Delta_23^2).
     It never exceeds lambda_min(T(t)), at any t; a value below 0 by round-off counts as 0.
     The paper's appendix (Theorem G.2) writes Delta* for twice this number: that form is not a lower bound.
+
+    A compressed network, or one with an operator as layer, gets the sums over their last index alone, a lower bound of
+    Delta* from a few products with W_2: see last_terms.
     """
     if network.depth != 3:
-        return Certificate(NAME, False, reason=f"it is for three layers, the network has {network.depth}")
-    if not network.is_dense:
-        return Certificate(NAME, False, reason="it needs all eigenvalues of D_1 and D_2: the full layers, as arrays")
-    alpha = network.scale**2 * max(delta_star(network), 0.0)
-    if loss is None:
-        return Certificate(NAME, True, alpha, reason="the rate needs a target or data: no loss was given")
-    constants = constants_of(loss)
-    if constants is None or constants.dominance != "quadratic" or constants.gamma is None:
-        return Certificate(NAME, False, alpha, reason="assumption A1 (Polyak-Lojasiewicz) is not known for this loss")
-    return Certificate(NAME, True, alpha, rate=alpha * constants.gamma, excess=float(excess(loss, network.product)))
+        return refused(NAME, f"it is for three layers, the network has {network.depth}")
+    if isinstance(network, CompressedNetwork) or not network.is_dense:
+        compressed = network if isinstance(network, CompressedNetwork) else compress(network, CHEAP_STEPS)
+        remark = f"the last terms of its sums, in {compressed.steps} Krylov steps: a lower bound of the theorem's alpha"
+        return along_trajectory(NAME, network, loss, network.scale**2 * last_terms(compressed), remark)
+    return along_trajectory(NAME, network, loss, network.scale**2 * delta_star(network))
 
 
 def delta_star(network: LinearNetwork) -> float:
     """Delta* of the weights of a three-layer network, the model's scale left out."""
-    n, m = network.dims[0], network.dims[-1]
-    l_21 = np.linalg.eigvalsh(-network.imbalance(1))[::-1]
-    l_23 = np.linalg.eigvalsh(network.imbalance(2))[::-1]
-    Delta_21, Delta_21_squares = _traces(l_21, _upper(l_21, l_23, len(l_21)), n)
-    Delta_23, Delta_23_squares = _traces(l_23, _upper(l_21, l_23, len(l_23)), m)
-    return 0.5 * (Delta_21_squares + Delta_21**2) + Delta_21 * Delta_23 + 0.5 * (Delta_23_squares + Delta_23**2)
+    l_1, l_2 = network.imbalance_eigenvalues
+    Delta_21, squares_21, Delta_23, squares_23 = deltas(l_1, l_2, network.dims[0], network.dims[-1])
+    return 0.5 * (squares_21 + Delta_21**2) + Delta_21 * Delta_23 + 0.5 * (squares_23 + Delta_23**2)
+
+
+def deltas(l_1: np.ndarray, l_2: np.ndarray, n: int, m: int) -> tuple[float, float, float, float]:
+    """(Delta_21, Delta_21^(2), Delta_23, Delta_23^(2)) from the eigenvalues of D_1 and D_2, descending."""
+    l_21, l_23 = -l_1[::-1], l_2
+    return *_traces(l_21, _upper(l_21, l_23, len(l_21)), n), *_traces(l_23, _upper(l_21, l_23, len(l_23)), m)
 
 
 def _upper(l_21: np.ndarray, l_23: np.ndarray, order: int) -> np.ndarray:
@@ -61,3 +66,19 @@ def _traces(eigenvalues: np.ndarray, upper: np.ndarray, r: int) -> tuple[float, 
     shifted = np.concatenate([np.full(r - 1, np.inf), eigenvalues])[: len(upper)]
     wedge = np.minimum(upper, shifted)
     return float((upper - wedge).sum()), float(((upper - wedge) * (upper + wedge)).sum())
+
+
+def last_terms(network: CompressedNetwork) -> float:
+    """[l_n(D_1)]_+ [l_m(-D_2)]_+ with Ritz values in the Krylov bases for the eigenvalues: never above Delta*.
+
+    Delta* stays a lower bound when its sums run over fewer indices, the same ones in Delta and Delta^(2), and when a
+    term of Dbar is made smaller. The last index alone, with 0 for Dbar there, leaves Delta_21 = [l_n(D_1)]_+,
+    Delta_21^(2) = -Delta_21^2, and the same for D_23: their product. Ritz values, the eigenvalues of P^T D P, never
+    exceed the eigenvalues of the same index (Cauchy).
+    """
+    M_1, M_2, M_3 = network.surroundings  # W_2^T P_1 and W_2 P_2 lie whole in them
+    k_1, k_2 = network.core.dims[1:-1]
+    D_1 = (M_1.T @ M_1)[:k_1, :k_1] - M_2[:k_1] @ M_2[:k_1].T
+    D_2 = M_2[:, :k_2].T @ M_2[:, :k_2] - (M_3 @ M_3.T)[:k_2, :k_2]
+    values_1, values_2 = np.linalg.eigvalsh(D_1)[::-1], np.linalg.eigvalsh(D_2)
+    return positive(values_1, network.dims[0]) * positive(-values_2, network.dims[-1])

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from flowsim import losses
 from flowsim.errors import InputError
 from flowsim.files import write_atomically
-from flowsim.losses import LeastSquares, SquaredLoss
 from flowsim.methods import Diffrax, GradientDescent, Scipy
 from flowsim.network import LinearNetwork, unflatten
 from flowsim.problem import Problem
@@ -24,8 +24,7 @@ LARGEST_KEPT = 2**30
 
 def write(trajectory: Trajectory, path: str | Path) -> None:
     """Write the trajectory; beside, then renamed. Raises InputError when the place cannot be written."""
-    kind, loss = _describe_loss(trajectory.problem.loss)
-    arrays = {f"loss_{name}": value for name, value in loss.items()}
+    kind, numbers, arrays = _describe_loss(trajectory.problem.loss)
     reduction, bases = _describe_reduction(trajectory.reduction, trajectory.problem.network)
     arrays |= bases
     network = trajectory.problem.network
@@ -36,6 +35,7 @@ def write(trajectory: Trajectory, path: str | Path) -> None:
         "origin": dict(network.origin),
         "method": {"family": type(trajectory.method).__name__, **dataclasses.asdict(trajectory.method)},
         "loss": kind,
+        "loss_numbers": numbers,
         "status": trajectory.status,
         "detail": trajectory.detail,
         "stats": dict(trajectory.stats),
@@ -53,13 +53,14 @@ def write(trajectory: Trajectory, path: str | Path) -> None:
         dataset.to_netcdf(place, engine="h5netcdf")
 
 
-def _describe_loss(loss: Any) -> tuple[str, dict[str, np.ndarray]]:
-    if isinstance(loss, SquaredLoss):
-        return "SquaredLoss", {"Y": loss.Y}
-    if isinstance(loss, LeastSquares):
-        arrays = {"factor": loss.factor, "minimiser": loss.minimiser, "minimum": np.array([[loss.minimum]])}
-        return "LeastSquares", arrays
-    return "custom", {}
+def _describe_loss(loss: Any) -> tuple[str, dict[str, float], dict[str, np.ndarray]]:
+    """(kind, numbers, arrays): the loss itself where it is one of flowsim's, else the kind "custom" alone."""
+    if not isinstance(loss, losses.BuiltIn):
+        return "custom", {}, {}
+    parts = loss.parts()
+    arrays = {f"loss_{name}": part for name, part in parts.items() if isinstance(part, np.ndarray)}
+    numbers = {name: float(part) for name, part in parts.items() if not isinstance(part, np.ndarray)}
+    return type(loss).__name__, numbers, arrays
 
 
 def _describe_reduction(reduction: Reduction, network: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -104,13 +105,15 @@ def _restore_network(
     return compressed if network is None else network, compressed
 
 
-def _restore_loss(kind: str, dataset: Any, shape: tuple[int, int]) -> Any:
-    if kind == "SquaredLoss":
-        return SquaredLoss(dataset["loss_Y"].values)
-    if kind == "LeastSquares":
-        minimum = float(dataset["loss_minimum"].values[0, 0])
-        return LeastSquares.from_factor(dataset["loss_factor"].values, dataset["loss_minimiser"].values, minimum)
-    return UnknownLoss(shape)
+def _restore_loss(configuration: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
+    dims, kind = configuration["dims"], configuration["loss"]
+    if kind == "custom":
+        return UnknownLoss((dims[0], dims[-1]))
+    prefix = "loss_"
+    parts = {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+    if kind not in losses.__all__:
+        raise KeyError(kind)
+    return getattr(losses, kind).from_parts({**parts, **configuration["loss_numbers"]})
 
 
 def load(path: str | Path, loss: Any = None, network: LinearNetwork | None = None) -> Trajectory:
@@ -138,12 +141,11 @@ def load(path: str | Path, loss: Any = None, network: LinearNetwork | None = Non
 
 
 def _restore(dataset: Any, configuration: dict[str, Any], loss: Any, network: Any) -> Trajectory:
-    dims = tuple(configuration["dims"])
     arrays = {str(name): variable.values for name, variable in dataset.variables.items()}
     network, compressed = _restore_network(configuration, arrays, network)
     settings = dict(configuration["method"])
     family = {"Scipy": Scipy, "Diffrax": Diffrax, "GradientDescent": GradientDescent}[settings.pop("family")]
-    found = loss or _restore_loss(configuration["loss"], dataset, (dims[0], dims[-1]))
+    found = loss or _restore_loss(configuration, arrays)
     return Trajectory(
         problem=Problem(found, network),
         method=family(**settings),

@@ -1,56 +1,19 @@
-"""Losses f(W) of the product W, an n x m matrix, with the constants that the theorems need.
-
-A loss is any object with `shape`, `value(W)` and `gradient(W)`; that is enough to simulate. What else it declares
-(`minimum`, `excess`, `constants`) lets flowsim stop at a level and certify rates. The losses here use matrix products,
-transposes and sums only, over the last two axes: the same code serves NumPy arrays, stacks of them, and jax arrays.
-"""
+"""Squared losses: of the product itself, of its predictions on data, and of the entries that are seen."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from flowsim.checks import as_matrix
 from flowsim.errors import InputError
-
-
-@dataclass(frozen=True)
-class LossConstants:
-    """Constants of the assumptions A1, A1' and A2 of Min, Vidal, Mallada (ICML 2023).
-
-    `dominance` names how the gradient dominates the loss: "quadratic" (A1, Polyak-Lojasiewicz),
-    ||grad f||_F^2 >= gamma (f - f*); "linear" (A1'), ||grad f||_F >= gamma (f - f*); None: neither holds.
-    mu: strong convexity (0 if none); K: smoothness (None if unbounded). A2 (mu > 0) implies A1 with gamma = 2 mu.
-    """
-
-    gamma: float | None
-    dominance: Literal["quadratic", "linear"] | None
-    mu: float = 0.0
-    K: float | None = None
-
-
-@runtime_checkable
-class Loss(Protocol):
-    """What a user's own loss must offer. Optional: `minimum` (f*), `constants` (LossConstants)."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(n, m), the shape of the product W."""
-        ...
-
-    def value(self, W: Any) -> Any:
-        """f(W), a scalar."""
-        ...
-
-    def gradient(self, W: Any) -> Any:
-        """grad f(W), an n x m matrix."""
-        ...
+from flowsim.losses.base import BuiltIn, LossConstants
 
 
 @dataclass(frozen=True, eq=False)
-class SquaredLoss:
+class SquaredLoss(BuiltIn):
     """f(W) = 1/2 ||Y - W||_F^2 for a target Y (n x m). f* = 0, mu = K = 1, gamma = 2.
 
     Raises InputError when Y is not a finite, non-empty real matrix.
@@ -95,7 +58,7 @@ class SquaredLoss:
         return W - self.Y
 
 
-class LeastSquares:
+class LeastSquares(BuiltIn):
     """f(W) = 1/2 ||Y - X W||_F^2 for data X (rows x n), Y (rows x m), evaluated as f* + 1/2 ||R (W - W*)||_F^2.
 
     R^T R = X^T X and W* is the least-norm minimiser, so that after construction nothing depends on the number of
@@ -161,39 +124,54 @@ class LeastSquares:
         return self.gram @ (W - self.minimiser)
 
 
-BUILT_IN = (SquaredLoss, LeastSquares)
+class MaskedSquaredLoss(BuiltIn):
+    """f(W) = 1/2 sum_ij M_ij (Y_ij - W_ij)^2 for a target Y (n x m) and weights M_ij >= 0: matrix completion.
 
+    f* = 0, K = max M, gamma = 2 (least nonzero M), mu = min M. Where entries are not seen (M_ij = 0) mu = 0: A2 and
+    all that needs a margin fail, and a minimiser is not unique; A1 still holds, since ||grad f||_F^2 =
+    sum M_ij^2 (Y_ij - W_ij)^2 >= gamma f. What A1 does not give is recovery of the entries that are not seen.
 
-def check_loss(loss: Any) -> Loss:
-    """Refuse an object that lacks shape, value or gradient."""
-    missing = [word for word in ("shape", "value", "gradient") if not hasattr(loss, word)]
-    if missing:
-        raise InputError(
-            f"Argument `loss` must offer shape, value(W) and gradient(W), but {type(loss).__name__} lacks"
-            f" {', '.join(missing)}; see flowsim.Loss."
-        )
-    return loss
+    Raises InputError when the mask is negative, all zero or of another shape than Y, or Y is not finite where seen.
+    """
 
+    def __init__(self, Y: Any, mask: Any) -> None:
+        self.mask = as_matrix(np.asarray(mask) * 1.0, "mask")
+        if self.mask.shape != np.shape(Y):
+            raise InputError(f"Argument `mask` must have the shape of `Y`, {np.shape(Y)}, but has {self.mask.shape}.")
+        if (self.mask < 0).any() or not self.mask.any():
+            raise InputError("Argument `mask` must be nonnegative and not all zero: it weighs the entries that count.")
+        self.Y = as_matrix(np.where(self.mask > 0, Y, 0.0), "Y")
 
-def minimum_of(loss: Any) -> float | None:
-    """f*, or None where the loss does not declare it."""
-    return getattr(loss, "minimum", None)
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, m)."""
+        return self.Y.shape[0], self.Y.shape[1]
 
+    @property
+    def minimum(self) -> float:
+        """f* = 0."""
+        return 0.0
 
-def constants_of(loss: Any) -> LossConstants | None:
-    """The loss's LossConstants, or None where it does not declare them."""
-    return getattr(loss, "constants", None)
+    @property
+    def minimiser(self) -> np.ndarray:
+        """W* = Y, the only one when every entry is seen."""
+        return self.Y
 
+    @property
+    def constants(self) -> LossConstants:
+        """K = max M, gamma = 2 (least nonzero M), mu = min M."""
+        least = float(self.mask[self.mask > 0].min())
+        return LossConstants(2 * least, "quadratic", mu=float(self.mask.min()), K=float(self.mask.max()))
 
-def excess(loss: Any, W: Any) -> Any:
-    """f(W) - f* for one product, without cancellation where the loss offers `excess`; f(W) itself if f* is unknown."""
-    if hasattr(loss, "excess"):
-        return loss.excess(W)
-    return loss.value(W) - (minimum_of(loss) or 0.0)
+    def excess(self, W: Any) -> Any:
+        """f(W) - f*; W may be a stack (..., n, m)."""
+        residual = W - self.Y
+        return 0.5 * (self.mask * residual * residual).sum((-2, -1))
 
+    def value(self, W: Any) -> Any:
+        """f(W); W may be a stack (..., n, m)."""
+        return self.excess(W)
 
-def excess_stack(loss: Any, products: np.ndarray) -> np.ndarray:
-    """f(W) - f* for a stack of products (count, n, m)."""
-    if isinstance(loss, BUILT_IN):
-        return np.asarray(loss.excess(products))
-    return np.array([float(excess(loss, W)) for W in products])
+    def gradient(self, W: Any) -> Any:
+        """grad f(W)_ij = M_ij (W_ij - Y_ij)."""
+        return self.mask * (W - self.Y)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flowsim.checks import as_choice, as_dims, as_number
+from flowsim.checks import as_dims, as_number
 from flowsim.errors import InputError
 from flowsim.network import LinearNetwork
 
@@ -59,10 +59,10 @@ def ntk(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
 
 def orthogonal(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """scale times semi-orthogonal W_l (W_l^T W_l = I or W_l W_l^T = I), uniformly distributed (Saxe et al. 2014)."""
-    sizes, generator, factor = _arguments(dims, seed, scale)
+    sizes, generator, factor = arguments(dims, seed, scale)
     weights = []
     for rows, columns in pairwise(sizes):
-        basis = _orthonormal(generator, max(rows, columns), min(rows, columns))
+        basis = orthonormal(generator, max(rows, columns), min(rows, columns))
         weights.append(factor * (basis if rows >= columns else basis.T))
     return LinearNetwork(tuple(weights), origin=origin_of("orthogonal", sizes, seed, factor))
 
@@ -73,10 +73,10 @@ def balanced(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     The U_l have r = min(n, m) orthonormal columns; S^L holds the singular values of an n x m matrix with entries from
     N(0, 1 / max(n, m)).
     """
-    sizes, generator, factor = _arguments(dims, seed, scale)
+    sizes, generator, factor = arguments(dims, seed, scale)
     n, m = sizes[0], sizes[-1]
     left, sigma, right = np.linalg.svd(generator.standard_normal((n, m)) / sqrt(max(n, m)), full_matrices=False)
-    hidden = [_orthonormal(generator, width, len(sigma)) for width in sizes[1:-1]]
+    hidden = [orthonormal(generator, width, len(sigma)) for width in sizes[1:-1]]
     bases = [left, *hidden, right.T]
     roots = sigma ** (1 / (len(sizes) - 1))
     weights = tuple(factor * (U * roots) @ V.T for U, V in pairwise(bases))
@@ -93,12 +93,8 @@ SCHEMES: dict[str, Callable[..., LinearNetwork]] = {
 }
 
 
-def initialize(scheme: str, dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
-    """The scheme of that name (a key of SCHEMES). Raises InputError for an unknown one, listing the known."""
-    return SCHEMES[as_choice(scheme, "scheme", SCHEMES)](dims, seed=seed, scale=scale)
-
-
-def _arguments(dims: Any, seed: Seed, scale: float) -> tuple[tuple[int, ...], np.random.Generator, float]:
+def arguments(dims: Any, seed: Seed, scale: float) -> tuple[tuple[int, ...], np.random.Generator, float]:
+    """(dims, generator, scale), checked."""
     sizes = as_dims(dims)
     count = sum(rows * columns for rows, columns in pairwise(sizes))
     if count > LARGEST_NETWORK:
@@ -121,7 +117,7 @@ def generator_of(seed: Seed) -> np.random.Generator:
 
 
 def _gaussian(scheme: str, dims: Any, seed: Seed, scale: float) -> LinearNetwork:
-    sizes, generator, factor = _arguments(dims, seed, scale)
+    sizes, generator, factor = arguments(dims, seed, scale)
     variance, model_scale = GAUSSIAN[scheme]
     weights = tuple(
         factor * sqrt(variance(rows, columns)) * generator.standard_normal((rows, columns))
@@ -130,7 +126,7 @@ def _gaussian(scheme: str, dims: Any, seed: Seed, scale: float) -> LinearNetwork
     return LinearNetwork(weights, model_scale(sizes), origin_of(scheme, sizes, seed, factor))
 
 
-def _orthonormal(generator: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+def orthonormal(generator: np.random.Generator, rows: int, columns: int) -> np.ndarray:
     """Uniformly distributed orthonormal columns: QR of a Gaussian matrix with the signs of R's diagonal taken out."""
     Q, R = np.linalg.qr(generator.standard_normal((rows, columns)))
     return Q * np.sign(np.diag(R))
