@@ -38,6 +38,8 @@ SCHEME_HELP = (
     "fan_in, fan_out, ntk, xavier, orthogonal, balanced, spectral, diagonal; with --imbalance homogeneous,"
     " lambda_balanced; with --imbalance and --peak unimodal."
 )
+LOSSES = {"squared": "LeastSquares", "exponential": "ExponentialLoss", "logistic": "LogisticLoss"}
+"""The losses on data."""
 Loss = Annotated[str, Parameter(help="On data: squared, or with labels Y = +-1 exponential or logistic.")]
 Mask = Annotated[Path | None, Parameter(help="With a target: weights >= 0 of its entries as .npy, 0 where unseen.")]
 
@@ -98,6 +100,7 @@ def simulate(
         backend=backend,
     )
     chosen = config.method_value()
+    _check_loss_flags(target, data, loss, mask)
     if out is not None:
         check_writable(out)
     network = read_weights(weights)
@@ -133,8 +136,9 @@ def certify(
     from flowsim.rates import TOLERANCE
     from flowsim.rates import certify as run
 
-    network, chosen = read_weights(weights), _loss(weights, target, data, loss, mask)
     allowed = TOLERANCE if tolerance is None else as_number(tolerance, "tolerance", least=0.0)
+    _check_loss_flags(target, data, loss, mask)
+    network, chosen = read_weights(weights), _loss(weights, target, data, loss, mask)
     certificates = run(network if chosen is None else Problem(chosen, network), tolerance=allowed, cheap=cheap)
     _print(certificates.to_json(), json_, certificates.summary)
     return 0
@@ -262,28 +266,32 @@ def _numbers(name: str, text: str, kind: Callable[[str], Any], example: str) -> 
         raise InputError(f"Argument `{name}` must look like {example}, but it is {text!r}.") from error
 
 
-def _loss(weights: Path, target: Path | None, data: Path | None, kind: str, mask: Path | None) -> Any:
-    """The loss that the flags ask for, else a squared loss on key Y of the weights, else None."""
+def _check_loss_flags(target: Path | None, data: Path | None, kind: str, mask: Path | None) -> None:
+    """Refuse flags that contradict each other, before any file is read."""
     from flowsim.checks import as_choice
-    from flowsim.files import read_data, read_target
-    from flowsim.losses import ExponentialLoss, LeastSquares, LogisticLoss, MaskedSquaredLoss, SquaredLoss
 
-    on_data = {"squared": LeastSquares, "exponential": ExponentialLoss, "logistic": LogisticLoss}
-    as_choice(kind, "loss", on_data)
+    as_choice(kind, "loss", LOSSES)
     if target is not None and data is not None:
         raise InputError("Arguments `--target` and `--data` must not both be given; choose one.")
     if data is not None and mask is not None:
         raise InputError("Arguments `--mask` and `--data` must not both be given; a mask goes with a target.")
-    if data is not None:
-        return on_data[kind](*read_data(data))
-    if kind != "squared":
+    if data is None and kind != "squared":
         raise InputError(f"Argument `--data` must be given for the {kind} loss: X and the labels Y = -1, +1.")
+
+
+def _loss(weights: Path, target: Path | None, data: Path | None, kind: str, mask: Path | None) -> Any:
+    """The loss that the flags ask for, else a squared loss on key Y of the weights, else None."""
+    from flowsim import losses
+    from flowsim.files import read_data, read_target
+
+    if data is not None:
+        return getattr(losses, LOSSES[kind])(*read_data(data))
     Y = read_target(target if target is not None else weights)
     if Y is None and target is not None:
         raise InputError(f"File {target} must hold the target as key Y, but it does not.")
     if mask is not None and Y is not None:
-        return MaskedSquaredLoss(Y, read_target(mask))
-    return None if Y is None else SquaredLoss(Y)
+        return losses.MaskedSquaredLoss(Y, read_target(mask))
+    return None if Y is None else losses.SquaredLoss(Y)
 
 
 def _simulation_json(trajectory: Trajectory) -> dict[str, Any]:

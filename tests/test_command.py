@@ -82,6 +82,67 @@ def test_certify_keeps_the_contract(weights, capsys):
     assert entry["rate"] == pytest.approx(2 * entry["alpha"])
     assert entry["alpha"] <= result["lambda_min_T"]
     assert "theorem-2" in call(capsys, "certify", weights)[1]
+    cheap = strict(call(capsys, "certify", weights, "--cheap", "--json")[1])
+    lower = {c["name"]: c for c in cheap["certificates"]}["theorem-2"]["alpha"]
+    assert lower <= entry["alpha"] * (1 + 1e-9)
+
+
+def certified(capsys, path, *arguments):
+    code, printed, _ = call(capsys, "certify", path, *arguments, "--json")
+    assert code == 0
+    assert "best:" in call(capsys, "certify", path, *arguments)[1]
+    result = strict(printed)
+    return result["best"], {c["name"]: c for c in result["certificates"]}
+
+
+def test_certify_two_layers_of_unequal_ends(capsys, tmp_path):
+    network = fs.fan_in((4, 9, 2), seed=1)
+    path = tmp_path / "w.npz"
+    files.save_weights(path, network, network.product + 0.01)
+    best, found = certified(capsys, path)
+    assert best["name"] == "theorem-1-A2"
+    assert found["lemma-3"] == {**found["lemma-3"], "applies": True, "scope": "instant", "rate": None}
+    assert found["theorem-1-A1"]["rate"] == pytest.approx(2 * found["theorem-1-A1"]["alpha"])
+    assert found["theorem-3-homogeneous"]["reason"].startswith("it holds for n = m only")
+    alone, without = certified(capsys, write(tmp_path / "alone.npz", W1=network.weights[0], W2=network.weights[1]))
+    assert alone["rate"] is None
+    assert "no loss was given" in without["theorem-1-A2"]["reason"]
+
+
+def test_certify_five_unimodal_layers(capsys, tmp_path):
+    path = tmp_path / "w.npz"
+    arguments = ("--scheme", "unimodal", "--imbalance", "0.5,1,0.7,0.2", "--peak", 3, "--out", path)
+    assert call(capsys, "initialize", "--dims", "3,4,5,5,4,2", *arguments)[0] == 0
+    np.save(tmp_path / "y.npy", np.ones((3, 2)))
+    best, found = certified(capsys, path, "--target", tmp_path / "y.npy")
+    assert best["name"] == "theorem-3-unimodal"
+    assert best["alpha"] == pytest.approx(1.5 * 1.0 * 0.7 * 0.9)
+    assert found["theorem-2"]["reason"] == "it is for three layers, the network has 5"
+
+
+def test_certify_and_simulate_classification(capsys, tmp_path, rng):
+    X = rng.standard_normal((20, 3))
+    data = write(tmp_path / "d.npz", X=X, Y=np.sign(X[:, :1]))
+    path = tmp_path / "w.npz"
+    files.save_weights(path, fs.fan_out((3, 20, 30, 1), seed=0))
+    best, found = certified(capsys, path, "--data", data, "--loss", "exponential")
+    assert best["name"] == "theorem-4"
+    assert best["law"] == "hyperbolic"
+    assert best["rate"] > 0
+    assert not found["theorem-2"]["applies"]
+    assert certified(capsys, path, "--data", data, "--loss", "logistic")[0] is None
+    code, printed, _ = call(capsys, "simulate", path, "--data", data, "--loss", "exponential", "--t1", 0.1, "--json")
+    assert code == 0
+    assert strict(printed)["loss"][-1] < strict(printed)["loss"][0]
+
+
+def test_a_masked_target(weights, capsys, tmp_path):
+    mask = np.ones((3, 2))
+    mask[0, 0] = 0
+    np.save(tmp_path / "mask.npy", mask)
+    best, found = certified(capsys, weights, "--mask", tmp_path / "mask.npy")
+    assert best["name"] == "theorem-2"
+    assert "A2" in found["theorem-2-product"]["reason"]
 
 
 def test_initialize_writes_what_it_says(capsys, tmp_path):
@@ -221,6 +282,10 @@ def test_bad_flags(case, weights, capsys, tmp_path, monkeypatch):
         (("reproduce", "--out", "/proc/nowhere"), "cannot be made"),
         (("certify", "none.npz"), "does not exist"),
         (("fly",), "fly"),
+        (("certify", "none.npz", "--loss", "hinge"), "one of squared, exponential, logistic"),
+        (("certify", "none.npz", "--tolerance", "-1"), "`tolerance` must be at least 0"),
+        (("initialize", "--dims", "2,3,2", "--scheme", "unimodal", "--out", "w.npz"), "`imbalance` must be given"),
+        (("initialize", "--dims", "2,3,2", "--imbalance", "a,b", "--out", "w.npz"), "must look like 0.5,0.25"),
     ],
 )
 def test_other_bad_calls(arguments, words, capsys, tmp_path, monkeypatch):

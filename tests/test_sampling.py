@@ -73,7 +73,9 @@ def test_a_billion_wide():
     with pytest.raises(InputError, match="no full weights"):
         flow.weights_at(0.0)
     assert flow.core_at(0.0).dims[0] == 1
-    assert not fs.certify(problem)["theorem-2"].applies
+    certificate = fs.certify(problem)["theorem-2"]
+    assert 0 < certificate.alpha <= problem.network.lambda_min_T
+    assert (flow.excess <= certificate.bound(flow.time) * (1 + 1e-7)).all()
     with pytest.raises(InputError, match="never"):
         fs.simulate(problem, t1=1e-9, reduce="never")
 

@@ -24,3 +24,14 @@ def test_effectivity():
     assert row["estimate"] > 0
     assert 0.5 < row["true"] / row["estimate"] < 2
     assert row["compression error / tolerance"] < 5
+
+
+def test_rates(monkeypatch, tmp_path, capsys):
+    run("rates.py", monkeypatch, "--out", str(tmp_path))
+    assert (tmp_path / "rates.png").stat().st_size > 10_000
+    assert "margin" in capsys.readouterr().out
+
+
+def test_errata(monkeypatch, tmp_path, capsys):
+    run("errata.py", monkeypatch, "--out", str(tmp_path))
+    assert "766 times" in (tmp_path / "errata.md").read_text()
