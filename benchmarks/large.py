@@ -1,9 +1,9 @@
-"""A network larger than its memory allowance: (1, 20000, 20000, 1), 3.2 GB on disk, simulated memory-mapped.
+"""Networks larger than the memory: (1, 10^9, 10^9, 1) drawn in compressed form, (1, 20000, 20000, 1) mapped from disk.
 
-The layers are written in blocks. The peak of the process's private memory (RssAnon: file pages aside) is sampled from
-/proc every 5 ms, so this runs on Linux.
+The layers on disk (3.2 GB) are written in blocks. The peak of the process's private memory (RssAnon: file pages aside)
+is sampled from /proc every 5 ms, so this runs on Linux.
 
-    python benchmarks/memory_mapped.py [--width 20000]
+    python benchmarks/large.py [--width 20000]
 """
 
 import argparse
@@ -53,11 +53,26 @@ def write_layers(folder: Path, width: int) -> None:
     np.save(folder / "Y.npy", np.array([[2.0]]))
 
 
-def main() -> None:
-    """Write, simulate, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=int, default=20_000)
-    width = parser.parse_args().width
+def drawn(width: int = 10**9) -> None:
+    """Gradient flow and gradient descent on a network that no memory holds."""
+    with PeakPrivateMemory() as peak:
+        begun = time.perf_counter()
+        network = fs.sample_compressed("fan_out", (1, width, width, 1), seed=0)
+        problem = fs.Problem(fs.SquaredLoss([[2.0]]), network)
+        flow = fs.simulate(problem, t1=1e-6, stop_loss=1e-8)
+        end = float(flow.time[-1])
+        descent = fs.simulate(problem, fs.GradientDescent(end / 3000), t1=end)
+        seconds = time.perf_counter() - begun
+    print(flow.summary())
+    print(
+        f"dims {network.dims}: flow {flow.stats['seconds']:.3f} s, {descent.stats['steps']} steps of gradient descent"
+        f" {descent.stats['seconds']:.3f} s (loss {descent.loss[-1]:.1e}), {seconds:.2f} s in all, peak private memory"
+        f" {peak.megabytes:.0f} MB\n"
+    )
+
+
+def mapped(width: int) -> None:
+    """Write the layers, simulate them memory-mapped."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_layers(folder, width)
@@ -72,6 +87,15 @@ def main() -> None:
             f"{(folder / 'W2.npy').stat().st_size / 1e9:.1f} GB on disk, peak private memory {peak.megabytes:.0f} MB,"
             f" {seconds:.1f} s with reading and checking, drift {drift:.1e}"
         )
+
+
+def main() -> None:
+    """Both, in this order."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=20_000)
+    width = parser.parse_args().width
+    drawn()
+    mapped(width)
 
 
 if __name__ == "__main__":
