@@ -29,8 +29,11 @@ if TYPE_CHECKING:
     from flowsim.losses import LossConstants as LossConstants
     from flowsim.losses import MaskedSquaredLoss as MaskedSquaredLoss
     from flowsim.losses import SquaredLoss as SquaredLoss
+    from flowsim.methods import RKC as RKC
     from flowsim.methods import Diffrax as Diffrax
+    from flowsim.methods import GaussLegendre as GaussLegendre
     from flowsim.methods import GradientDescent as GradientDescent
+    from flowsim.methods import Projected as Projected
     from flowsim.methods import Scipy as Scipy
     from flowsim.methods import method_named as method_named
     from flowsim.network import LinearNetwork as LinearNetwork
@@ -70,7 +73,7 @@ _HOMES = {
         "MaskedSquaredLoss",
         "SquaredLoss",
     ),
-    "methods": ("Diffrax", "GradientDescent", "Scipy", "method_named"),
+    "methods": ("RKC", "Diffrax", "GaussLegendre", "GradientDescent", "Projected", "Scipy", "method_named"),
     "network": ("LinearNetwork",),
     "plots": ("plot",),
     "posterior": ("a_posteriori",),

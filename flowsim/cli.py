@@ -189,8 +189,8 @@ def initialize(
 def methods(*, json_: Json = False) -> int:
     from flowsim.methods import METHODS
 
-    lines = {name: line for name, (_, line) in METHODS.items()}
-    _print(lines, json_, lambda: "\n".join(f"{name:10}{line}" for name, line in lines.items()))
+    lines = {name: kind.line for name, (_, kind) in METHODS.items()}
+    _print(lines, json_, lambda: "\n".join(f"{name:20}{line}" for name, line in lines.items()))
     return 0
 
 

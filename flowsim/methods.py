@@ -3,21 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from flowsim.checks import as_choice, as_number
+from flowsim.checks import as_choice, as_count, as_number
 from flowsim.errors import InputError
 
 LEAST_RTOL = 1e-13
 """Below this relative tolerance round-off in float64 decides, and step-size control fails."""
 
-SCIPY_NAMES = ("RK45", "DOP853", "Radau", "LSODA")
-DIFFRAX_NAMES = ("Tsit5", "Dopri5", "Dopri8", "Kvaerno5")
+
+@dataclass(frozen=True)
+class Kind:
+    """One method: its order (None where it varies), whether it is explicit, and a line on it."""
+
+    order: int | None
+    explicit: bool
+    line: str
 
 
-def _check_adaptive(method: Any, names: tuple[str, ...]) -> None:
-    as_choice(method.name, "name", names)
+SCIPY = {
+    "RK23": Kind(3, True, "explicit Runge-Kutta (Bogacki, Shampine), scipy"),
+    "RK45": Kind(5, True, "explicit Runge-Kutta (Dormand, Prince), scipy"),
+    "DOP853": Kind(8, True, "explicit Runge-Kutta (Dormand, Prince), scipy: the default"),
+    "Radau": Kind(5, False, "implicit Runge-Kutta Radau IIA, scipy: for small stiff networks"),
+    "BDF": Kind(None, False, "backward differentiation, order 1 to 5, scipy: for small stiff networks"),
+    "LSODA": Kind(None, False, "Adams or backward differentiation, switching by itself, scipy: for small networks"),
+}
+DIFFRAX = {
+    "Euler": Kind(1, True, "explicit Euler, diffrax: needs a step size"),
+    "Heun": Kind(2, True, "explicit Runge-Kutta, diffrax"),
+    "Midpoint": Kind(2, True, "explicit Runge-Kutta, diffrax"),
+    "Ralston": Kind(2, True, "explicit Runge-Kutta, diffrax"),
+    "Bosh3": Kind(3, True, "explicit Runge-Kutta (Bogacki, Shampine), diffrax"),
+    "Tsit5": Kind(5, True, "explicit Runge-Kutta (Tsitouras), diffrax"),
+    "Dopri5": Kind(5, True, "explicit Runge-Kutta (Dormand, Prince), diffrax"),
+    "Dopri8": Kind(8, True, "explicit Runge-Kutta (Dormand, Prince), diffrax"),
+    "ImplicitEuler": Kind(1, False, "implicit Euler, diffrax: for small stiff networks"),
+    "Kvaerno3": Kind(3, False, "ESDIRK, diffrax: for small stiff networks"),
+    "Kvaerno4": Kind(4, False, "ESDIRK, diffrax: for small stiff networks"),
+    "Kvaerno5": Kind(5, False, "ESDIRK, diffrax: for small stiff networks"),
+}
+
+
+def _check_settings(method: Any) -> None:
     as_number(method.rtol, "rtol", least=LEAST_RTOL, most=1.0)
     as_number(method.atol, "atol", least=0.0)
     if method.step_size is not None:
@@ -26,10 +55,10 @@ def _check_adaptive(method: Any, names: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Scipy:
-    """An integrator of scipy.integrate: "RK45", "DOP853", "Radau" or "LSODA", with error control by rtol and atol.
+    """An integrator of scipy.integrate, by its name there (a key of SCIPY), with error control by rtol and atol.
 
-    With step_size the steps are all that long and uncontrolled (RK45, DOP853, Radau; LSODA varies its own order).
-    Raises InputError for an unknown name or a tolerance out of range.
+    With step_size the steps are all that long and uncontrolled (BDF and LSODA vary their own order: they refuse).
+    Raises InputError for an unknown name or a setting out of range.
     """
 
     name: str = "DOP853"
@@ -38,26 +67,130 @@ class Scipy:
     step_size: float | None = None
 
     def __post_init__(self) -> None:
-        _check_adaptive(self, SCIPY_NAMES)
-        if self.name == "LSODA" and self.step_size is not None:
-            raise InputError("Argument `step_size` must be None for LSODA, which varies its step and order.")
+        as_choice(self.name, "name", SCIPY)
+        _check_settings(self)
+        if self.kind.order is None and self.step_size is not None:
+            raise InputError(f"Argument `step_size` must be None for {self.name}, which varies its step and order.")
+
+    @property
+    def kind(self) -> Kind:
+        """What is known of the method."""
+        return SCIPY[self.name]
 
 
 @dataclass(frozen=True)
 class Diffrax:
-    """An integrator of diffrax: "Tsit5", "Dopri5", "Dopri8" or "Kvaerno5", compiled by jax, in float64.
+    """An integrator of diffrax, by its name there (a key of DIFFRAX), compiled by jax, in float64.
 
-    With step_size the steps are all that long and uncontrolled.
-    Raises InputError for an unknown name or a tolerance out of range.
+    Error control by rtol and atol through diffrax's PIDController with the coefficients pcoeff, icoeff and dcoeff (by
+    default an integral controller); with step_size the steps are all that long and uncontrolled.
+    Raises InputError for an unknown name or a setting out of range.
     """
 
     name: str = "Tsit5"
     rtol: float = 1e-8
     atol: float = 1e-10
     step_size: float | None = None
+    pcoeff: float = 0.0
+    icoeff: float = 1.0
+    dcoeff: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_adaptive(self, DIFFRAX_NAMES)
+        as_choice(self.name, "name", DIFFRAX)
+        _check_settings(self)
+        for coefficient in ("pcoeff", "icoeff", "dcoeff"):
+            as_number(getattr(self, coefficient), coefficient)
+        if self.name == "Euler" and self.step_size is None:
+            raise InputError("Argument `step_size` must be given for Euler, which has no error estimate.")
+
+    @property
+    def kind(self) -> Kind:
+        """What is known of the method."""
+        return DIFFRAX[self.name]
+
+
+@dataclass(frozen=True)
+class GaussLegendre:
+    """Gauss-Legendre collocation with 1 to 4 stages, of order 2 stages: keeps every D_l to round-off at any tolerance.
+
+    Implicit; the stage equations use the symmetry of the flow's Jacobian. With step_size the steps are all that long
+    and uncontrolled. Raises InputError for stages or a tolerance out of range.
+    """
+
+    stages: int = 4
+    rtol: float = 1e-8
+    atol: float = 1e-10
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        as_number(as_count(self.stages, "stages"), "stages", most=4)
+        _check_settings(self)
+
+    @property
+    def name(self) -> str:
+        """The method's name in tables: gauss-legendre-STAGES."""
+        return f"gauss-legendre-{self.stages}"
+
+    @property
+    def kind(self) -> Kind:
+        """What is known of the method."""
+        return Kind(2 * self.stages, False, "Gauss-Legendre collocation: keeps every D_l to round-off")
+
+
+@dataclass(frozen=True)
+class RKC:
+    """The stabilised explicit Runge-Kutta-Chebyshev method of order 2: long steps where only stability limits them.
+
+    With step_size the steps are all that long and uncontrolled, their stages as many as stability asks for.
+    Raises InputError for a tolerance out of range.
+    """
+
+    rtol: float = 1e-8
+    atol: float = 1e-10
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_settings(self)
+
+    name = "rkc"
+    kind = Kind(2, True, "stabilised explicit Runge-Kutta-Chebyshev: stiff networks of any size, loose tolerances")
+
+
+@dataclass(frozen=True)
+class Projected:
+    """An explicit one-step method whose every step is projected back onto {D_l = D_l(0) for all l}.
+
+    method: Scipy or Diffrax with the name of an explicit method, or RKC. Raises InputError for another one.
+    """
+
+    method: Scipy | Diffrax | RKC
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, (Scipy, Diffrax, RKC)) or not self.method.kind.explicit:
+            raise InputError(
+                "Argument `method` must be an explicit Runge-Kutta method of Scipy or Diffrax, or RKC, to be projected,"
+                f" but it is {getattr(self.method, 'name', self.method)!r}; gauss-legendre keeps the invariants itself."
+            )
+
+    @property
+    def name(self) -> str:
+        """The method's name in tables: projected-NAME."""
+        return f"projected-{self.method.name}"
+
+    @property
+    def kind(self) -> Kind:
+        """What is known of the method."""
+        return replace(self.method.kind, line=f"{self.method.kind.line}; projected onto the invariants")
+
+    @property
+    def rtol(self) -> float:
+        """The relative tolerance of the method."""
+        return self.method.rtol
+
+    @property
+    def atol(self) -> float:
+        """The absolute tolerance of the method."""
+        return self.method.atol
 
 
 @dataclass(frozen=True)
@@ -74,28 +207,46 @@ class GradientDescent:
         as_number(self.step_size, "step_size", above=0.0)
         as_choice(self.backend, "backend", ("numpy", "jax"))
 
-    @property
-    def name(self) -> str:
-        """The method's name in tables."""
-        return "gd"
+    name = "gd"
+    kind = Kind(1, True, "gradient descent with a fixed step size")
 
 
-Method = Scipy | Diffrax | GradientDescent
+Method = Scipy | Diffrax | GaussLegendre | RKC | Projected | GradientDescent
 
-METHODS: dict[str, tuple[Callable[..., Method], str]] = {
-    "dop853": (Scipy, "explicit Runge-Kutta, order 8 (scipy), the default"),
-    "rk45": (Scipy, "explicit Runge-Kutta, order 5 (scipy)"),
-    "radau": (Scipy, "implicit Runge-Kutta Radau IIA, order 5 (scipy), for small stiff networks"),
-    "lsoda": (Scipy, "Adams / BDF with automatic switching (scipy), for small networks"),
-    "tsit5": (Diffrax, "explicit Runge-Kutta, order 5 (diffrax)"),
-    "dopri5": (Diffrax, "explicit Runge-Kutta, order 5 (diffrax)"),
-    "dopri8": (Diffrax, "explicit Runge-Kutta, order 8 (diffrax)"),
-    "kvaerno5": (Diffrax, "ESDIRK, order 5 (diffrax), for small stiff networks"),
-    "gd": (GradientDescent, "gradient descent with a fixed step size"),
-}
-"""name -> (constructor, one line on it)."""
 
-_PROPER = {name.lower(): name for name in SCIPY_NAMES + DIFFRAX_NAMES}
+def keeps_invariants(method: Method) -> bool:
+    """Whether the method keeps every D_l to round-off at any tolerance."""
+    return isinstance(method, (GaussLegendre, Projected))
+
+
+def _entries() -> dict[str, tuple[Callable[..., Method], Kind]]:
+    plain: dict[str, tuple[Callable[..., Any], Kind]] = {}
+    for family, names in ((Scipy, SCIPY), (Diffrax, DIFFRAX)):
+        for name, kind in names.items():
+            plain[_spelled(name)] = (lambda f=family, n=name, **settings: f(n, **settings)), kind
+    plain["rkc"] = RKC, RKC.kind
+    gauss = {
+        f"gauss-legendre-{s}": ((lambda s=s, **settings: GaussLegendre(s, **settings)), GaussLegendre(s).kind)
+        for s in (1, 2, 3, 4)
+    }
+    projected = {
+        f"projected-{name}": (
+            (lambda make=make, **settings: Projected(make(**settings))),
+            replace(kind, line=f"{name}, projected onto the invariants: every D_l to round-off"),
+        )
+        for name, (make, kind) in plain.items()
+        if kind.explicit
+    }
+    default = {"gauss-legendre": gauss["gauss-legendre-4"]}
+    return {**plain, **default, **gauss, **projected, "gd": (GradientDescent, GradientDescent.kind)}
+
+
+def _spelled(name: str) -> str:
+    return {"ImplicitEuler": "implicit-euler"}.get(name, name.lower())
+
+
+METHODS = _entries()
+"""name -> (constructor with rtol, atol and step_size, what is known of it)."""
 
 
 def method_named(
@@ -117,4 +268,4 @@ def method_named(
         return GradientDescent(step_size, backend)
     if backend != "numpy":
         raise InputError(f"Argument `backend` must be numpy for method {key}: only gradient descent has a choice.")
-    return METHODS[key][0](_PROPER[key], rtol, atol, step_size)
+    return METHODS[key][0](rtol=rtol, atol=atol, step_size=step_size)

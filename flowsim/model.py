@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from flowsim.errors import InputError
 from flowsim.integrators import Segment
-from flowsim.losses import BuiltIn, excess_stack
-from flowsim.methods import GradientDescent, Method
-from flowsim.network import LinearNetwork, backpropagate, flatten, imbalance_change, unflatten
+from flowsim.methods import GradientDescent, Method, keeps_invariants
+from flowsim.network import LinearNetwork, flatten, imbalance_change, unflatten
 from flowsim.problem import Problem
 from flowsim.reduction import CompressedNetwork, KrylovBases, first_level
 
 DESCENT_RTOL, DESCENT_ATOL = 1e-8, 1e-10
 """Gradient descent has no tolerances of its own: its compression error is held to the default ones of the flow."""
+INVARIANT_RTOL, INVARIANT_ATOL = 3e-13, 1e-15
+"""The imbalance drifts by about the compression error times the weights: for methods that keep it to round-off."""
 ALLOWANCE, ALLOWANCE_GROWTH = {3: 0.5}, 1.5
 """The first share of the tolerance that the estimate may take (by depth, else 0.1: beyond three layers the estimate may
 be a few times too small), and its growth with each refinement, up to all of it."""
@@ -137,7 +137,7 @@ class CompressedModel:
         self, network: CompressedNetwork, nodes: np.ndarray, states: np.ndarray, discrete: bool
     ) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):
-            return _cumulative(nodes, network.defect(_stackable(self.whole.loss), states), discrete)
+            return _cumulative(nodes, network.defect(self.whole.stacked_loss, states), discrete)
 
     def _finer(self, nodes: np.ndarray, states: np.ndarray, increment: float, allowed: float, discrete: bool) -> Model:
         """More steps: as many as the decay from one step fewer to these suggests, at least one."""
@@ -178,9 +178,16 @@ def choose_model(problem: Problem, method: Method, reduce: str) -> Model:
             return FullModel(problem, f"full weights: {_why_not(compressed)}")
     else:
         compressed = network
+    return CompressedModel(problem, compressed, *_tolerances(method), may_give_up)
+
+
+def _tolerances(method: Method) -> tuple[float, float]:
+    """(rtol, atol) of the compression error: the method's own, unless it promises invariants kept to round-off."""
     if isinstance(method, GradientDescent):
-        return CompressedModel(problem, compressed, DESCENT_RTOL, DESCENT_ATOL, may_give_up)
-    return CompressedModel(problem, compressed, max(method.rtol, LEAST_RTOL), method.atol, may_give_up)
+        return DESCENT_RTOL, DESCENT_ATOL
+    if keeps_invariants(method):
+        return INVARIANT_RTOL, INVARIANT_ATOL
+    return max(method.rtol, LEAST_RTOL), method.atol
 
 
 def pays(network: CompressedNetwork) -> bool:
@@ -193,24 +200,9 @@ def _why_not(network: CompressedNetwork) -> str:
     return f"compressed widths {network.core.dims[1:-1]} are too near the widths {network.dims[1:-1]} to pay"
 
 
-class _Stacked:
-    """A user's own loss on stacks of products, one after the other."""
-
-    def __init__(self, loss: Any) -> None:
-        self.loss = loss
-
-    def gradient(self, W: np.ndarray) -> np.ndarray:
-        return np.array([self.loss.gradient(one) for one in W])
-
-
-def _stackable(loss: Any) -> Any:
-    return loss if isinstance(loss, BuiltIn) else _Stacked(loss)
-
-
 def _loss_and_gradient(problem: Problem, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    network = problem.network
-    W, gradients = backpropagate(_stackable(problem.loss), unflatten(states, network.dims), network.scale)
-    return excess_stack(problem.loss, W), np.sqrt(sum((G * G).sum((-2, -1)) for G in gradients))
+    W, gradients = problem.gradients(unflatten(states, problem.network.dims))
+    return problem.excess(W), np.sqrt(sum((G * G).sum((-2, -1)) for G in gradients))
 
 
 def _nodes(ends: np.ndarray, discrete: bool) -> np.ndarray:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from flowsim.errors import InputError
-from flowsim.losses import check_loss, excess
-from flowsim.network import backpropagate, flatten, unflatten
+from flowsim.losses import check_loss, excess, vectorized
+from flowsim.network import backpropagate, flatten, hessian_product, unflatten
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +39,31 @@ class Problem:
         """The initial weights as one vector."""
         return flatten(self.network.weights)
 
+    @cached_property
+    def stacked_loss(self) -> Any:
+        """The loss, able to serve stacks of products."""
+        return vectorized(self.loss)
+
     def gradients(self, weights: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-        """The product W and [dL/dW_1, ..., dL/dW_L] at the given weights."""
-        return backpropagate(self.loss, weights, self.network.scale)
+        """The product W and [dL/dW_1, ..., dL/dW_L] at the given weights, or at stacks (..., rows, columns) of them."""
+        return backpropagate(self.stacked_loss, weights, self.network.scale)
 
     def velocity(self, state: np.ndarray) -> np.ndarray:
-        """Gradient flow dW_l/dt = -dL/dW_l ([MVM23], section 2) as one vector."""
+        """Gradient flow dW_l/dt = -dL/dW_l ([MVM23], section 2) as one vector; for a stack (..., size) a stack."""
         _, gradients = self.gradients(unflatten(state, self.network.dims))
         return -flatten(gradients)
+
+    def jacobian_product(self, state: np.ndarray, directions: np.ndarray) -> np.ndarray:
+        """The derivative of the velocity along directions (..., size): minus the Hessian of L, symmetric."""
+        dims = self.network.dims
+        product = hessian_product(
+            self.stacked_loss, unflatten(state, dims), unflatten(directions, dims), self.network.scale
+        )
+        return -flatten(product)
+
+    def excess(self, products: np.ndarray) -> np.ndarray:
+        """f(W) - f* at a stack of products (..., n, m); f(W) where f* is unknown."""
+        return np.asarray(self.stacked_loss.excess(products))
 
     @property
     def initial_excess(self) -> float:

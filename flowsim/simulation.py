@@ -14,7 +14,7 @@ from flowsim.errors import InputError
 from flowsim.integrators import IntegrationFailure, Segment, compile_seconds, start
 from flowsim.integrators.base import Counts, dissipation
 from flowsim.integrators.descent import count_steps
-from flowsim.losses import excess, excess_stack, minimum_of
+from flowsim.losses import excess, minimum_of
 from flowsim.methods import GradientDescent, Method, Scipy
 from flowsim.model import CompressedModel, Model, Refused, choose_model
 from flowsim.network import product, unflatten
@@ -184,7 +184,7 @@ class _Run:
     def _take(self, segment: Segment) -> Refused | None:
         """Record a segment up to where it has to stop, if anywhere in it, unless the model is too coarse for it."""
         with np.errstate(over="ignore", invalid="ignore"):
-            losses = excess_stack(self.problem.loss, segment.products)
+            losses = self.problem.excess(segment.products)
         count, end, status = self._first_stop(segment, losses)
         if count:
             refused = self.model.watch(segment, count, end)

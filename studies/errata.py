@@ -209,6 +209,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--small", action="store_true")
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     size = 200 if arguments.small else 20000
     errata = [make(size) for make in (lemma_3, theorem_1, corollary_2, equation_19, theorem_g2, ntk_scale)]
     page = "\n".join(

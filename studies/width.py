@@ -349,6 +349,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=parts, default=parts)
     parser.add_argument("--small", action="store_true")
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     small, only = arguments.small, arguments.only
     steps, cost = {}, []
     if "steps" in only:

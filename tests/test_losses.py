@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import flowsim as fs
 from flowsim.errors import InputError
-from flowsim.losses import excess, excess_stack
+from flowsim.losses import excess, vectorized
 
 
 def least_squares(rng, rows, n, m, rank=None):
@@ -58,7 +58,7 @@ def test_the_excess_is_free_of_cancellation(rng):
     loss = fs.LeastSquares(X, Y)
     near = loss.minimiser + 1e-12
     assert 0 < excess(loss, near) < 1e-20
-    assert excess_stack(loss, np.stack([near, near])) == pytest.approx([excess(loss, near)] * 2, rel=1e-12)
+    assert loss.excess(np.stack([near, near])) == pytest.approx([excess(loss, near)] * 2, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,22 @@ def test_gradients_are_derivatives(rows, n, m, seed):
         assert (loss.gradient(W) * V).sum() == pytest.approx(slope, rel=1e-6, abs=1e-6)
         stack = np.stack([W, V])
         assert loss.gradient(stack) == pytest.approx(np.stack([loss.gradient(W), loss.gradient(V)]), rel=1e-12)
-        assert excess_stack(loss, stack) == pytest.approx([excess(loss, W), excess(loss, V)], rel=1e-12)
+        assert loss.excess(stack) == pytest.approx([excess(loss, W), excess(loss, V)], rel=1e-12)
+        change = (loss.gradient(W + step * V) - loss.gradient(W - step * V)) / (2 * step)
+        curvature = loss.hessian_product(W, stack)
+        assert curvature[1] == pytest.approx(change, rel=1e-6, abs=1e-6)
+        plain = vectorized(Plain(loss))
+        assert plain.hessian_product(W, stack) == pytest.approx(curvature, rel=1e-6, abs=1e-8)
+        assert plain.excess(stack) == pytest.approx(loss.excess(stack), rel=1e-12)
+
+
+class Plain:
+    """A user's own loss: nothing but shape, value and gradient, of one product at a time."""
+
+    def __init__(self, loss):
+        self.shape = loss.shape
+        self.value = lambda W: float(loss.value(W.reshape(self.shape)))
+        self.gradient = lambda W: loss.gradient(W.reshape(self.shape))
 
 
 def test_the_margin_is_that_of_the_widest_street():

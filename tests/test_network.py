@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import flowsim as fs
-from flowsim import network as networks
 from flowsim.errors import InputError
 from flowsim.network import unflatten
 
@@ -32,6 +31,22 @@ def test_gradients_against_differences(dims, seed, scale):
     slope = (loss(state + h * direction) - loss(state - h * direction)) / (2 * h)
     expected = -problem.velocity(state) @ direction
     assert slope == pytest.approx(expected, rel=1e-6, abs=1e-6 * (1 + abs(loss(state))))
+
+
+@settings(max_examples=40, deadline=None)
+@given(dims=DIMS, seed=st.integers(0, 1000), scale=st.sampled_from([1.0, 0.3, 2.0]))
+def test_the_jacobian_of_the_flow_is_symmetric_and_right(dims, seed, scale):
+    rng = np.random.default_rng(seed)
+    X, y = rng.standard_normal((9, dims[0])), rng.choice([-1.0, 1.0], (9, dims[-1]))
+    problem = fs.Problem(fs.LogisticLoss(X, y), random_network(rng, dims, scale=scale))
+    state, size = problem.initial_state, problem.network.size
+    J = problem.jacobian_product(state, np.eye(size))
+    assert pytest.approx(J.T, abs=1e-12 * (1 + np.abs(J).max())) == J
+    direction, h = rng.standard_normal(size), 1e-6
+    slope = (problem.velocity(state + h * direction) - problem.velocity(state - h * direction)) / (2 * h)
+    assert J @ direction == pytest.approx(slope, rel=1e-5, abs=1e-5 * (1 + np.abs(J).max()))
+    states = np.stack([state, state + direction])
+    assert problem.velocity(states) == pytest.approx(np.array([problem.velocity(one) for one in states]), rel=1e-12)
 
 
 @settings(max_examples=40, deadline=None)
@@ -68,7 +83,7 @@ def test_rotating_hidden_bases_changes_nothing(dims, seed):
 def test_lanczos_agrees_with_the_dense_eigenvalue(rng, monkeypatch):
     network = random_network(rng, (12, 15, 14, 13))
     dense = network.lambda_min_T
-    monkeypatch.setattr(networks, "DENSE_LIMIT", 10)
+    monkeypatch.setattr("flowsim.network.linear_network.DENSE_LIMIT", 10)
     lanczos = random_network(np.random.default_rng(20230724), (12, 15, 14, 13))
     assert lanczos.lambda_min_T == pytest.approx(dense, rel=1e-8)
 

@@ -10,7 +10,7 @@ from scipy.sparse.linalg import aslinearoperator
 
 import flowsim as fs
 from flowsim.errors import InputError
-from flowsim.network import backpropagate, flatten, imbalance, unflatten
+from flowsim.network import backpropagate, flatten, imbalance, imbalance_change, unflatten
 
 DIMS = st.integers(2, 5).flatmap(
     lambda depth: st.tuples(st.integers(1, 3), *[st.integers(8, 20)] * (depth - 1), st.integers(1, 3))
@@ -65,8 +65,6 @@ def test_defect_and_drift_against_the_lifted_state(dims, extra, seed):
     size = np.sqrt(sum(np.linalg.norm(G) ** 2 for G in whole))
     expected = np.sqrt(sum(np.linalg.norm(D) ** 2 for D in rest))
     assert compressed.defect(loss, state[None])[0] == pytest.approx(expected, rel=1e-9, abs=1e-11 * size)
-    from flowsim.network import imbalance_change
-
     drift = [np.linalg.norm(imbalance(lifted, layer) - network.imbalance(layer)) for layer in range(1, network.depth)]
     assert imbalance_change(compressed.surroundings, compressed.changes(state)) == pytest.approx(drift, rel=1e-9)
 
@@ -204,7 +202,7 @@ def test_norms_of_wide_imbalances_without_the_matrices(rng, monkeypatch):
     dims = (3, 400, 500, 450, 2)
     network = random_network(rng, dims)
     exact = network.imbalance_norms
-    monkeypatch.setattr("flowsim.network.DIRECT_IMBALANCE", 0)
+    monkeypatch.setattr("flowsim.network.linear_network.DIRECT_IMBALANCE", 0)
     estimated = network.with_weights(network.weights).imbalance_norms
     assert estimated == pytest.approx(exact, rel=0.05)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from flowsim.integrators.base import IntegrationFailure, Integrator, Segment
-from flowsim.methods import Diffrax, GradientDescent, Method, Scipy
+from flowsim.integrators.base import IntegrationFailure, Integrator, Movable, Segment
+from flowsim.methods import RKC, Diffrax, GaussLegendre, GradientDescent, Method, Projected, Scipy
 from flowsim.problem import Problem
 
 __all__ = ["IntegrationFailure", "Integrator", "Segment", "compile_seconds", "start"]
@@ -13,6 +13,8 @@ __all__ = ["IntegrationFailure", "Integrator", "Segment", "compile_seconds", "st
 
 def compile_seconds(method: Method) -> float:
     """Seconds that this thread has spent compiling for jax so far; imports what `method` needs, so that it is there."""
+    if isinstance(method, Projected):
+        return compile_seconds(method.method)
     if isinstance(method, Diffrax):
         import diffrax  # noqa: F401
     elif not (isinstance(method, GradientDescent) and method.backend == "jax"):
@@ -28,12 +30,31 @@ def start(problem: Problem, method: Method, t: float, state: np.ndarray, t1: flo
         from flowsim.integrators.descent import CompiledDescent, Descent
 
         return (CompiledDescent if method.backend == "jax" else Descent)(problem, method, t, state, t1)
+    if isinstance(method, GaussLegendre):
+        from flowsim.integrators.gauss_legendre import GaussLegendreSteps
+
+        return GaussLegendreSteps(problem, method, t, state, t1)
+    if isinstance(method, Projected):
+        from flowsim.integrators.projected import ProjectedSteps
+
+        return ProjectedSteps(problem, _one_by_one(problem, method.method, t, state, t1))
     if isinstance(method, Diffrax):
         from flowsim.integrators.diffrax_steps import DiffraxSteps
 
         return DiffraxSteps(problem, method, t, state, t1)
-    if isinstance(method, Scipy):
-        from flowsim.integrators.scipy_steps import ScipySteps
+    return _one_by_one(problem, method, t, state, t1)
 
-        return ScipySteps(problem, method, t, state, t1)
-    raise TypeError(f"no integrator for {method!r}")
+
+def _one_by_one(problem: Problem, method: Scipy | Diffrax | RKC, t: float, state: np.ndarray, t1: float) -> Movable:
+    """An integrator that takes one step a segment."""
+    if isinstance(method, Diffrax):
+        from flowsim.integrators.diffrax_steps import DiffraxSteps
+
+        return DiffraxSteps(problem, method, t, state, t1, longest=1)
+    if isinstance(method, RKC):
+        from flowsim.integrators.chebyshev import ChebyshevSteps
+
+        return ChebyshevSteps(problem, method, t, state, t1)
+    from flowsim.integrators.scipy_steps import ScipySteps
+
+    return ScipySteps(problem, method, t, state, t1)

@@ -56,7 +56,10 @@ def _sum(a: int | None, b: int | None) -> int | None:
 class Integrator(Protocol):
     """Driven by `while integrator.t < integrator.t1: segment = integrator.advance()`."""
 
-    counts: Counts
+    @property
+    def counts(self) -> Counts:
+        """The work done so far."""
+        ...
 
     @property
     def t(self) -> float:
@@ -70,6 +73,14 @@ class Integrator(Protocol):
 
     def advance(self) -> Segment:
         """Take one or more steps. Raises IntegrationFailure when the next one is impossible."""
+        ...
+
+
+class Movable(Integrator, Protocol):
+    """An integrator of a one-step method, one step a segment, that can go on from another state."""
+
+    def move(self, state: np.ndarray) -> None:
+        """Go on from another state at the time reached."""
         ...
 
 
@@ -93,3 +104,23 @@ class CountingVelocity:
     def __call__(self, t: float, state: np.ndarray) -> np.ndarray:
         self.counts.rhs_evaluations = (self.counts.rhs_evaluations or 0) + 1
         return self.problem.velocity(state)
+
+
+def scaled_norm(error: np.ndarray, y0: np.ndarray, y1: np.ndarray, rtol: float, atol: float) -> float:
+    """The root mean square of error / (atol + rtol max(|y0|, |y1|)): at most 1 when the tolerance is met."""
+    scaled = error / (atol + rtol * np.maximum(np.abs(y0), np.abs(y1)))
+    value = float(np.sqrt(np.mean(scaled * scaled)))
+    return value if np.isfinite(value) else np.inf
+
+
+def first_step(
+    velocity: Callable[[np.ndarray], np.ndarray], y: np.ndarray, order: int, rtol: float, atol: float, span: float
+) -> float:
+    """A first step size for a method of that order (Hairer, Norsett and Wanner, section II.4)."""
+    f = velocity(y)
+    size, speed = scaled_norm(y, y, y, rtol, atol), scaled_norm(f, y, y, rtol, atol)
+    trial = min(0.01 * size / speed if min(size, speed) > 1e-5 else 1e-6, span)
+    bend = scaled_norm(velocity(y + trial * f) - f, y, y, rtol, atol) / trial
+    greatest = max(speed, bend)
+    step = (0.01 / greatest) ** (1 / (order + 1)) if greatest > 1e-15 else max(1e-6, 1e-3 * trial)
+    return min(100 * trial, step, span)

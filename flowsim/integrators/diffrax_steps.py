@@ -47,19 +47,22 @@ class Carry(NamedTuple):
 
 
 class DiffraxSteps:
-    """Tsit5, Dopri5, Dopri8 or Kvaerno5 from (t, state) to t1, in float64 whatever the user's jax setting.
+    """A method of diffrax from (t, state) to t1, in float64 whatever the user's jax setting.
 
-    Raises InputError when Kvaerno5 would need a dense Jacobian of more than DENSE_JACOBIAN_LIMIT weights.
+    longest: how many steps a segment may hold. Raises InputError when an implicit method would need a dense Jacobian
+    of more than DENSE_JACOBIAN_LIMIT weights.
     """
 
-    def __init__(self, problem: Problem, method: Diffrax, t: float, state: np.ndarray, t1: float) -> None:
-        if method.name.startswith("Kvaerno") and state.size > DENSE_JACOBIAN_LIMIT:
+    def __init__(
+        self, problem: Problem, method: Diffrax, t: float, state: np.ndarray, t1: float, longest: int = LONGEST_SEGMENT
+    ) -> None:
+        if not method.kind.explicit and state.size > DENSE_JACOBIAN_LIMIT:
             raise InputError(
                 f"Argument `method` must be explicit for {state.size} weights, but {method.name} forms a dense Jacobian"
-                f" (at most {DENSE_JACOBIAN_LIMIT} weights); use tsit5."
+                f" (at most {DENSE_JACOBIAN_LIMIT} weights); use tsit5, rkc or gauss-legendre."
             )
         self.problem, self.method, self.t, self.t1 = problem, method, t, t1
-        self.length = max(1, min(LONGEST_SEGMENT, SEGMENT_NUMBERS // (16 * state.size)))
+        self.length = max(1, min(longest, SEGMENT_NUMBERS // (16 * state.size)))
         with float64():
             import jax.numpy as jnp
 
@@ -102,9 +105,19 @@ class DiffraxSteps:
     def _count(self, attempts: int, accepted: int) -> None:
         self.attempts += attempts
         self.counts.rejected_steps = (self.counts.rejected_steps or 0) + attempts - accepted
-        tableau = self.solver.tableau
-        if not self.method.name.startswith("Kvaerno"):  # how often an implicit method iterates diffrax does not tell
+        if self.method.name == "Euler":
+            self.counts.rhs_evaluations = self.attempts
+        elif self.method.kind.explicit:  # how often an implicit method iterates diffrax does not tell
+            tableau = self.solver.tableau
             self.counts.rhs_evaluations = 1 + self.attempts * (tableau.num_stages - int(tableau.fsal))
+
+    def move(self, state: np.ndarray) -> None:
+        """Go on from another state at the time reached."""
+        with float64():
+            import jax.numpy as jnp
+
+            weights = [jnp.asarray(W) for W in unflatten(np.array(state), self.problem.network.dims)]
+            self.carry = _compiled().restart(self.solver, self.carry, weights, self.args)
 
 
 class _Dense:
@@ -130,7 +143,7 @@ def _solver(method: Diffrax) -> Any:
     import diffrax
 
     solver = getattr(diffrax, method.name)
-    if not method.name.startswith("Kvaerno"):
+    if method.kind.explicit:
         return solver()
     # diffrax's own choice, one very cheap chord step, rejects most steps of this flow at tight tolerances
     import jax.numpy as jnp
@@ -147,9 +160,10 @@ def _controller(method: Diffrax) -> Any:
 
     if method.step_size is not None:
         return diffrax.ConstantStepSize()
-    return diffrax.PIDController(
-        rtol=jnp.asarray(method.rtol, float), atol=jnp.asarray(method.atol, float), norm=_weights_norm
-    )
+    settings = {
+        name: jnp.asarray(getattr(method, name), float) for name in ("rtol", "atol", "pcoeff", "icoeff", "dcoeff")
+    }
+    return diffrax.PIDController(**settings, norm=_weights_norm)
 
 
 def _weights_norm(y: Any) -> Any:
@@ -160,6 +174,7 @@ def _weights_norm(y: Any) -> Any:
 
 class _Compiled(NamedTuple):
     begin: Any
+    restart: Any
     segment: Any
     evaluate: Any
 
@@ -179,15 +194,23 @@ def _compiled() -> _Compiled:
 
     terms = diffrax.ODETerm(velocity)
 
+    def error_order(solver: Any) -> Any:
+        return solver.error_order(terms) if isinstance(solver, diffrax.AbstractAdaptiveSolver) else None
+
     @eqx.filter_jit
     def begin(solver: Any, controller: Any, t: Any, t1: Any, y: Any, step: Any, args: Any) -> Carry:
-        t_next, state = controller.init(terms, t, t1, y, step, args, solver.func, solver.error_order(terms))
+        t_next, state = controller.init(terms, t, t1, y, step, args, solver.func, error_order(solver))
         t_next = jnp.minimum(t_next, t1)
         return Carry(t, t_next, y, solver.init(terms, t, t_next, y, args), state)
 
     @eqx.filter_jit
+    def restart(solver: Any, carry: Carry, weights: Any, args: Any) -> Carry:
+        y = weights, carry.y[1]
+        return carry._replace(y=y, solver_state=solver.init(terms, carry.t, carry.t_next, y, args))
+
+    @eqx.filter_jit
     def segment(solver: Any, controller: Any, carry: Carry, t1: Any, args: Any, length: int) -> Any:
-        order = solver.error_order(terms)
+        order = error_order(solver)
 
         def attempt(carry: Carry) -> Any:
             y, error, dense, solver_state, result = solver.step(
@@ -254,4 +277,4 @@ def _compiled() -> _Compiled:
         factors = HERMITE @ powers * jnp.array([1.0, step, step**2] * 2)
         return jax.tree.map(lambda *parts: sum(f * part for f, part in zip(factors, parts, strict=True)), *ends)
 
-    return _Compiled(begin, segment, evaluate)
+    return _Compiled(begin, restart, segment, evaluate)

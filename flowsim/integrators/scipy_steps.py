@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.integrate import DOP853, LSODA, RK45, Radau
+from scipy.integrate import BDF, DOP853, LSODA, RK23, RK45, Radau
 
 from flowsim.errors import InputError
 from flowsim.integrators.base import (
@@ -20,20 +20,20 @@ from flowsim.methods import Scipy
 from flowsim.network import product, unflatten
 from flowsim.problem import Problem
 
-SOLVERS = {"RK45": RK45, "DOP853": DOP853, "Radau": Radau, "LSODA": LSODA}
+SOLVERS = {"RK23": RK23, "RK45": RK45, "DOP853": DOP853, "Radau": Radau, "BDF": BDF, "LSODA": LSODA}
 
 
 class ScipySteps:
-    """RK45, DOP853, Radau or LSODA from (t, state) to t1.
+    """A method of scipy from (t, state) to t1.
 
-    Raises InputError when Radau or LSODA would need a dense Jacobian of more than DENSE_JACOBIAN_LIMIT weights.
+    Raises InputError when an implicit one would need a dense Jacobian of more than DENSE_JACOBIAN_LIMIT weights.
     """
 
     def __init__(self, problem: Problem, method: Scipy, t: float, state: np.ndarray, t1: float) -> None:
-        if method.name in ("Radau", "LSODA") and state.size > DENSE_JACOBIAN_LIMIT:
+        if not method.kind.explicit and state.size > DENSE_JACOBIAN_LIMIT:
             raise InputError(
                 f"Argument `method` must be explicit for {state.size} weights, but {method.name} forms a dense Jacobian"
-                f" (at most {DENSE_JACOBIAN_LIMIT} weights); use dop853."
+                f" (at most {DENSE_JACOBIAN_LIMIT} weights); use dop853, rkc or gauss-legendre."
             )
         self.problem, self.t, self.t1 = problem, t, t1
         velocity = CountingVelocity(problem)
@@ -53,7 +53,7 @@ class ScipySteps:
         start, self.t = self.t, float(self.solver.t)
         if getattr(self.solver, "njev", 0):
             self.counts.jacobians = self.solver.njev
-        dense = _Dense(self.solver, before)
+        self.dense = dense = _Dense(self.solver, before)
         end = product(unflatten(self.solver.y, self.problem.network.dims), self.problem.network.scale)
         return Segment(
             times=np.array([start, self.t]),
@@ -62,9 +62,14 @@ class ScipySteps:
             evaluate=dense,
         )
 
+    def move(self, state: np.ndarray) -> None:
+        """Go on from another state at the time reached; the last step's dense output, if wanted, is built before."""
+        _ = self.dense.interpolant
+        self.solver.y, self.solver.f = state, self.solver.fun(self.t, state)
+
     def _dissipated(self, dense: _Dense, start: float) -> float:
         """The integral of ||grad L||^2 over the last step, by the method's own quadrature weights where it has them."""
-        if isinstance(self.solver, (RK45, DOP853)):
+        if isinstance(self.solver, (RK23, RK45, DOP853)):
             stages = self.solver.K[: len(self.solver.B)]
             return (self.t - start) * float(self.solver.B @ np.einsum("ij,ij->i", stages, stages))
         return dissipation(self.problem, dense, start, self.t)

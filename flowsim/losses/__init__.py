@@ -7,8 +7,8 @@ from flowsim.losses.base import (
     check_loss,
     constants_of,
     excess,
-    excess_stack,
     minimum_of,
+    vectorized,
 )
 from flowsim.losses.classification import ExponentialLoss, LogisticLoss, separation
 from flowsim.losses.squared import LeastSquares, MaskedSquaredLoss, SquaredLoss
@@ -25,7 +25,7 @@ __all__ = [
     "check_loss",
     "constants_of",
     "excess",
-    "excess_stack",
     "minimum_of",
     "separation",
+    "vectorized",
 ]

@@ -6,7 +6,8 @@ A loss is any object with `shape`, `value(W)` and `gradient(W)`; that is enough 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
@@ -48,15 +49,19 @@ class Loss(Protocol):
         ...
 
 
-class BuiltIn:
+class BuiltIn(ABC):
     """Base of flowsim's own losses: their attributes are arrays and numbers, and they serve stacks (..., n, m) too.
 
-    All have `excess`. Their code is array arithmetic over the last two axes, the same for NumPy and jax arrays.
+    Their code is array arithmetic over the last two axes, the same for NumPy and jax arrays.
     """
 
+    @abstractmethod
     def excess(self, W: Any) -> Any:
         """f(W) - f* (f(W) where f* is unknown); W may be a stack (..., n, m)."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def hessian_product(self, W: Any, V: Any) -> Any:
+        """The derivative of grad f at W along V, which may be a stack (..., n, m)."""
 
     def parts(self) -> dict[str, Any]:
         """All that the loss consists of, arrays and numbers by name."""
@@ -98,8 +103,32 @@ def excess(loss: Any, W: Any) -> Any:
     return loss.value(W) - (minimum_of(loss) or 0.0)
 
 
-def excess_stack(loss: Any, products: np.ndarray) -> np.ndarray:
-    """f(W) - f* for a stack of products (count, n, m)."""
-    if isinstance(loss, BuiltIn):
-        return np.asarray(loss.excess(products))
-    return np.array([float(excess(loss, W)) for W in products])
+class Vectorized:
+    """A user's own loss on stacks (..., n, m) of products, one after the other; its Hessian by central differences."""
+
+    def __init__(self, loss: Any) -> None:
+        self.loss = loss
+
+    def excess(self, W: np.ndarray) -> np.ndarray:
+        """f(W) - f*, or f(W) where f* is unknown: (...)."""
+        return self._each(lambda one: float(excess(self.loss, one)), W)
+
+    def gradient(self, W: np.ndarray) -> np.ndarray:
+        """grad f(W): (..., n, m)."""
+        return self._each(self.loss.gradient, W)
+
+    def hessian_product(self, W: np.ndarray, V: np.ndarray) -> np.ndarray:
+        """The derivative of grad f at one W along V (..., n, m), to about ten digits for a smooth f."""
+        size = float(np.linalg.norm(V)) or 1.0
+        step = np.finfo(float).eps ** (1 / 3) * (1.0 + float(np.linalg.norm(W))) / size
+        return (self.gradient(W + step * V) - self.gradient(W - step * V)) / (2 * step)
+
+    @staticmethod
+    def _each(function: Callable[[np.ndarray], Any], W: np.ndarray) -> np.ndarray:
+        values = np.array([function(one) for one in W.reshape(-1, *W.shape[-2:])])
+        return values.reshape(*W.shape[:-2], *values.shape[1:])
+
+
+def vectorized(loss: Any) -> Any:
+    """The loss itself where it is one of flowsim's, else a user's own made to serve stacks of NumPy arrays."""
+    return loss if isinstance(loss, BuiltIn) else Vectorized(loss)

@@ -98,6 +98,12 @@ class ExponentialLoss(_Classification):
             margins = self._margins(W)
             return -self.X.T @ (self.labels * margins.__array_namespace__().exp(-margins))
 
+    def hessian_product(self, W: Any, V: Any) -> Any:
+        """X^T (exp(-y X W) X V), entry by entry in the middle; labels square to 1."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            margins = self._margins(W)
+            return self.X.T @ (margins.__array_namespace__().exp(-margins) * (self.X @ V))
+
 
 class LogisticLoss(_Classification):
     """f(W) = sum_ij log(1 + exp(-y_ij x_i^T w_j)) for data X (rows x n) and labels y_ij = +-1 (rows, or rows x m).
@@ -123,3 +129,9 @@ class LogisticLoss(_Classification):
         margins = self._margins(W)
         xp = margins.__array_namespace__()
         return -self.X.T @ (self.labels * xp.exp(-xp.logaddexp(0.0, margins)))
+
+    def hessian_product(self, W: Any, V: Any) -> Any:
+        """X^T (X V / ((1 + exp(y X W)) (1 + exp(-y X W)))), entry by entry in the middle; labels square to 1."""
+        margins = self._margins(W)
+        xp = margins.__array_namespace__()
+        return self.X.T @ (xp.exp(-xp.logaddexp(0.0, margins) - xp.logaddexp(0.0, -margins)) * (self.X @ V))

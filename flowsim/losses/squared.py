@@ -57,6 +57,10 @@ class SquaredLoss(BuiltIn):
         """grad f(W) = W - Y."""
         return W - self.Y
 
+    def hessian_product(self, W: Any, V: Any) -> Any:
+        """V: the Hessian is the identity."""
+        return V
+
 
 class LeastSquares(BuiltIn):
     """f(W) = 1/2 ||Y - X W||_F^2 for data X (rows x n), Y (rows x m), evaluated as f* + 1/2 ||R (W - W*)||_F^2.
@@ -123,6 +127,10 @@ class LeastSquares(BuiltIn):
         """grad f(W) = X^T (X W - Y) = X^T X (W - W*)."""
         return self.gram @ (W - self.minimiser)
 
+    def hessian_product(self, W: Any, V: Any) -> Any:
+        """X^T X V."""
+        return self.gram @ V
+
 
 class MaskedSquaredLoss(BuiltIn):
     """f(W) = 1/2 sum_ij M_ij (Y_ij - W_ij)^2 for a target Y (n x m) and weights M_ij >= 0: matrix completion.
@@ -175,3 +183,7 @@ class MaskedSquaredLoss(BuiltIn):
     def gradient(self, W: Any) -> Any:
         """grad f(W)_ij = M_ij (W_ij - Y_ij)."""
         return self.mask * (W - self.Y)
+
+    def hessian_product(self, W: Any, V: Any) -> Any:
+        """M_ij V_ij."""
+        return self.mask * V

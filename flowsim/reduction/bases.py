@@ -8,6 +8,7 @@ holds what is new in W_l^T p and W_{l+1} p for the vectors p of level k of its n
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -20,7 +21,7 @@ DEFLATION = 1e-13
 """A direction whose part outside a basis is below DEFLATION times its own norm is in the basis already."""
 
 
-class Bases:
+class Bases(ABC):
     """Bases P_1 .. P_{L-1} (P_0 = I_n, P_L = I_m) with levels; subclasses say how a level is found.
 
     matrices[l - 1] = P_{l-1}^T W_l P_l. An entry between two vectors of the last level is not known (0) for
@@ -67,13 +68,13 @@ class Bases:
         return self.exhausted and level >= len(self.counts) - 1
 
     @property
+    @abstractmethod
     def imbalance_norms(self) -> list[float]:
         """||D_l||_F, l = 1 .. L-1, of the whole network."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _grow(self) -> tuple[int, ...]:
         """Find the next level; return the new widths."""
-        raise NotImplementedError
 
 
 class KrylovBases(Bases):
@@ -154,6 +155,10 @@ class FixedBases(Bases):
     def imbalance_norms(self) -> list[float]:
         """||D_l||_F, l = 1 .. L-1, as read."""
         return self.norms
+
+    def _grow(self) -> tuple[int, ...]:
+        """Nothing is beyond."""
+        return self.counts[-1]
 
 
 def _extended(P: np.ndarray, block: np.ndarray) -> np.ndarray:

@@ -1,9 +1,4 @@
-"""Linear networks: W = scale W_1 ... W_L, its gradients, the operator T, and the imbalance matrices.
-
-Notation of Min, Vidal, Mallada (ICML 2023): W_l is h_{l-1} x h_l, h_0 = n, h_L = m;
-A_l = W_1 ... W_{l-1}, B_l = W_{l+1} ... W_L, A_1 = I_n, B_L = I_m.
-The functions on lists of weights use matrix products, transposes and sums only: they serve NumPy and jax arrays alike.
-"""
+"""A linear network, W = scale W_1 ... W_L: the value, its product, the operator T, the imbalance matrices."""
 
 from __future__ import annotations
 
@@ -17,6 +12,7 @@ import numpy as np
 
 from flowsim.checks import as_layer, as_matrix, as_number, check_chain
 from flowsim.errors import InputError
+from flowsim.network.functions import imbalance, product
 
 DENSE_LIMIT = 400
 """Up to n m = DENSE_LIMIT the least eigenvalue of T comes from a dense matrix, beyond from Lanczos."""
@@ -24,90 +20,6 @@ DIRECT_IMBALANCE = 4e9
 """Up to this many multiplications the norm of an imbalance matrix comes from the matrix itself."""
 THIN = 64
 PROBES = 16
-
-
-def product(weights: Sequence[Any], scale: float = 1.0) -> Any:
-    """scale W_1 ... W_L, multiplied from the thinner end."""
-    if weights[0].shape[-2] <= weights[-1].shape[-1]:
-        result = weights[0]
-        for W in weights[1:]:
-            result = result @ W
-    else:
-        result = weights[-1]
-        for W in reversed(weights[:-1]):
-            result = W @ result
-    return scale * result
-
-
-def backpropagate(loss: Any, weights: Sequence[Any], scale: float = 1.0) -> tuple[Any, list[Any]]:
-    """The product W and the gradients G_l = scale A_l^T grad f(W) B_l^T, each shared product formed once.
-
-    The sweep carries matrices with min(n, m) rows: a network with n > m is swept as its transpose.
-    """
-    if weights[0].shape[-2] <= weights[-1].shape[-1]:
-        return _sweep(loss.gradient, weights, scale)
-    flipped = [W.swapaxes(-1, -2) for W in reversed(weights)]
-    W, gradients = _sweep(lambda P: loss.gradient(P.swapaxes(-1, -2)).swapaxes(-1, -2), flipped, scale)
-    return W.swapaxes(-1, -2), [G.swapaxes(-1, -2) for G in reversed(gradients)]
-
-
-def _sweep(gradient: Any, weights: Sequence[Any], scale: float) -> tuple[Any, list[Any]]:
-    prefixes = [weights[0]]
-    for W in weights[1:]:
-        prefixes.append(prefixes[-1] @ W)
-    end = scale * prefixes.pop()
-    message = scale * gradient(end)
-    gradients = []
-    for prefix, W in zip(reversed(prefixes), reversed(weights[1:]), strict=True):
-        gradients.append(prefix.swapaxes(-1, -2) @ message)
-        message = message @ W.swapaxes(-1, -2)
-    gradients.append(message)
-    return end, gradients[::-1]
-
-
-def flatten(weights: Sequence[np.ndarray]) -> np.ndarray:
-    """All weights as one vector, layer after layer, each in row-major order."""
-    return np.concatenate([np.ravel(W) for W in weights])
-
-
-def unflatten(vector: Any, dims: Sequence[int]) -> list[Any]:
-    """The weights of `flatten`, as views of the vector; of a stack of vectors, stacks of weights."""
-    weights, start = [], 0
-    for rows, columns in itertools.pairwise(dims):
-        weights.append(vector[..., start : start + rows * columns].reshape(*vector.shape[:-1], rows, columns))
-        start += rows * columns
-    return weights
-
-
-def imbalance(weights: Sequence[np.ndarray], layer: int) -> np.ndarray:
-    """D_l = W_l^T W_l - W_{l+1} W_{l+1}^T (h_l x h_l), l = layer = 1 .. L-1; conserved by gradient flow."""
-    left, right = weights[layer - 1], weights[layer]
-    return left.T @ left - right @ right.T
-
-
-def imbalance_change(initial: Sequence[np.ndarray], changes: Sequence[np.ndarray]) -> np.ndarray:
-    """||D_l(t) - D_l(0)||_F, l = 1 .. L-1, from W_l(0) and W_l(t) - W_l(0) (or stacks of these): shape (..., L-1).
-
-    The change of W_l^T W_l is X + X^T with X = C^T (W_l(0) + C / 2), C the change of W_l: no large terms cancel.
-    """
-    norms = []
-    for W, C, V, B in zip(initial, changes, initial[1:], changes[1:], strict=False):
-        half = C.swapaxes(-1, -2) @ (W + 0.5 * C) - (V + 0.5 * B) @ B.swapaxes(-1, -2)
-        norms.append(np.linalg.norm(half + half.swapaxes(-1, -2), axis=(-2, -1)))
-    return np.stack(norms, axis=-1)
-
-
-def least_eigenvalues_of_T(weights: Sequence[np.ndarray], scale: float = 1.0) -> np.ndarray:
-    """lambda_min(T) for stacks of weights (..., h_{l-1}, h_l), from dense nm x nm matrices; at least 0."""
-    n, m = weights[0].shape[-2], weights[-1].shape[-1]
-    prefixes = list(itertools.accumulate(weights[:-1], np.matmul, initial=np.eye(n)))
-    suffixes = list(itertools.accumulate(reversed(weights[1:]), lambda B, W: W @ B, initial=np.eye(m)))[::-1]
-    T = sum(
-        np.einsum("...ij,...kl->...ikjl", A @ A.swapaxes(-1, -2), B.swapaxes(-1, -2) @ B)
-        for A, B in zip(prefixes, suffixes, strict=True)
-    )
-    eigenvalues = np.linalg.eigvalsh(scale**2 * T.reshape(*T.shape[:-4], n * m, n * m))
-    return np.maximum(eigenvalues[..., 0], 0.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,133 @@
+"""Functions of a list of weights: the product, its gradients and their derivative, imbalance, T's least eigenvalue.
+
+They use matrix products, transposes and sums only: they serve NumPy and jax arrays alike, and stacks (..., rows,
+columns) of weights where all layers are stacked alike.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def product(weights: Sequence[Any], scale: float = 1.0) -> Any:
+    """scale W_1 ... W_L, multiplied from the thinner end."""
+    if weights[0].shape[-2] <= weights[-1].shape[-1]:
+        result = weights[0]
+        for W in weights[1:]:
+            result = result @ W
+    else:
+        result = weights[-1]
+        for W in reversed(weights[:-1]):
+            result = W @ result
+    return scale * result
+
+
+def backpropagate(loss: Any, weights: Sequence[Any], scale: float = 1.0) -> tuple[Any, list[Any]]:
+    """The product W and the gradients G_l = scale A_l^T grad f(W) B_l^T, each shared product formed once.
+
+    The sweep carries matrices with min(n, m) rows: a network with n > m is swept as its transpose.
+    """
+    if weights[0].shape[-2] <= weights[-1].shape[-1]:
+        return _sweep(loss.gradient, weights, scale)
+    W, gradients = _sweep(lambda P: loss.gradient(P.mT).mT, _flipped(weights), scale)
+    return W.mT, _flipped(gradients)
+
+
+def _flipped(matrices: Sequence[Any]) -> list[Any]:
+    return [M.mT for M in reversed(matrices)]
+
+
+def _sweep(gradient: Any, weights: Sequence[Any], scale: float) -> tuple[Any, list[Any]]:
+    prefixes = [weights[0]]
+    for W in weights[1:]:
+        prefixes.append(prefixes[-1] @ W)
+    end = scale * prefixes.pop()
+    message = scale * gradient(end)
+    gradients = []
+    for prefix, W in zip(reversed(prefixes), reversed(weights[1:]), strict=True):
+        gradients.append(prefix.mT @ message)
+        message = message @ W.mT
+    gradients.append(message)
+    return end, gradients[::-1]
+
+
+def hessian_product(loss: Any, weights: Sequence[Any], directions: Sequence[Any], scale: float = 1.0) -> list[Any]:
+    """The derivative of the gradients G_1 .. G_L in the directions V_1 .. V_L: the Hessian of L times V.
+
+    dG_l = dA_l^T M_l + A_l^T dM_l with M_l = scale E B_l^T, E = grad f(W), dE = loss.hessian_product(W, dW). The
+    directions may be stacks (..., rows, columns), the weights one point; the Jacobian of gradient flow is minus this.
+    """
+    if weights[0].shape[-2] <= weights[-1].shape[-1]:
+        return _sweep_tangent(loss.gradient, loss.hessian_product, weights, directions, scale)
+    return _flipped(
+        _sweep_tangent(
+            lambda P: loss.gradient(P.mT).mT,
+            lambda P, V: loss.hessian_product(P.mT, V.mT).mT,
+            _flipped(weights),
+            _flipped(directions),
+            scale,
+        )
+    )
+
+
+def _sweep_tangent(
+    gradient: Any, curvature: Any, weights: Sequence[Any], directions: Sequence[Any], scale: float
+) -> list[Any]:
+    prefixes, changes = [weights[0]], [directions[0]]
+    for W, V in zip(weights[1:], directions[1:], strict=True):
+        changes.append(changes[-1] @ W + prefixes[-1] @ V)
+        prefixes.append(prefixes[-1] @ W)
+    end, end_change = scale * prefixes.pop(), scale * changes.pop()
+    message, change = scale * gradient(end), scale * curvature(end, end_change)
+    result = []
+    for A, dA, W, V in zip(*map(reversed, (prefixes, changes, weights[1:], directions[1:])), strict=True):
+        result.append(dA.mT @ message + A.mT @ change)
+        message, change = message @ W.mT, change @ W.mT + message @ V.mT
+    result.append(change)
+    return result[::-1]
+
+
+def flatten(weights: Sequence[Any]) -> Any:
+    """All weights as one vector, layer after layer, each in row-major order; of stacks of weights a stack."""
+    return np.concatenate([W.reshape(*W.shape[:-2], -1) for W in weights], axis=-1)
+
+
+def unflatten(vector: Any, dims: Sequence[int]) -> list[Any]:
+    """The weights of `flatten`, as views of the vector; of a stack of vectors, stacks of weights."""
+    weights, start = [], 0
+    for rows, columns in itertools.pairwise(dims):
+        weights.append(vector[..., start : start + rows * columns].reshape(*vector.shape[:-1], rows, columns))
+        start += rows * columns
+    return weights
+
+
+def imbalance(weights: Sequence[np.ndarray], layer: int) -> np.ndarray:
+    """D_l = W_l^T W_l - W_{l+1} W_{l+1}^T (h_l x h_l), l = layer = 1 .. L-1; conserved by gradient flow."""
+    left, right = weights[layer - 1], weights[layer]
+    return left.T @ left - right @ right.T
+
+
+def imbalance_change(initial: Sequence[np.ndarray], changes: Sequence[np.ndarray]) -> np.ndarray:
+    """||D_l(t) - D_l(0)||_F, l = 1 .. L-1, from W_l(0) and W_l(t) - W_l(0) (or stacks of these): shape (..., L-1).
+
+    The change of W_l^T W_l is X + X^T with X = C^T (W_l(0) + C / 2), C the change of W_l: no large terms cancel.
+    """
+    norms = []
+    for W, C, V, B in zip(initial, changes, initial[1:], changes[1:], strict=False):
+        half = C.mT @ (W + 0.5 * C) - (V + 0.5 * B) @ B.mT
+        norms.append(np.linalg.norm(half + half.mT, axis=(-2, -1)))
+    return np.stack(norms, axis=-1)
+
+
+def least_eigenvalues_of_T(weights: Sequence[np.ndarray], scale: float = 1.0) -> np.ndarray:
+    """lambda_min(T) for stacks of weights (..., h_{l-1}, h_l), from dense nm x nm matrices; at least 0."""
+    n, m = weights[0].shape[-2], weights[-1].shape[-1]
+    prefixes = list(itertools.accumulate(weights[:-1], np.matmul, initial=np.eye(n)))
+    suffixes = list(itertools.accumulate(reversed(weights[1:]), lambda B, W: W @ B, initial=np.eye(m)))[::-1]
+    T = sum(np.einsum("...ij,...kl->...ikjl", A @ A.mT, B.mT @ B) for A, B in zip(prefixes, suffixes, strict=True))
+    eigenvalues = np.linalg.eigvalsh(scale**2 * T.reshape(*T.shape[:-4], n * m, n * m))
+    return np.maximum(eigenvalues[..., 0], 0.0)
