@@ -214,11 +214,6 @@ class GradientDescent:
 Method = Scipy | Diffrax | GaussLegendre | RKC | Projected | GradientDescent
 
 
-def keeps_invariants(method: Method) -> bool:
-    """Whether the method keeps every D_l to round-off at any tolerance."""
-    return isinstance(method, (GaussLegendre, Projected))
-
-
 def _entries() -> dict[str, tuple[Callable[..., Method], Kind]]:
     plain: dict[str, tuple[Callable[..., Any], Kind]] = {}
     for family, names in ((Scipy, SCIPY), (Diffrax, DIFFRAX)):

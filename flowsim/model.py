@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from flowsim.errors import InputError
 from flowsim.integrators import Segment
-from flowsim.methods import GradientDescent, Method, keeps_invariants
+from flowsim.methods import GaussLegendre, GradientDescent, Method, Projected
 from flowsim.network import LinearNetwork, flatten, imbalance_change, unflatten
 from flowsim.problem import Problem
 from flowsim.reduction import CompressedNetwork, KrylovBases, first_level
@@ -16,7 +16,7 @@ from flowsim.reduction import CompressedNetwork, KrylovBases, first_level
 DESCENT_RTOL, DESCENT_ATOL = 1e-8, 1e-10
 """Gradient descent has no tolerances of its own: its compression error is held to the default ones of the flow."""
 INVARIANT_RTOL, INVARIANT_ATOL = 3e-13, 1e-15
-"""The imbalance drifts by about the compression error times the weights: for methods that keep it to round-off."""
+"""The imbalance drifts by about the compression error times the weights: for a method that keeps it to round-off."""
 ALLOWANCE, ALLOWANCE_GROWTH = {3: 0.5}, 1.5
 """The first share of the tolerance that the estimate may take (by depth, else 0.1: beyond three layers the estimate may
 be a few times too small), and its growth with each refinement, up to all of it."""
@@ -27,6 +27,8 @@ LARGEST_SHARE = 0.5
 MOST_STEPS_AT_ONCE = 6
 SPEEDUP = 0.6
 """The defect falls super-linearly: with each further Krylov step the ratio of the last two is taken to fall so."""
+STUCK = 0.5
+"""Further Krylov steps that leave more than this share of the defect do not help: the method's own error is in it."""
 LEAST_RTOL = 1e-12
 """Tighter than this, round-off in the defect decides."""
 WATCHED = 32
@@ -85,11 +87,12 @@ class CompressedModel:
     atol: float
     may_give_up: bool
     refinements: int = 0
+    refused_rate: float = np.inf
     times: list[np.ndarray] = field(default_factory=lambda: [np.zeros(1)])
     errors: list[np.ndarray] = field(default_factory=lambda: [np.zeros(1)])
 
     def __post_init__(self) -> None:
-        self.problem = Problem(self.whole.loss, self.network.core)
+        self.problem = self.network.problem(self.whole.loss)
         self.reason = "compressed: " + ("exact" if self.network.exact else f"{self.network.steps} Krylov steps")
 
     @property
@@ -107,8 +110,10 @@ class CompressedModel:
         errors = self.errors[-1][-1] + increments
         allowed = self._allowance * self._tolerance(states)
         if (errors > allowed)[1:].any():
-            finer = self._finer(nodes, states, float(increments[-1]), float(allowed[-1]), segment.discrete)
-            return Refused(float(nodes[0]), states[0], finer)
+            stuck = float(increments[-1]) > STUCK * self.refused_rate * float(nodes[-1] - nodes[0])
+            if self.may_give_up or not stuck:
+                finer = self._finer(nodes, states, float(increments[-1]), float(allowed[-1]), segment.discrete, stuck)
+                return Refused(float(nodes[0]), states[0], finer)
         self.times.append(nodes[1:])
         self.errors.append(errors[1:])
         return None
@@ -139,8 +144,11 @@ class CompressedModel:
         with np.errstate(over="ignore", invalid="ignore"):
             return _cumulative(nodes, network.defect(self.whole.stacked_loss, states), discrete)
 
-    def _finer(self, nodes: np.ndarray, states: np.ndarray, increment: float, allowed: float, discrete: bool) -> Model:
+    def _finer(
+        self, nodes: np.ndarray, states: np.ndarray, increment: float, allowed: float, discrete: bool, stuck: bool
+    ) -> Model:
         """More steps: as many as the decay from one step fewer to these suggests, at least one."""
+        rate = increment / float(nodes[-1] - nodes[0])
         fewer = self.network.with_steps(self.network.steps - 1)
         before = self._integral(fewer, nodes, self.network.restrict(fewer, states), discrete)[-1]
         ratio = min(max(increment / before, 1e-3), 0.3) if before > 0 and np.isfinite(before) else 0.3
@@ -151,13 +159,10 @@ class CompressedModel:
             increment *= ratio
             more += 1
         network = self.network.with_steps(self.network.steps + more)
-        if self.may_give_up and not pays(network):
-            return FullModel(
-                self.whole, f"full weights from t = {nodes[0]:.3g}: {_why_not(network)}", self.errors[-1][-1]
-            )
-        return CompressedModel(
-            self.whole, network, self.rtol, self.atol, self.may_give_up, self.refinements + 1, self.times, self.errors
-        )
+        if self.may_give_up and (stuck or not pays(network)):
+            why = f"{self.network.steps} Krylov steps are no better than fewer" if stuck else _why_not(network)
+            return FullModel(self.whole, f"full weights from t = {nodes[0]:.3g}: {why}", self.errors[-1][-1])
+        return replace(self, network=network, refinements=self.refinements + 1, refused_rate=rate)
 
 
 Model = FullModel | CompressedModel
@@ -185,7 +190,7 @@ def _tolerances(method: Method) -> tuple[float, float]:
     """(rtol, atol) of the compression error: the method's own, unless it promises invariants kept to round-off."""
     if isinstance(method, GradientDescent):
         return DESCENT_RTOL, DESCENT_ATOL
-    if keeps_invariants(method):
+    if isinstance(method, (GaussLegendre, Projected)):
         return INVARIANT_RTOL, INVARIANT_ATOL
     return max(method.rtol, LEAST_RTOL), method.atol
 

@@ -39,6 +39,11 @@ class Problem:
         """The initial weights as one vector."""
         return flatten(self.network.weights)
 
+    @property
+    def interior(self) -> tuple[int, ...]:
+        """The leading rows and columns of the layers to which corrections of the weights have to be confined: all."""
+        return self.network.dims
+
     @cached_property
     def stacked_loss(self) -> Any:
         """The loss, able to serve stacks of products."""

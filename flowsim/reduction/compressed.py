@@ -13,12 +13,29 @@ import numpy as np
 from flowsim.checks import as_count
 from flowsim.errors import InputError
 from flowsim.network import LinearNetwork, backpropagate, flatten, unflatten
+from flowsim.problem import Problem
 from flowsim.reduction.bases import Bases, KrylovBases
 
 
 def first_level(depth: int) -> int:
     """The number of Krylov steps to begin with: both ends have met in every basis (L - 2), and a step or two more."""
     return 0 if depth == 2 else max(depth - 1, 3)
+
+
+@dataclass(frozen=True, eq=False)
+class CoreProblem(Problem):
+    """A problem on a compressed network's core; `inner` are the widths of the bases without their last level.
+
+    The vectors of the last level are joined to what lies outside: a correction of the weights that touches them would
+    change the imbalance out there.
+    """
+
+    inner: tuple[int, ...]
+
+    @property
+    def interior(self) -> tuple[int, ...]:
+        """`inner`."""
+        return self.inner
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +85,11 @@ class CompressedNetwork:
     def lambda_min_T(self) -> float:
         """The least eigenvalue of the operator T, from the core."""
         return self.core.lambda_min_T
+
+    def problem(self, loss: Any) -> CoreProblem:
+        """What is integrated in the place of the network: its core with the loss."""
+        inner = self.core.dims if self.exact else self.bases.sizes(self.steps - 1)
+        return CoreProblem(loss, self.core, inner)
 
     @property
     def halo(self) -> int:

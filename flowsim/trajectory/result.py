@@ -180,7 +180,7 @@ class Trajectory:
     def simulated(self) -> Problem:
         """The problem that was integrated: the compressed network's core where the width was compressed."""
         compressed = self.reduction.network
-        return self.problem if compressed is None else Problem(self.problem.loss, compressed.core)
+        return self.problem if compressed is None else compressed.problem(self.problem.loss)
 
     def core_at(self, t: float) -> LinearNetwork:
         """The network that was integrated, at time t: small where the width was compressed, of the same product."""
