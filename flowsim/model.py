@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,13 +16,14 @@ from flowsim.reduction import CompressedNetwork, KrylovBases, first_level
 
 DESCENT_RTOL, DESCENT_ATOL = 1e-8, 1e-10
 """Gradient descent has no tolerances of its own: its compression error is held to the default ones of the flow."""
-INVARIANT_RTOL, INVARIANT_ATOL = 3e-13, 1e-15
+INVARIANT_RTOL, INVARIANT_ATOL = 1e-13, 1e-15
 """The imbalance drifts by about the compression error times the weights: for a method that keeps it to round-off."""
 ALLOWANCE, ALLOWANCE_GROWTH = {3: 0.5}, 1.5
 """The first share of the tolerance that the estimate may take (by depth, else 0.1: beyond three layers the estimate may
 be a few times too small), and its growth with each refinement, up to all of it."""
-WORTH_COMPRESSING = 5000
-"""Below this many weights a step costs the same whatever their number."""
+WORTH_COMPRESSING, WORTH_COMPRESSING_SOON = 5000, 200
+"""Below this many weights a step costs the same whatever their number; implicit methods feel fewer, and two layers are
+compressed at once and without error."""
 LARGEST_SHARE = 0.5
 """Compression pays while the core and its surroundings have at most this share of the network's weights."""
 MOST_STEPS_AT_ONCE = 6
@@ -32,7 +34,7 @@ STUCK = 0.5
 LEAST_RTOL = 1e-12
 """Tighter than this, round-off in the defect decides."""
 WATCHED = 32
-"""The defect along a segment of gradient descent is sampled on this many intervals."""
+"""The defect is taken at the ends of the flow's steps; along a segment of gradient descent on this many intervals."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,11 @@ class FullModel:
 
 @dataclass
 class CompressedModel:
-    """The core of a compressed network, and the estimate e(t) = integral of the defect of the lifted trajectory."""
+    """The core of a compressed network, and the estimate e(t) = integral of the defect of the lifted trajectory.
+
+    refused: where the last refused segment began and the mean defect along it; a refusal at the same place that is
+    hardly smaller shows that more Krylov steps do not help.
+    """
 
     whole: Problem
     network: CompressedNetwork
@@ -87,7 +93,7 @@ class CompressedModel:
     atol: float
     may_give_up: bool
     refinements: int = 0
-    refused_rate: float = np.inf
+    refused: tuple[float, float] = (-1.0, np.inf)
     times: list[np.ndarray] = field(default_factory=lambda: [np.zeros(1)])
     errors: list[np.ndarray] = field(default_factory=lambda: [np.zeros(1)])
 
@@ -104,15 +110,18 @@ class CompressedModel:
         """Add the defect along the segment to the estimate, or refuse the segment where that exceeds the tolerance."""
         if self.network.exact:
             return None
-        nodes = _nodes(np.append(segment.times[:count], end), segment.discrete)
+        nodes = np.append(segment.times[:count], end)
+        if segment.discrete:
+            nodes = nodes[np.unique(np.linspace(0, count, WATCHED + 1).astype(int))]
         states = segment.evaluate(nodes)
-        increments = self._integral(self.network, nodes, states, segment.discrete)
+        increments = self._integral(self.network, nodes, states)
         errors = self.errors[-1][-1] + increments
         allowed = self._allowance * self._tolerance(states)
         if (errors > allowed)[1:].any():
-            stuck = float(increments[-1]) > STUCK * self.refused_rate * float(nodes[-1] - nodes[0])
+            t, rate = self.refused
+            stuck = t == nodes[0] and float(increments[-1]) > STUCK * rate * float(nodes[-1] - nodes[0])
             if self.may_give_up or not stuck:
-                finer = self._finer(nodes, states, float(increments[-1]), float(allowed[-1]), segment.discrete, stuck)
+                finer = self._finer(nodes, states, float(increments[-1]), float(allowed[-1]), stuck)
                 return Refused(float(nodes[0]), states[0], finer)
         self.times.append(nodes[1:])
         self.errors.append(errors[1:])
@@ -133,24 +142,23 @@ class CompressedModel:
 
     @property
     def _allowance(self) -> float:
-        return min(1.0, ALLOWANCE.get(self.network.depth, 0.1) * ALLOWANCE_GROWTH**self.refinements)
+        first = 1.0 if self.rtol < LEAST_RTOL else ALLOWANCE.get(self.network.depth, 0.1)
+        return min(1.0, first * ALLOWANCE_GROWTH**self.refinements)
 
     def _tolerance(self, states: np.ndarray) -> np.ndarray:
         return self.rtol * np.linalg.norm(states - self.initial_state, axis=1) + self.atol
 
-    def _integral(
-        self, network: CompressedNetwork, nodes: np.ndarray, states: np.ndarray, discrete: bool
-    ) -> np.ndarray:
+    def _integral(self, network: CompressedNetwork, nodes: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """The integral of the defect up to each node, by the trapezoidal rule."""
         with np.errstate(over="ignore", invalid="ignore"):
-            return _cumulative(nodes, network.defect(self.whole.stacked_loss, states), discrete)
+            defects = network.defect(self.whole.stacked_loss, states)
+            return np.append(0.0, np.cumsum(0.5 * np.diff(nodes) * (defects[1:] + defects[:-1])))
 
-    def _finer(
-        self, nodes: np.ndarray, states: np.ndarray, increment: float, allowed: float, discrete: bool, stuck: bool
-    ) -> Model:
+    def _finer(self, nodes: np.ndarray, states: np.ndarray, increment: float, allowed: float, stuck: bool) -> Model:
         """More steps: as many as the decay from one step fewer to these suggests, at least one."""
         rate = increment / float(nodes[-1] - nodes[0])
         fewer = self.network.with_steps(self.network.steps - 1)
-        before = self._integral(fewer, nodes, self.network.restrict(fewer, states), discrete)[-1]
+        before = self._integral(fewer, nodes, self.network.restrict(fewer, states))[-1]
         ratio = min(max(increment / before, 1e-3), 0.3) if before > 0 and np.isfinite(before) else 0.3
         more = 1
         increment *= ratio
@@ -162,7 +170,7 @@ class CompressedModel:
         if self.may_give_up and (stuck or not pays(network)):
             why = f"{self.network.steps} Krylov steps are no better than fewer" if stuck else _why_not(network)
             return FullModel(self.whole, f"full weights from t = {nodes[0]:.3g}: {why}", self.errors[-1][-1])
-        return replace(self, network=network, refinements=self.refinements + 1, refused_rate=rate)
+        return replace(self, network=network, refinements=self.refinements + 1, refused=(float(nodes[0]), rate))
 
 
 Model = FullModel | CompressedModel
@@ -174,7 +182,8 @@ def choose_model(problem: Problem, method: Method, reduce: str) -> Model:
     if reduce == "never":
         return FullModel(problem, "full weights, as asked")
     may_give_up = reduce == "auto" and isinstance(network, LinearNetwork) and network.is_dense
-    if may_give_up and network.size < WORTH_COMPRESSING:
+    least = WORTH_COMPRESSING if method.kind.explicit and network.depth > 2 else WORTH_COMPRESSING_SOON
+    if may_give_up and network.size < least:
         return FullModel(problem, f"full weights: {network.size} are too few for compression to pay")
     if isinstance(network, LinearNetwork):
         level = first_level(network.depth)
@@ -197,36 +206,18 @@ def _tolerances(method: Method) -> tuple[float, float]:
 
 def pays(network: CompressedNetwork) -> bool:
     """Whether the core and what the error estimate needs around it are small beside the network."""
-    core = network.core
-    return max(core.size, sum(M.size for M in network.surroundings)) <= LARGEST_SHARE * network.size
+    limit = LARGEST_SHARE * network.size
+    return _weights(network.widths) <= limit and sum(M.size for M in network.surroundings) <= limit
+
+
+def _weights(widths: tuple[int, ...]) -> int:
+    return sum(rows * columns for rows, columns in pairwise(widths))
 
 
 def _why_not(network: CompressedNetwork) -> str:
-    return f"compressed widths {network.core.dims[1:-1]} are too near the widths {network.dims[1:-1]} to pay"
+    return f"compressed widths {network.widths[1:-1]} are too near the widths {network.dims[1:-1]} to pay"
 
 
 def _loss_and_gradient(problem: Problem, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     W, gradients = problem.gradients(unflatten(states, problem.network.dims))
     return problem.excess(W), np.sqrt(sum((G * G).sum((-2, -1)) for G in gradients))
-
-
-def _nodes(ends: np.ndarray, discrete: bool) -> np.ndarray:
-    """Where the defect is evaluated: the ends and middles of the flow's steps, some steps of gradient descent."""
-    if discrete:
-        return ends[np.unique(np.linspace(0, len(ends) - 1, WATCHED + 1).astype(int))]
-    nodes = np.empty(2 * len(ends) - 1)
-    nodes[::2], nodes[1::2] = ends, 0.5 * (ends[1:] + ends[:-1])
-    return nodes
-
-
-def _cumulative(nodes: np.ndarray, values: np.ndarray, discrete: bool) -> np.ndarray:
-    """The integral up to each node: by the trapezoidal rule for gradient descent, else by parabolas over each step."""
-    if discrete:
-        pieces = 0.5 * np.diff(nodes) * (values[1:] + values[:-1])
-        return np.concatenate([[0.0], np.cumsum(pieces)])
-    left, middle, right = values[:-2:2], values[1::2], values[2::2]
-    steps = (nodes[2::2] - nodes[:-2:2]) / 24
-    result = np.zeros(len(nodes))
-    result[2::2] = np.cumsum(steps * (4 * left + 16 * middle + 4 * right))
-    result[1::2] = result[:-2:2] + steps * np.maximum(5 * left + 8 * middle - right, 0.0)
-    return result

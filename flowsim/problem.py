@@ -40,9 +40,9 @@ class Problem:
         return flatten(self.network.weights)
 
     @property
-    def interior(self) -> tuple[int, ...]:
-        """The leading rows and columns of the layers to which corrections of the weights have to be confined: all."""
-        return self.network.dims
+    def reach(self) -> list[np.ndarray]:
+        """How freely corrections of the weights may use each coordinate of h_0, ..., h_L, from 0 (not at all) to 1."""
+        return [np.ones(width) for width in self.network.dims]
 
     @cached_property
     def stacked_loss(self) -> Any:

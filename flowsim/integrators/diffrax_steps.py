@@ -1,7 +1,6 @@
 """diffrax's solvers and step-size controllers, driven in jitted segments that carry the controller's state.
 
-The state is the pair (weights, q) with dq/dt = ||grad L||_F^2, so that the dissipated energy comes from the method's
-own quadrature; error control looks at the weights alone.
+The dissipated energy, the integral of ||grad L||_F^2, comes from the method's own quadrature: its stages and weights.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from flowsim.network import backpropagate, product, unflatten
 from flowsim.problem import Problem
 
 SEGMENT_NUMBERS = 2**21
-"""A segment keeps the stages of each of its steps; it is as long as this many numbers allow."""
-LONGEST_SEGMENT = 32
-EVALUATED_AT_ONCE = 16
-"""Dense output is compiled for this many times at once."""
+"""A segment keeps the state after each of its steps; it is as long as this many numbers allow."""
+LONGEST_SEGMENT = 64
+EVALUATED_AT_ONCE = 64
+"""Dense output is compiled for up to this many times at once."""
 HERMITE = np.array(
     [
         [1, 0, 0, -10, 15, -6],
@@ -62,45 +61,33 @@ class DiffraxSteps:
                 f" (at most {DENSE_JACOBIAN_LIMIT} weights); use tsit5, rkc or gauss-legendre."
             )
         self.problem, self.method, self.t, self.t1 = problem, method, t, t1
-        self.length = max(1, min(longest, SEGMENT_NUMBERS // (16 * state.size)))
-        with float64():
-            import jax.numpy as jnp
-
-            self.end = jnp.asarray(t1, float)
-            self.args = as_argument(problem.loss), jnp.asarray(problem.network.scale, float)
-            self.solver, self.controller = _solver(method), _controller(method)
-            weights = [jnp.asarray(W) for W in unflatten(np.array(state), problem.network.dims)]
-            step = None if method.step_size is None else jnp.asarray(min(method.step_size, t1 - t), float)
-            self.carry = _compiled().begin(
-                self.solver,
-                self.controller,
-                jnp.asarray(t, float),
-                self.end,
-                (weights, jnp.zeros((), float)),
-                step,
-                self.args,
-            )
-        self.attempts = 0
+        self.length = max(1, min(longest, SEGMENT_NUMBERS // state.size))
+        self.attempts, self.state = 0, np.array(state)
         self.counts = Counts(rhs_evaluations=None, rejected_steps=0)
+        self.end, self.args = np.array(t1, float), (as_argument(problem.loss), np.array(problem.network.scale, float))
+        step = None if method.step_size is None else np.array(min(method.step_size, t1 - t), float)
+        with float64():
+            self.solver, self.controller = _solver(method), _controller(method)
+            weights = unflatten(self.state, problem.network.dims)
+            self.carry = _compiled().begin(
+                self.solver, self.controller, np.array(t, float), self.end, weights, step, self.args
+            )
 
     def advance(self) -> Segment:
         """Up to self.length accepted steps."""
-        compiled = _compiled()
         with float64():
-            self.carry, record, accepted, attempts, healthy = compiled.segment(
+            self.carry, record, accepted, attempts, healthy = _compiled().segment(
                 self.solver, self.controller, self.carry, self.end, self.args, self.length
             )
             count = int(accepted)
-            times = np.concatenate([[self.t], np.asarray(record["t"])[:count]])
-            energy = np.asarray(record["energy"])[:count]
-            products = np.asarray(record["product"])[:count]
-        if count == 0:
-            reason = "no step size was accepted" if bool(healthy) else "the implicit stages were not solved"
-            raise IntegrationFailure(f"{type(self.solver).__name__} stopped at t = {self.t:.6g}: {reason}.")
+            if count == 0:
+                reason = "no step size was accepted" if bool(healthy) else "the implicit stages were not solved"
+                raise IntegrationFailure(f"{self.method.name} stopped at t = {self.t:.6g}: {reason}.")
+            ends, energy, products = (np.asarray(record[name])[:count] for name in ("t", "energy", "product"))
+            dense = _Dense(self, np.append(self.t, ends), self.state, record["state"])
         self._count(int(attempts), count)
-        dense = _Dense(self.solver, times, record["dense"], self.args, compiled.evaluate)
-        self.t = float(times[-1])
-        return Segment(times, products, energy, dense)
+        self.t, self.state = float(ends[-1]), dense.states[count - 1]
+        return Segment(dense.times, products, energy, dense)
 
     def _count(self, attempts: int, accepted: int) -> None:
         self.attempts += attempts
@@ -113,63 +100,61 @@ class DiffraxSteps:
 
     def move(self, state: np.ndarray) -> None:
         """Go on from another state at the time reached."""
+        self.state = np.array(state)
         with float64():
-            import jax.numpy as jnp
-
-            weights = [jnp.asarray(W) for W in unflatten(np.array(state), self.problem.network.dims)]
+            weights = unflatten(self.state, self.problem.network.dims)
             self.carry = _compiled().restart(self.solver, self.carry, weights, self.args)
 
 
 class _Dense:
-    """The dense output of a segment, as flat NumPy states."""
+    """The states at any times of a segment: at the ends of steps as computed, elsewhere from the step's start."""
 
-    def __init__(self, solver: Any, times: np.ndarray, infos: Any, args: Any, evaluate: Any) -> None:
-        self.solver, self.times, self.infos, self.args, self.compiled = solver, times, infos, args, evaluate
+    def __init__(self, steps: DiffraxSteps, times: np.ndarray, first: np.ndarray, record: Any) -> None:
+        self.solver, self.dims, self.args = steps.solver, steps.problem.network.dims, steps.args
+        self.times, self.first, self.record, self.states = times, first, record, np.asarray(record)
 
     def __call__(self, t: np.ndarray) -> np.ndarray:
-        count = len(t)
-        t = np.pad(t, (0, -count % EVALUATED_AT_ONCE), mode="edge")
         steps = np.clip(np.searchsorted(self.times, t, side="left") - 1, 0, len(self.times) - 2)
-        where = np.stack([self.times[steps], self.times[steps + 1], t], axis=1)
+        found = self.states[steps]
+        found[t == self.times[0]] = self.first
+        inner = np.flatnonzero((t != self.times[0]) & (t != self.times[steps + 1]))
+        for start in range(0, len(inner), EVALUATED_AT_ONCE):
+            some = inner[start : start + EVALUATED_AT_ONCE]
+            found[some] = self._between(steps[some], t[some])
+        return found
+
+    def _between(self, steps: np.ndarray, t: np.ndarray) -> np.ndarray:
+        where = np.zeros((EVALUATED_AT_ONCE, 3))
+        where[: len(t)] = np.stack([self.times[steps], self.times[steps + 1], t], axis=1)
+        which = np.zeros(EVALUATED_AT_ONCE, int)
+        which[: len(t)] = steps
+        arguments = self.first, self.record, which, where, np.array(len(t)), self.dims, self.args
         with float64():
-            parts = [
-                np.asarray(self.compiled(self.solver, self.infos, steps[some], where[some], self.args))
-                for some in np.split(np.arange(len(t)), len(t) // EVALUATED_AT_ONCE)
-            ]
-        return np.concatenate(parts)[:count]
+            return np.asarray(_compiled().evaluate(self.solver, *arguments))[: len(t)]
 
 
 def _solver(method: Diffrax) -> Any:
     import diffrax
 
     solver = getattr(diffrax, method.name)
-    if method.kind.explicit:
+    if method.name == "Euler":
         return solver()
+    if method.kind.explicit:
+        return solver(scan_kind="lax")
     # diffrax's own choice, one very cheap chord step, rejects most steps of this flow at tight tolerances
-    import jax.numpy as jnp
-    from optimistix import Chord
+    from optimistix import Chord, rms_norm
 
     rtol, atol = (method.rtol, method.atol) if method.step_size is None else (1e-10, 1e-12)
-    tolerances = jnp.asarray([0.01 * rtol, 0.01 * atol], float)
-    return solver(root_finder=Chord(*tolerances, _weights_norm))
+    return solver(root_finder=Chord(np.array(0.01 * rtol), np.array(0.01 * atol), rms_norm))
 
 
 def _controller(method: Diffrax) -> Any:
     import diffrax
-    import jax.numpy as jnp
 
     if method.step_size is not None:
         return diffrax.ConstantStepSize()
-    settings = {
-        name: jnp.asarray(getattr(method, name), float) for name in ("rtol", "atol", "pcoeff", "icoeff", "dcoeff")
-    }
-    return diffrax.PIDController(**settings, norm=_weights_norm)
-
-
-def _weights_norm(y: Any) -> Any:
-    from optimistix import rms_norm
-
-    return rms_norm(y[0])
+    names = ("rtol", "atol", "pcoeff", "icoeff", "dcoeff")
+    return diffrax.PIDController(**{name: np.array(getattr(method, name), float) for name in names})
 
 
 class _Compiled(NamedTuple):
@@ -189,13 +174,19 @@ def _compiled() -> _Compiled:
 
     def velocity(t: Any, y: Any, args: Any) -> Any:
         argument, scale = args
-        _, gradients = backpropagate(argument.loss, y[0], scale)
-        return [-G for G in gradients], sum(jnp.vdot(G, G) for G in gradients)
+        _, gradients = backpropagate(argument.loss, y, scale)
+        return [-G for G in gradients]
 
     terms = diffrax.ODETerm(velocity)
 
     def error_order(solver: Any) -> Any:
         return solver.error_order(terms) if isinstance(solver, diffrax.AbstractAdaptiveSolver) else None
+
+    def energy(solver: Any, dense: Any) -> Any:
+        """h^2 sum_i b_i ||F_i||_F^2 of a step of length h; for the Euler methods ||y_1 - y_0||_F^2."""
+        if "k" not in dense:
+            return sum(jnp.sum((new - old) ** 2) for old, new in zip(dense["y0"], dense["y1"], strict=True))
+        return sum(jnp.asarray(solver.tableau.b_sol) @ jnp.sum(k**2, axis=(1, 2)) for k in dense["k"])
 
     @eqx.filter_jit
     def begin(solver: Any, controller: Any, t: Any, t1: Any, y: Any, step: Any, args: Any) -> Carry:
@@ -205,8 +196,7 @@ def _compiled() -> _Compiled:
 
     @eqx.filter_jit
     def restart(solver: Any, carry: Carry, weights: Any, args: Any) -> Carry:
-        y = weights, carry.y[1]
-        return carry._replace(y=y, solver_state=solver.init(terms, carry.t, carry.t_next, y, args))
+        return carry._replace(y=weights, solver_state=solver.init(terms, carry.t, carry.t_next, weights, args))
 
     @eqx.filter_jit
     def segment(solver: Any, controller: Any, carry: Carry, t1: Any, args: Any, length: int) -> Any:
@@ -230,9 +220,9 @@ def _compiled() -> _Compiled:
             state = Carry(t, t_next, select(y, carry.y), select(solver_state, carry.solver_state), controller_state)
             entry = {
                 "t": t,
-                "energy": y[1] - carry.y[1],
-                "product": product(y[0], args[1]),
-                "dense": dense,
+                "energy": energy(solver, dense) / (carry.t_next - carry.t),
+                "product": product(y, args[1]),
+                "state": jnp.concatenate([jnp.ravel(W) for W in y]),
             }
             return state, entry, keep, healthy
 
@@ -254,24 +244,28 @@ def _compiled() -> _Compiled:
         return lax.while_loop(going, body, (carry, record, jnp.asarray(0), jnp.asarray(0), jnp.asarray(True)))
 
     @eqx.filter_jit
-    def evaluate(solver: Any, infos: Any, steps: Any, where: Any, args: Any) -> Any:
-        def at(step: Any, where: Any) -> Any:
-            return jnp.concatenate([jnp.ravel(W) for W in interpolate(solver, infos, step, where, args)])
+    def evaluate(solver: Any, first: Any, record: Any, steps: Any, where: Any, count: Any, dims: Any, args: Any) -> Any:
+        def at(y0: Any, y1: Any, where: Any) -> Any:
+            start, end, t = where
+            weights = unflatten(y0, dims)
+            if isinstance(solver, diffrax.AbstractERK | diffrax.Euler):  # a shorter step, as accurate as the whole one
+                state = solver.init(terms, start, t, weights, args)
+                weights, *_ = solver.step(terms, start, t, weights, args, state, False)
+            else:
+                weights = quintic(weights, unflatten(y1, dims), end - start, (t - start) / (end - start), args)
+            return jnp.concatenate([jnp.ravel(W) for W in weights])
 
-        return jax.vmap(at)(steps, where)
+        def put(k: Any, states: Any) -> Any:
+            step = steps[k]
+            return states.at[k].set(at(jnp.where(step == 0, first, record[step - 1]), record[step], where[k]))
 
-    def interpolate(solver: Any, infos: Any, step: Any, where: Any, args: Any) -> Any:
-        start, end, t = where
-        info = jax.tree.map(lambda x: x[step], infos)
-        if isinstance(solver, diffrax.AbstractESDIRK):  # its own interpolant has order 3 only
-            return quintic(info["y0"][0], info["y1"][0], end - start, (t - start) / (end - start), args)
-        return solver.interpolation_cls(t0=start, t1=end, **info).evaluate(t)[0]
+        return lax.fori_loop(0, count, put, jnp.zeros((len(steps), len(first))))
 
     def quintic(y0: Any, y1: Any, step: Any, s: Any, args: Any) -> Any:
         """The Hermite interpolant through y, y' = F(y) and y'' = F'(y) F(y) at both ends, at s in [0, 1]."""
         ends = []
         for y in (y0, y1):
-            flow = lambda weights: velocity(0.0, (weights, 0.0), args)[0]  # noqa: E731
+            flow = lambda weights: velocity(0.0, weights, args)  # noqa: E731
             ends += [y, *jax.jvp(flow, (y,), (flow(y),))]
         powers = s ** jnp.arange(6)
         factors = HERMITE @ powers * jnp.array([1.0, step, step**2] * 2)

@@ -321,7 +321,12 @@ class _Dense:
         return states
 
     def _between(self, part: _Part, h: np.ndarray) -> np.ndarray:
-        table = self.stages.tableau
+        table, scale = self.stages.tableau, float(np.abs(part.start).max()) or 1.0
         guess = table.at(h[:, None] / part.h * table.c) @ part.solved.Z
-        solved = self.stages.solve(part.start, h, guess, float(np.abs(part.start).max()) or 1.0, ROUND_OFF)
+        solved = self.stages.solve(part.start, h, guess, scale, ROUND_OFF)
+        if not solved.converged:
+            self.stages.linearize(part.start + part.solved.Z.mean(axis=0))
+            solved = self.stages.solve(part.start, h, guess, scale, ROUND_OFF)
+        if not solved.converged:
+            raise IntegrationFailure("GaussLegendre could not solve the stages of its dense output; tighten rtol.")
         return part.start + h[:, None] * (table.b @ solved.F)

@@ -1,17 +1,20 @@
 """Projection of every step onto {D_l = D_l(0) for all l}: an explicit method that keeps the invariants to round-off.
 
 The normal space of that set at W is {C : C_l = W_l Lambda_l - Lambda_{l-1} W_l}, with symmetric multipliers Lambda_l
-(h_l x h_l, l = 1 .. L-1; Lambda_0 = Lambda_L = 0): the gradients of the entries of all D_l. A Newton step adds the
-shortest C whose first-order change of D_l, C_l^T W_l + W_l^T C_l - C_{l+1} W_{l+1}^T - W_{l+1} C_{l+1}^T, is
-D_l(0) - D_l; it lies in the normal space, and LSMR finds it with products only. On the core of a compressed network C
-is confined to the problem's interior: the rest is joined to weights outside the core. (Projections: Hairer, Lubich and
-Wanner, Geometric Numerical Integration, section IV.4; LSMR: Fong and Saunders, SIAM J. Sci. Comput. 33, 2011.)
+(h_l x h_l, l = 1 .. L-1; Lambda_0 = Lambda_L = 0): the gradients of the entries of all D_l. A Newton step adds a C of
+that form whose first-order change of D_l, C_l^T W_l + W_l^T C_l - C_{l+1} W_{l+1}^T - W_{l+1} C_{l+1}^T, is
+D_l(0) - D_l. For few multipliers their equation J J^T z = r is factored now and then and serves until its steps no
+longer shrink the residual; for many the shortest C comes from LSMR, with products only. On the core of a compressed
+network "shortest" counts the outer levels of the bases as longer and leaves the last alone (Problem.reach): it is
+joined to weights outside the core. (Projections: Hairer, Lubich and Wanner, Geometric Numerical Integration, section
+IV.4; LSMR: Fong and Saunders, SIAM J. Sci. Comput. 33, 2011.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -19,63 +22,121 @@ from flowsim.integrators.base import Counts, Movable, Segment
 from flowsim.network import flatten, imbalance, product, unflatten
 from flowsim.problem import Problem
 
-MOST_NEWTON_STEPS = 8
-LSMR = {"atol": 1e-9, "btol": 1e-7, "conlim": 0.0, "maxiter": 1000}
+MOST_NEWTON_STEPS = 30
+SLOW, STALLED = 0.2, 0.9
+"""A residual that shrinks by less than SLOW asks for a new factorization, by less than STALLED ends the projection."""
+MOST_FACTORED = 2500
+"""Up to this many multipliers their equation is factored."""
+RIDGE = 1e-14
+LSMR = {"atol": 1e-14, "btol": 1e-8, "conlim": 0.0, "maxiter": 2000}
 ROUND_OFF = 4 * np.finfo(float).eps
 
 
 class Invariants:
-    """The imbalance matrices of a network, and the nearest weights (to first order) that have them."""
+    """The imbalance matrices of a network, and weights near given ones (to first order) that have them."""
 
     def __init__(self, problem: Problem) -> None:
-        self.dims, self.interior = problem.network.dims, problem.interior
+        self.dims, reach = problem.network.dims, problem.reach
+        self.scales = [np.outer(rows, columns) for rows, columns in pairwise(reach)]
         weights = list(problem.network.weights)
         self.targets = [imbalance(weights, layer) for layer in range(1, len(weights))]
         self.limit = ROUND_OFF * max(float(np.vdot(W, W)) for W in weights)
+        few = sum(h * (h + 1) // 2 for h in self.dims[1:-1]) <= MOST_FACTORED
+        self.solver: Factored | Iterated = (Factored if few else Iterated)(self.dims, self.scales)
 
     def project(self, state: np.ndarray) -> np.ndarray:
-        """The state moved within the normal space until its imbalance is the target's, as far as round-off lets it."""
+        """The state moved until its imbalance is the target's, as far as round-off lets it."""
         weights, before = unflatten(state, self.dims), np.inf
         for _ in range(MOST_NEWTON_STEPS):
             missed = [D - imbalance(weights, layer) for layer, D in enumerate(self.targets, start=1)]
             size = float(np.sqrt(sum(np.vdot(D, D) for D in missed)))
-            if size <= self.limit or size > 0.5 * before or not np.isfinite(size):
+            if size <= self.limit or not np.isfinite(size):
                 break
-            weights, before = self._moved(weights, missed), size
+            if size > SLOW * before and not self.solver.renew() and size > STALLED * before:
+                break
+            correction = self.solver.correction(weights, missed)
+            weights, before = [W + C for W, C in zip(weights, correction, strict=True)], size
         return flatten(weights)
 
-    def _moved(self, weights: list[np.ndarray], missed: list[np.ndarray]) -> list[np.ndarray]:
+
+class Factored:
+    """Corrections C = J^T (J J^T)^-1 r with J at weights that may be somewhat older than the present ones."""
+
+    def __init__(self, dims: Sequence[int], scales: Sequence[np.ndarray]) -> None:
+        self.dims, self.scales = dims, np.concatenate([scale.ravel() for scale in scales])
+        self.indices = [np.triu_indices(h) for h in dims[1:-1]]
+        self.factor: Any = None
+        self.fresh = False
+
+    def renew(self) -> bool:
+        """Factor anew for the next correction; False where the last factorization served that alone."""
+        if self.fresh:
+            return False
+        self.factor = None
+        return True
+
+    def correction(self, weights: list[np.ndarray], missed: list[np.ndarray]) -> list[np.ndarray]:
+        """C_1 .. C_L with about the first-order change `missed`."""
+        from scipy.linalg import cho_factor, cho_solve
+
+        self.fresh = self.factor is None
+        if self.fresh:
+            self.J = self._jacobian(weights) * self.scales
+            K = self.J @ self.J.T
+            K[np.diag_indices_from(K)] += RIDGE * K.diagonal().max()
+            self.factor = cho_factor(K, overwrite_a=True, check_finite=False)
+        halved = [(D - 0.5 * np.diag(np.diag(D)))[index] for D, index in zip(missed, self.indices, strict=True)]
+        z = cho_solve(self.factor, np.concatenate(halved), check_finite=False)
+        return unflatten(self.scales * (z @ self.J), self.dims)
+
+    def _jacobian(self, weights: list[np.ndarray]) -> np.ndarray:
+        """A row for each pair i <= j of each D_l: the gradient of its entry (half of it on the diagonal)."""
+        starts = np.cumsum([0, *(W.size for W in weights)])
+        rows = []
+        for layer, (i, j) in enumerate(self.indices):
+            left, right, block = weights[layer], weights[layer + 1], np.zeros((len(i), starts[-1]))
+            E = np.zeros((len(i), left.shape[1], left.shape[1]))
+            E[np.arange(len(i)), i, j] = E[np.arange(len(i)), j, i] = 1.0
+            block[:, starts[layer] : starts[layer + 1]] = (left @ E).reshape(len(i), -1)
+            block[:, starts[layer + 1] : starts[layer + 2]] = -(E @ right).reshape(len(i), -1)
+            rows.append(block)
+        return np.vstack(rows)
+
+
+class Iterated:
+    """The shortest correction by LSMR."""
+
+    def __init__(self, dims: Sequence[int], scales: Sequence[np.ndarray]) -> None:
+        self.dims, self.scales = dims, scales
+
+    def renew(self) -> bool:
+        """Nothing is kept that could be old."""
+        return False
+
+    def correction(self, weights: list[np.ndarray], missed: list[np.ndarray]) -> list[np.ndarray]:
+        """C_1 .. C_L with the first-order change `missed`."""
         from scipy.sparse.linalg import LinearOperator, lsmr
 
         ends = np.cumsum([D.size for D in missed])
         shapes = [D.shape for D in missed]
 
         def change(vector: np.ndarray) -> np.ndarray:
-            C = self._confined(unflatten(vector, self.dims))
+            C = self._scaled(unflatten(vector, self.dims))
             halves = [W.T @ A - B @ V.T for (W, V), (A, B) in zip(pairwise(weights), pairwise(C), strict=True)]
             return np.concatenate([(half + half.T).ravel() for half in halves])
 
         def normal(vector: np.ndarray) -> np.ndarray:
             parts = (part.reshape(shape) for part, shape in zip(np.split(vector, ends[:-1]), shapes, strict=True))
-            return flatten(self._confined(_normal(weights, [part + part.T for part in parts])))
+            return flatten(self._scaled(_normal(weights, [part + part.T for part in parts])))
 
         right = np.concatenate([D.ravel() for D in missed])
         operator = LinearOperator(
             (right.size, sum(W.size for W in weights)), matvec=change, rmatvec=normal, dtype=float
         )
-        correction = unflatten(lsmr(operator, right, **LSMR)[0], self.dims)
-        return [W + C for W, C in zip(weights, correction, strict=True)]
+        return self._scaled(unflatten(lsmr(operator, right, **LSMR)[0], self.dims))
 
-    def _confined(self, corrections: list[np.ndarray]) -> list[np.ndarray]:
-        """Zero outside the interior."""
-        if self.interior == self.dims:
-            return corrections
-        confined = []
-        for C, rows, columns in zip(corrections, self.interior, self.interior[1:], strict=False):
-            inner = np.zeros_like(C)
-            inner[:rows, :columns] = C[:rows, :columns]
-            confined.append(inner)
-        return confined
+    def _scaled(self, corrections: list[np.ndarray]) -> list[np.ndarray]:
+        return [scale * C for scale, C in zip(self.scales, corrections, strict=True)]
 
 
 def _normal(weights: Sequence[np.ndarray], multipliers: Sequence[np.ndarray]) -> list[np.ndarray]:

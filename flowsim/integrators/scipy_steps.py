@@ -39,7 +39,10 @@ class ScipySteps:
         velocity = CountingVelocity(problem)
         self.counts = velocity.counts
         with np.errstate(over="ignore", invalid="ignore"):  # a trial step may overflow; it is then rejected
-            self.solver: Any = SOLVERS[method.name](velocity, t, state, t1, **_settings(method, t1 - t))
+            settings = _settings(method, t1 - t)
+            if not method.kind.explicit:
+                settings["jac"] = lambda _, y: problem.jacobian_product(y, np.eye(y.size))
+            self.solver: Any = SOLVERS[method.name](velocity, t, state, t1, **settings)
         if method.name == "Radau" and method.step_size is not None:
             self.solver.newton_tol = 1e-13  # with error control off, rtol = 1 would leave the stages unsolved
 
@@ -75,7 +78,7 @@ class ScipySteps:
         return dissipation(self.problem, dense, start, self.t)
 
 
-def _settings(method: Scipy, span: float) -> dict[str, float]:
+def _settings(method: Scipy, span: float) -> dict[str, Any]:
     if method.step_size is None:
         return {"rtol": method.rtol, "atol": method.atol}
     step = min(method.step_size, span)

@@ -16,26 +16,13 @@ from flowsim.network import LinearNetwork, backpropagate, flatten, unflatten
 from flowsim.problem import Problem
 from flowsim.reduction.bases import Bases, KrylovBases
 
+REACH = 0.3
+"""By how much less a correction of the weights may use each further level of the bases."""
+
 
 def first_level(depth: int) -> int:
     """The number of Krylov steps to begin with: both ends have met in every basis (L - 2), and a step or two more."""
     return 0 if depth == 2 else max(depth - 1, 3)
-
-
-@dataclass(frozen=True, eq=False)
-class CoreProblem(Problem):
-    """A problem on a compressed network's core; `inner` are the widths of the bases without their last level.
-
-    The vectors of the last level are joined to what lies outside: a correction of the weights that touches them would
-    change the imbalance out there.
-    """
-
-    inner: tuple[int, ...]
-
-    @property
-    def interior(self) -> tuple[int, ...]:
-        """`inner`."""
-        return self.inner
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +57,11 @@ class CompressedNetwork:
         """The number of weights of the network, not of its core."""
         return sum(rows * columns for rows, columns in pairwise(self.dims))
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """(n, k_1, ..., k_{L-1}, m), the core's dims."""
+        return self.bases.sizes(self.steps)
+
     @cached_property
     def core(self) -> LinearNetwork:
         """The small network."""
@@ -88,8 +80,7 @@ class CompressedNetwork:
 
     def problem(self, loss: Any) -> CoreProblem:
         """What is integrated in the place of the network: its core with the loss."""
-        inner = self.core.dims if self.exact else self.bases.sizes(self.steps - 1)
-        return CoreProblem(loss, self.core, inner)
+        return CoreProblem(loss, self.core, self)
 
     @property
     def halo(self) -> int:
@@ -179,6 +170,28 @@ class CompressedNetwork:
     def with_weights(self, weights: Sequence[Any]) -> LinearNetwork:
         """The same model at given full weights."""
         return LinearNetwork(tuple(weights), self.scale, self.origin)
+
+
+@dataclass(frozen=True, eq=False)
+class CoreProblem(Problem):
+    """A problem on the core of a compressed network."""
+
+    compressed: CompressedNetwork
+
+    @property
+    def reach(self) -> list[np.ndarray]:
+        """REACH to the power of the coordinate's level, 0 for the last, which is joined to what lies outside the core.
+
+        A trajectory fades quickly from level to level, and so should its corrections.
+        """
+        if self.compressed.exact:
+            return super().reach
+        levels = [self.compressed.bases.sizes(level) for level in range(self.compressed.steps)]
+        reach = [np.zeros(width) for width in self.network.dims]
+        for level, widths in reversed(list(enumerate(levels))):
+            for row, width in zip(reach, widths, strict=True):
+                row[:width] = REACH**level
+        return reach
 
 
 def compress(network: LinearNetwork, steps: int | None = None) -> CompressedNetwork:
