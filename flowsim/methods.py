@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from flowsim.checks import as_choice, as_count, as_number
@@ -15,11 +15,17 @@ LEAST_RTOL = 1e-13
 
 @dataclass(frozen=True)
 class Kind:
-    """One method: its order (None where it varies), whether it is explicit, and a line on it."""
+    """One method: its order (None where it varies), whether it is explicit, a line on it; matrix_free if implicit."""
 
     order: int | None
     explicit: bool
     line: str
+    matrix_free: bool = False
+
+    @property
+    def dense_jacobian(self) -> bool:
+        """Whether the method forms and factors the Jacobian as a matrix."""
+        return not (self.explicit or self.matrix_free)
 
 
 SCIPY = {
@@ -134,7 +140,9 @@ class GaussLegendre:
     @property
     def kind(self) -> Kind:
         """What is known of the method."""
-        return Kind(2 * self.stages, False, "Gauss-Legendre collocation: keeps every D_l to round-off")
+        return Kind(
+            2 * self.stages, False, "Gauss-Legendre collocation: keeps every D_l to round-off", matrix_free=True
+        )
 
 
 @dataclass(frozen=True)
@@ -212,6 +220,22 @@ class GradientDescent:
 
 
 Method = Scipy | Diffrax | GaussLegendre | RKC | Projected | GradientDescent
+FAMILIES: dict[str, Any] = {f.__name__: f for f in (Scipy, Diffrax, GaussLegendre, RKC, Projected, GradientDescent)}
+
+
+def describe(method: Method) -> dict[str, Any]:
+    """The method as a JSON-able record, which `described` reads."""
+    values = ((f.name, getattr(method, f.name)) for f in fields(method))
+    settings = {name: describe(value) if name == "method" else value for name, value in values}
+    return {"family": type(method).__name__, **settings}
+
+
+def described(record: Mapping[str, Any]) -> Method:
+    """The method of a record. Raises InputError, KeyError or TypeError for a foreign one."""
+    settings: dict[str, Any] = {k: described(v) if k == "method" else v for k, v in record.items()}
+    family = FAMILIES[str(settings.pop("family"))]
+    method: Method = family(**settings)
+    return method
 
 
 def _entries() -> dict[str, tuple[Callable[..., Method], Kind]]:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from flowsim.errors import InputError
-from flowsim.integrators import Segment
+from flowsim.integrators import DENSE_JACOBIAN_LIMIT, Segment
 from flowsim.methods import GaussLegendre, GradientDescent, Method, Projected
 from flowsim.network import LinearNetwork, flatten, imbalance_change, unflatten
 from flowsim.problem import Problem
@@ -182,6 +182,7 @@ def choose_model(problem: Problem, method: Method, reduce: str) -> Model:
     if reduce == "never":
         return FullModel(problem, "full weights, as asked")
     may_give_up = reduce == "auto" and isinstance(network, LinearNetwork) and network.is_dense
+    may_give_up = may_give_up and (not method.kind.dense_jacobian or network.size <= DENSE_JACOBIAN_LIMIT)
     least = WORTH_COMPRESSING if method.kind.explicit and network.depth > 2 else WORTH_COMPRESSING_SOON
     if may_give_up and network.size < least:
         return FullModel(problem, f"full weights: {network.size} are too few for compression to pay")

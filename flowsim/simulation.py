@@ -128,7 +128,13 @@ class _Run:
         self._begin()
         t, state = 0.0, self.model.initial_state
         while True:
-            integrator = start(self.model.problem, self.method, t, state, t1)
+            try:
+                integrator = start(self.model.problem, self.method, t, state, t1)
+            except InputError as refusal:  # the model has outgrown the method
+                if t == 0.0:
+                    raise
+                self.status, self.detail = "diverged", str(refusal)
+                break
             try:
                 refused = self._drive(integrator)
             except IntegrationFailure as failure:

@@ -14,7 +14,13 @@ def problem():
     return fs.Problem(fs.LeastSquares(X, X @ np.ones((3, 2)) + 0.1), fs.fan_in((3, 6, 5, 2), seed=3))
 
 
-METHODS = [fs.Scipy("DOP853"), fs.Diffrax("Tsit5"), fs.GradientDescent(1e-3)]
+METHODS = [
+    fs.Scipy("DOP853"),
+    fs.Diffrax("Tsit5"),
+    fs.GaussLegendre(3),
+    fs.Projected(fs.RKC(1e-6)),
+    fs.GradientDescent(1e-3),
+]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)

@@ -55,7 +55,7 @@ class DiffraxSteps:
     def __init__(
         self, problem: Problem, method: Diffrax, t: float, state: np.ndarray, t1: float, longest: int = LONGEST_SEGMENT
     ) -> None:
-        if not method.kind.explicit and state.size > DENSE_JACOBIAN_LIMIT:
+        if method.kind.dense_jacobian and state.size > DENSE_JACOBIAN_LIMIT:
             raise InputError(
                 f"Argument `method` must be explicit for {state.size} weights, but {method.name} forms a dense Jacobian"
                 f" (at most {DENSE_JACOBIAN_LIMIT} weights); use tsit5, rkc or gauss-legendre."

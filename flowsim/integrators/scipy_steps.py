@@ -30,7 +30,7 @@ class ScipySteps:
     """
 
     def __init__(self, problem: Problem, method: Scipy, t: float, state: np.ndarray, t1: float) -> None:
-        if not method.kind.explicit and state.size > DENSE_JACOBIAN_LIMIT:
+        if method.kind.dense_jacobian and state.size > DENSE_JACOBIAN_LIMIT:
             raise InputError(
                 f"Argument `method` must be explicit for {state.size} weights, but {method.name} forms a dense Jacobian"
                 f" (at most {DENSE_JACOBIAN_LIMIT} weights); use dop853, rkc or gauss-legendre."

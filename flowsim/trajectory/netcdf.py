@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from flowsim import losses
 from flowsim.errors import InputError
 from flowsim.files import write_atomically
-from flowsim.methods import Diffrax, GradientDescent, Scipy
+from flowsim.methods import describe, described
 from flowsim.network import LinearNetwork, unflatten
 from flowsim.problem import Problem
 from flowsim.reduction import CompressedNetwork, FixedBases
@@ -33,7 +32,7 @@ def write(trajectory: Trajectory, path: str | Path) -> None:
         "dims": network.dims,
         "scale": network.scale,
         "origin": dict(network.origin),
-        "method": {"family": type(trajectory.method).__name__, **dataclasses.asdict(trajectory.method)},
+        "method": describe(trajectory.method),
         "loss": kind,
         "loss_numbers": numbers,
         "status": trajectory.status,
@@ -143,12 +142,10 @@ def load(path: str | Path, loss: Any = None, network: LinearNetwork | None = Non
 def _restore(dataset: Any, configuration: dict[str, Any], loss: Any, network: Any) -> Trajectory:
     arrays = {str(name): variable.values for name, variable in dataset.variables.items()}
     network, compressed = _restore_network(configuration, arrays, network)
-    settings = dict(configuration["method"])
-    family = {"Scipy": Scipy, "Diffrax": Diffrax, "GradientDescent": GradientDescent}[settings.pop("family")]
     found = loss or _restore_loss(configuration, arrays)
     return Trajectory(
         problem=Problem(found, network),
-        method=family(**settings),
+        method=described(configuration["method"]),
         status=configuration["status"],
         detail=configuration["detail"],
         time=arrays["time"],
