@@ -10,6 +10,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from flowsim import errors as errors
     from flowsim import exact as exact
+    from flowsim.comparison import Comparison as Comparison
+    from flowsim.comparison import compare as compare
+    from flowsim.diagnosis import Diagnosis as Diagnosis
+    from flowsim.diagnosis import diagnose as diagnose
     from flowsim.initialization import balanced as balanced
     from flowsim.initialization import diagonal as diagonal
     from flowsim.initialization import fan_in as fan_in
@@ -38,8 +42,12 @@ if TYPE_CHECKING:
     from flowsim.methods import method_named as method_named
     from flowsim.network import LinearNetwork as LinearNetwork
     from flowsim.plots import plot as plot
+    from flowsim.plots import plot_work_precision as plot_work_precision
     from flowsim.posterior import a_posteriori as a_posteriori
     from flowsim.problem import Problem as Problem
+    from flowsim.problems import PROBLEMS as PROBLEMS
+    from flowsim.problems import NamedProblem as NamedProblem
+    from flowsim.problems import problem_named as problem_named
     from flowsim.rates import Certificate as Certificate
     from flowsim.rates import certify as certify
     from flowsim.reduction import CompressedNetwork as CompressedNetwork
@@ -50,6 +58,8 @@ if TYPE_CHECKING:
     from flowsim.trajectory import load as load
 
 _HOMES = {
+    "comparison": ("Comparison", "compare"),
+    "diagnosis": ("Diagnosis", "diagnose"),
     "initialization": (
         "balanced",
         "diagonal",
@@ -75,9 +85,10 @@ _HOMES = {
     ),
     "methods": ("RKC", "Diffrax", "GaussLegendre", "GradientDescent", "Projected", "Scipy", "method_named"),
     "network": ("LinearNetwork",),
-    "plots": ("plot",),
+    "plots": ("plot", "plot_work_precision"),
     "posterior": ("a_posteriori",),
     "problem": ("Problem",),
+    "problems": ("PROBLEMS", "NamedProblem", "problem_named"),
     "rates": ("Certificate", "certify"),
     "reduction": ("CompressedNetwork", "compress", "sample_compressed"),
     "simulation": ("simulate",),

@@ -44,6 +44,9 @@ Loss = Annotated[str, Parameter(help="On data: squared, or with labels Y = +-1 e
 Mask = Annotated[Path | None, Parameter(help="With a target: weights >= 0 of its entries as .npy, 0 where unseen.")]
 
 
+DEFAULT_COMPARISON = "dop853,rk45,lsoda,rkc,gauss-legendre-4"
+
+
 @app.command(help="Draw the paper's Figure 1: figure1.png, figure1.pdf, figure1.json, and a table.")
 def reproduce(*, out: Path = Path("."), seed: int = 0, json_: Json = False) -> int:
     from flowsim.files import make_folder
@@ -114,7 +117,7 @@ def simulate(
         trajectory.save(out)
     if trajectory.exit_code:
         _note(trajectory.message)
-    _print(_simulation_json(trajectory), json_, trajectory.summary)
+    _print({**_simulation_json(trajectory), "method": config.method.lower()}, json_, trajectory.summary)
     return trajectory.exit_code
 
 
@@ -182,6 +185,71 @@ def initialize(
         json_,
         lambda: f"Wrote {out}",
     )
+    return 0
+
+
+@app.command(help="Work against precision of several methods on a named problem, or from weights in a file.")
+def compare(
+    subject: Annotated[str, Parameter(help="A problem that `flowsim problems` lists, or weights as for simulate.")],
+    *,
+    target: Target = None,
+    data: Data = None,
+    loss: Loss = "squared",
+    mask: Mask = None,
+    methods: Annotated[str, Parameter(help="Names that `flowsim methods` lists, with commas.")] = DEFAULT_COMPARISON,
+    rtols: Annotated[str, Parameter(help="Relative tolerances; atol is a hundredth.")] = "1e-3,1e-4,1e-6,1e-8,1e-10",
+    step_sizes: Annotated[str | None, Parameter(help="Step sizes of gradient descent.")] = None,
+    t1: Annotated[float | None, Parameter(help="End time; a named problem has its own.")] = None,
+    times: Annotated[int, Parameter(help="At how many times errors are taken.")] = 11,
+    repeats: Annotated[int, Parameter(help="How often a quick run is timed after a warm-up.")] = 3,
+    time_limit: Annotated[float, Parameter(help="Seconds for one run.")] = 60.0,
+    reduce: Annotated[str, Parameter(help="Compress the width: auto, always or never.")] = "auto",
+    out: Annotated[Path | None, Parameter(help="Folder for compare.json, compare.nc and compare.png.")] = None,
+    json_: Json = False,
+) -> int:
+    from flowsim.comparison import compare as run
+    from flowsim.files import make_folder
+
+    _check_loss_flags(target, data, loss, mask)
+    settings: dict[str, Any] = {
+        "methods": [name.strip() for name in methods.split(",")],
+        "rtols": _numbers("rtols", rtols, float, "1e-4,1e-8"),
+        "step_sizes": () if step_sizes is None else _numbers("step_sizes", step_sizes, float, "1e-3,1e-4"),
+        "t1": t1,
+        "times": times,
+        "repeats": repeats,
+        "time_limit": time_limit,
+        "reduce": reduce,
+    }
+    folder = None if out is None else make_folder(out)
+    result = run(_subject(subject, target, data, loss, mask), note=_note, **settings)
+    printed = {"subject": subject, **result.to_json()}
+    if folder is not None:
+        from flowsim.plots import work_precision_figure
+
+        (folder / "compare.json").write_text(json.dumps(_finite(printed), allow_nan=False))
+        result.dataset.to_netcdf(folder / "compare.nc", engine="h5netcdf")
+        work_precision_figure(result, subject).savefig(folder / "compare.png", dpi=200)
+    _print(printed, json_, result.summary)
+    return 0 if any(row.status == "completed" for row in result.rows) else 3
+
+
+@app.command(help="Check the laws that a saved run should obey: D_l, energy, monotone loss, rates, the flow itself.")
+def diagnose(run: Path, *, json_: Json = False) -> int:
+    from flowsim.diagnosis import diagnose as check
+    from flowsim.trajectory import load
+
+    found = check(load(run))
+    _print(found.to_json(), json_, found.summary)
+    return found.exit_code
+
+
+@app.command(help="List the problems to compare methods on, one line each.")
+def problems(*, json_: Json = False) -> int:
+    from flowsim.problems import PROBLEMS
+
+    lines = {name: (make.__doc__ or "").splitlines()[0] for name, make in PROBLEMS.items()}
+    _print(lines, json_, lambda: "\n".join(f"{name:16}{line}" for name, line in lines.items()))
     return 0
 
 
@@ -294,6 +362,27 @@ def _loss(weights: Path, target: Path | None, data: Path | None, kind: str, mask
     return None if Y is None else losses.SquaredLoss(Y)
 
 
+def _subject(subject: str, target: Path | None, data: Path | None, kind: str, mask: Path | None) -> Any:
+    """A named problem, or the problem of a file of weights and the flags."""
+    from flowsim.files import read_weights
+    from flowsim.problem import Problem
+    from flowsim.problems import PROBLEMS, problem_named
+
+    if subject in PROBLEMS:
+        if target is not None or data is not None:
+            raise InputError(f"Arguments `--target` and `--data` must not be given: {subject} brings its own loss.")
+        return problem_named(subject)
+    path = Path(subject)
+    if not path.exists():
+        raise InputError(
+            f"Argument `subject` must be a file of weights or one of {', '.join(PROBLEMS)}, but it is {subject!r}."
+        )
+    network, chosen = read_weights(path), _loss(path, target, data, kind, mask)
+    if chosen is None:
+        raise InputError(f"Argument `--target` or `--data` must be given: {path} has no key Y.")
+    return Problem(chosen, network)
+
+
 def _simulation_json(trajectory: Trajectory) -> dict[str, Any]:
     stats, compressed = trajectory.stats, trajectory.reduction.network
     return {
@@ -302,7 +391,6 @@ def _simulation_json(trajectory: Trajectory) -> dict[str, Any]:
         "time": trajectory.time,
         "loss": trajectory.loss,
         "imbalance_drift": trajectory.imbalance_drift.max(axis=1),
-        "method": trajectory.method.name.lower(),
         "steps": stats["steps"],
         "rhs_evaluations": stats["rhs_evaluations"],
         "seconds": stats["seconds"],

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from flowsim.trajectory.netcdf import load
-from flowsim.trajectory.result import EXIT_CODES, REMEDIES, Checkpoints, Reduction, Steps, Trajectory
+from flowsim.trajectory.result import EXIT_CODES, REMEDIES, Checkpoints, Reduction, Steps, Trajectory, UnknownLoss
 
-__all__ = ["EXIT_CODES", "REMEDIES", "Checkpoints", "Reduction", "Steps", "Trajectory", "load"]
+__all__ = ["EXIT_CODES", "REMEDIES", "Checkpoints", "Reduction", "Steps", "Trajectory", "UnknownLoss", "load"]
