@@ -1,11 +1,11 @@
 """How accurate is each method, measured against closed forms and against the others?
 
 Five tables. Orders: every method at fixed steps on a two-layer network with D_1 = 0.5 I, whose flow has a closed form
-(a Riccati equation); the slope of log(error) in log(step) should be the nominal order. LSODA varies its order, so its
-error stands against rtol. Gradient descent: its distance from the flow is proportional to the step size. Drift law:
-one step changes D_l by exactly eta^2 (G_l^T G_l - G_{l+1} G_{l+1}^T). Cross-check: scipy's DOP853 against diffrax's
-Tsit5 at rtol 1e-8 on random problems of depth 2 to 5. Takes about two minutes, most of it jax compiling
-for fifty shapes.
+(a Riccati equation); the slope of log(error) in log(step) should be the nominal order. LSODA and BDF vary their order,
+so their error stands against rtol. Gradient descent: its distance from the flow is proportional to the step size.
+Drift law: one step changes D_l by exactly eta^2 (G_l^T G_l - G_{l+1} G_{l+1}^T). Cross-check: scipy's DOP853 against
+diffrax's Tsit5 at rtol 1e-8 on random problems of depth 2 to 5. Takes about two minutes, most of it jax compiling for
+fifty shapes.
 
     python studies/accuracy.py
 """
@@ -16,20 +16,37 @@ import numpy as np
 
 import flowsim as fs
 from flowsim.exact import riccati
-from flowsim.methods import Method
+from flowsim.methods import METHODS, Method
 from flowsim.network import backpropagate, imbalance, unflatten
 
-STEPS = {
-    ("Scipy", "RK45"): (5, (32, 48, 64, 96)),
-    ("Scipy", "DOP853"): (8, (6, 8, 10, 12)),
-    ("Scipy", "Radau"): (5, (16, 24, 32, 48)),
-    ("Diffrax", "Tsit5"): (5, (48, 64, 96, 128)),
-    ("Diffrax", "Dopri5"): (5, (32, 48, 64, 96)),
-    ("Diffrax", "Dopri8"): (8, (6, 8, 10, 12)),
-    ("Diffrax", "Kvaerno5"): (5, (16, 24, 32, 48)),
-    ("GradientDescent", "gd"): (1, (1000, 2000, 4000, 8000)),
+STEPS: dict[str, tuple[int, ...]] = {
+    "rk23": (32, 48, 64, 96),
+    "rk45": (32, 48, 64, 96),
+    "dop853": (6, 8, 10, 12),
+    "radau": (16, 24, 32, 48),
+    "euler": (64, 96, 128, 192),
+    "heun": (32, 48, 64, 96),
+    "midpoint": (32, 48, 64, 96),
+    "ralston": (32, 48, 64, 96),
+    "bosh3": (32, 48, 64, 96),
+    "tsit5": (48, 64, 96, 128),
+    "dopri5": (32, 48, 64, 96),
+    "dopri8": (6, 8, 10, 12),
+    "implicit-euler": (64, 96, 128, 192),
+    "kvaerno3": (32, 48, 64, 96),
+    "kvaerno4": (32, 48, 64, 96),
+    "kvaerno5": (16, 24, 32, 48),
+    "rkc": (32, 48, 64, 96),
+    "gauss-legendre-1": (16, 24, 32, 48),
+    "gauss-legendre-2": (6, 8, 12, 16),
+    "gauss-legendre-3": (3, 4, 5, 6),
+    "gauss-legendre-4": (8, 10, 12, 14),
+    "projected-rk45": (32, 48, 64, 96),
+    "projected-dop853": (6, 8, 10, 12),
+    "projected-midpoint": (32, 48, 64, 96),
+    "gd": (1000, 2000, 4000, 8000),
 }
-"""method -> (nominal order, numbers of steps at which its error is neither round-off nor far from the limit)."""
+"""method -> numbers of steps at which its error is neither round-off nor far from the limit."""
 
 
 def homogeneous_problem() -> fs.Problem:
@@ -50,19 +67,20 @@ def error_at_one(problem: fs.Problem, method: Method) -> float:
 def measured_orders() -> list[tuple[str, int, float, float, float]]:
     """(method, nominal order, measured order, least error, greatest error)."""
     problem, rows = homogeneous_problem(), []
-    for (family, name), (nominal, counts) in STEPS.items():
-        settings = {} if family == "GradientDescent" else {"name": name}
-        methods = [getattr(fs, family)(step_size=1 / count, **settings) for count in counts]
-        errors = [error_at_one(problem, method) for method in methods]
+    for name, counts in STEPS.items():
+        errors = [error_at_one(problem, fs.method_named(name, step_size=1 / count)) for count in counts]
         slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-        rows.append((name, nominal, float(slope), min(errors), max(errors)))
+        rows.append((name, METHODS[name][1].order or 0, float(slope), min(errors), max(errors)))
     return rows
 
 
-def lsoda_errors() -> list[tuple[float, float]]:
-    """(rtol, error) of LSODA with atol = rtol / 100."""
+def variable_order_errors() -> list[tuple[float, float, float]]:
+    """(rtol, error of LSODA, error of BDF) with atol = rtol / 100."""
     problem = homogeneous_problem()
-    return [(rtol, error_at_one(problem, fs.Scipy("LSODA", rtol, rtol / 100))) for rtol in 10.0 ** -np.arange(4, 13)]
+    return [
+        (rtol, *(error_at_one(problem, fs.Scipy(name, rtol, rtol / 100)) for name in ("LSODA", "BDF")))
+        for rtol in 10.0 ** -np.arange(4, 13)
+    ]
 
 
 def descent_gaps(step_sizes: tuple[float, ...] = (1e-3, 1e-4, 1e-5)) -> list[tuple[float, float]]:
@@ -131,12 +149,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="fewer cases, seconds")
     small = parser.parse_args().small
-    print("method      nominal  measured  errors")
+    print("method              nominal  measured  errors")
     for name, nominal, measured, low, high in measured_orders():
-        print(f"{name:10}  {nominal:7}  {measured:8.2f}  {low:.1e} to {high:.1e}")
-    print("\nLSODA rtol  error")
-    for rtol, error in lsoda_errors():
-        print(f"{rtol:10.0e}  {error:.1e}")
+        print(f"{name:18}  {nominal:7}  {measured:8.2f}  {low:.1e} to {high:.1e}")
+    print("\nrtol    LSODA error  BDF error")
+    for rtol, lsoda, bdf in variable_order_errors():
+        print(f"{rtol:.0e}  {lsoda:11.1e}  {bdf:9.1e}")
     print("\nstep size  gap between descent and flow")
     for eta, gap in descent_gaps():
         print(f"{eta:9.0e}  {gap:.3e}")

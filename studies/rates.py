@@ -313,6 +313,7 @@ def draw(out: Path, results: dict, flow: fs.Trajectory, certificate: fs.Certific
 
     from flowsim.plots import COLOURS, STYLE
 
+    shape = max(results, key=lambda key: len(results[key]))[1]
     names = {"cheap": "cheap", "Theorem 2": "Thm 2", "a posteriori": "posterior", "seen": "seen"}
     with plt.rc_context(STYLE):
         figure, (left, middle, right) = plt.subplots(
@@ -320,7 +321,7 @@ def draw(out: Path, results: dict, flow: fs.Trajectory, certificate: fs.Certific
         )
         for k, (name, label) in enumerate(names.items()):
             places = np.arange(len(SCHEMES)) + 0.19 * (k - 1.5)
-            boxes = [[row[name] for row in results[scheme, SHAPES[1]]] for scheme in SCHEMES]
+            boxes = [[row[name] for row in rows] for (_, dims), rows in results.items() if dims == shape]
             left.boxplot(
                 [[value for value in values if value > ZERO] for values in boxes],
                 positions=places,
@@ -342,7 +343,7 @@ def draw(out: Path, results: dict, flow: fs.Trajectory, certificate: fs.Certific
         left.set_ylim(top=left.get_ylim()[1] * 4)
         left.set_xticks(range(len(SCHEMES)), SCHEMES)
         left.set_ylabel(r"$\alpha$ (seen: rate / $\gamma$)")
-        left.set_title("dims (5, 200, 200, 1), whiskers 5 and 95 %", fontsize=8)
+        left.set_title(f"dims {shape}, whiskers 5 and 95 %", fontsize=8)
         left.legend(loc="upper right", frameon=False, ncols=4)
         draw_bounds(middle, COLOURS)
         first = flow.excess[0]

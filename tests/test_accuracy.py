@@ -3,7 +3,12 @@
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import flowsim as fs
+import flowsim.methods
+from flowsim.integrators import chebyshev
 
 STUDY = runpy.run_path(str(Path(__file__).parent.parent / "studies" / "accuracy.py"))
 
@@ -15,9 +20,24 @@ def test_measured_orders():
         assert least < 1e-3, name
 
 
-def test_lsoda_follows_its_tolerance():
-    for rtol, error in STUDY["lsoda_errors"]():
-        assert 1e-4 * rtol < error < 5 * rtol
+def test_every_fixed_order_method_is_measured():
+    fixed = {name for name, (_, kind) in fs.methods.METHODS.items() if kind.order is not None}
+    plain = {name for name in fixed if not name.startswith("projected-")} - {"gauss-legendre"}
+    assert plain <= set(STUDY["STEPS"])
+
+
+def test_variable_order_methods_follow_their_tolerance():
+    for rtol, *errors in STUDY["variable_order_errors"]():
+        for error in errors:
+            assert 1e-4 * rtol < error < 30 * rtol
+
+
+@pytest.mark.parametrize("stages", [2, 3, 4, 7, 20])
+def test_order_of_rkc_at_any_number_of_stages(stages, monkeypatch):
+    monkeypatch.setattr(chebyshev, "stages_for", lambda z: stages)
+    problem, counts = STUDY["homogeneous_problem"](), (32, 48, 64, 96)
+    errors = [STUDY["error_at_one"](problem, fs.RKC(step_size=1 / count)) for count in counts]
+    assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(2, abs=0.1)
 
 
 def test_descent_approaches_the_flow_in_proportion_to_the_step():

@@ -1,0 +1,140 @@
+"""diagnose: clean runs of every kind pass, sabotaged ones do not, and the command says so with its exit code."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from conftest import random_problem
+
+import flowsim as fs
+from flowsim import cli
+from flowsim.network import unflatten
+from flowsim.trajectory import Checkpoints, Steps
+
+METHODS = [
+    *("rk23", "rk45", "dop853", "radau", "bdf", "lsoda", "tsit5", "kvaerno5"),
+    *("gauss-legendre-1", "gauss-legendre-4", "projected-rk45", "gd"),
+]
+
+
+def clean(name, seed=0, dims=(3, 12, 9, 2), t1=1.0):
+    problem = random_problem(np.random.default_rng(seed), dims, 0.8)
+    return fs.simulate(problem, fs.method_named(name, step_size=2e-3 if name == "gd" else None), t1=t1)
+
+
+def sabotaged(run, index=7, size=1e-6):
+    """The same run with one weight nudged mid-way, from where the same method goes on."""
+    times, states = run.checkpoints.times, run.checkpoints.states
+    middle = len(times) // 2
+    nudged = states[middle].copy()
+    nudged[index % len(nudged)] += size
+    start = run.simulated.network.with_weights(unflatten(nudged, run.simulated.network.dims))
+    rest = fs.simulate(
+        fs.Problem(run.problem.loss, start),
+        run.method,
+        t1=times[-1] - times[middle],
+        save_points=times[middle:] - times[middle],
+        reduce="never",
+    )
+    before = run.step_time <= times[middle]
+    first, last = run.steps, rest.steps
+    steps = Steps(
+        np.append(first.time[before], last.time[1:] + times[middle]),
+        np.append(first.excess[before], last.excess[1:]),
+        np.append(first.dissipated[before], last.dissipated[1:] + first.dissipated[before][-1]),
+    )
+    kept = slice(0, middle + 1)
+    return dataclasses.replace(
+        run,
+        excess=np.append(run.excess[kept], rest.excess[1:]),
+        gradient_norm=np.append(run.gradient_norm[kept], rest.gradient_norm[1:]),
+        checkpoints=Checkpoints(times, np.concatenate([states[kept], rest.checkpoints.states[1:]])),
+        steps=steps,
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_clean_run_passes_and_a_nudge_is_found(name):
+    run = clean(name)
+    assert not fs.diagnose(run).broken
+    found = fs.diagnose(sabotaged(run))
+    assert found.exit_code == 3
+    law = found["recurrence" if name == "gd" else "flow"]
+    assert law.holds is False
+    assert law.time == pytest.approx(run.time[len(run.time) // 2 + 1])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_false_alarm_and_no_miss_at_default_tolerances(seed):
+    dims = ((2, 9, 3), (1, 20, 30, 1), (3, 8, 9, 7, 2))[seed % 3]
+    run = clean(("dop853", "rk45", "lsoda", "gd")[seed % 4], seed, dims, 2.0)
+    assert not fs.diagnose(run).broken
+    assert fs.diagnose(sabotaged(run, 13 * seed)).broken
+
+
+@pytest.mark.parametrize("method", [fs.Scipy(), fs.GradientDescent(5e-6)], ids=["flow", "descent"])
+def test_a_compressed_run(method):
+    problem = fs.Problem(fs.SquaredLoss(np.ones((2, 1))), fs.fan_out((2, 100, 200, 1), seed=0))
+    run = fs.simulate(problem, method, t1=2e-3)
+    assert run.reduction.network is not None
+    diagnosis = fs.diagnose(run)
+    assert not diagnosis.broken
+    assert diagnosis["compression"].holds
+    assert fs.diagnose(sabotaged(run)).broken
+
+
+def test_a_nudged_state_in_the_file_alone(tmp_path, capsys):
+    run = clean("dop853")
+    states = run.checkpoints.states.copy()
+    states[50:, 3] += 1e-6
+    broken = dataclasses.replace(run, checkpoints=Checkpoints(run.checkpoints.times, states))
+    broken.save(tmp_path / "broken.nc")
+    run.save(tmp_path / "run.nc")
+    assert cli.main(["diagnose", str(tmp_path / "run.nc"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["holds"] is True
+    assert cli.main(["diagnose", str(tmp_path / "broken.nc"), "--json"]) == 3
+    result = json.loads(capsys.readouterr().out)
+    assert not result["holds"]
+    assert {"record", "flow"} <= {law["name"] for law in result["laws"] if law["holds"] is False}
+    assert cli.main(["diagnose", str(tmp_path / "broken.nc")]) == 3
+    assert "BROKEN" in capsys.readouterr().out
+
+
+def test_descent_that_raises_the_loss_is_not_monotone():
+    problem = random_problem(np.random.default_rng(3), (3, 12, 9, 2), 1.5)
+    values = np.linalg.eigvalsh(-problem.jacobian_product(problem.initial_state, np.eye(problem.initial_state.size)))
+    run = fs.simulate(problem, fs.GradientDescent(4.0 / values[-1]), t1=20 / values[-1])
+    diagnosis = fs.diagnose(run)
+    assert diagnosis["monotone loss"].holds is False
+    assert diagnosis["recurrence"].holds
+
+
+def test_a_rate_that_does_not_hold_is_found():
+    """A run that is slower than its certificate allows: the losses of another target."""
+    run = clean("dop853", 1, (1, 20, 30, 1), 0.5)
+    slow = dataclasses.replace(
+        run, steps=Steps(run.steps.time, np.full_like(run.steps.excess, run.excess[0]), run.steps.dissipated)
+    )
+    broken = {law.name for law in fs.diagnose(slow).broken}
+    assert "rate theorem-2" in broken
+    assert "energy" in broken
+
+
+def test_a_run_without_its_loss(tmp_path):
+    class Quartic:
+        shape = (2, 1)
+
+        def value(self, W):
+            return 0.25 * (W**4).sum()
+
+        def gradient(self, W):
+            return W**3
+
+    run = fs.simulate(fs.Problem(Quartic(), fs.fan_in((2, 5, 4, 1), seed=0)), t1=1.0)
+    assert not fs.diagnose(run).broken
+    run.save(tmp_path / "run.nc")
+    diagnosis = fs.diagnose(fs.load(tmp_path / "run.nc"))
+    assert diagnosis["flow"].holds is None
+    assert "loss" in diagnosis["flow"].reason
+    assert not fs.diagnose(fs.load(tmp_path / "run.nc", loss=Quartic())).broken
