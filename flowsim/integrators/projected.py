@@ -3,11 +3,11 @@
 The normal space of that set at W is {C : C_l = W_l Lambda_l - Lambda_{l-1} W_l}, with symmetric multipliers Lambda_l
 (h_l x h_l, l = 1 .. L-1; Lambda_0 = Lambda_L = 0): the gradients of the entries of all D_l. A Newton step adds a C of
 that form whose first-order change of D_l, C_l^T W_l + W_l^T C_l - C_{l+1} W_{l+1}^T - W_{l+1} C_{l+1}^T, is
-D_l(0) - D_l. For few multipliers their equation J J^T z = r is factored now and then and serves until its steps no
-longer shrink the residual; for many the shortest C comes from LSMR, with products only. On the core of a compressed
-network "shortest" counts the outer levels of the bases as longer and leaves the last alone (Problem.reach): it is
-joined to weights outside the core. (Projections: Hairer, Lubich and Wanner, Geometric Numerical Integration, section
-IV.4; LSMR: Fong and Saunders, SIAM J. Sci. Comput. 33, 2011.)
+D_l(0) - D_l. For up to a few thousand multipliers their equation J J^T z = r is factored now and then and serves until
+its steps no longer shrink the residual; for more the shortest C comes from LSMR, with products only. On the core of a
+compressed network "shortest" counts the outer levels of the bases as longer and leaves the last alone (Problem.reach):
+it is joined to weights outside the core. (Projections: Hairer, Lubich and Wanner, Geometric Numerical Integration,
+section IV.4; LSMR: Fong and Saunders, SIAM J. Sci. Comput. 33, 2011.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from flowsim.problem import Problem
 MOST_NEWTON_STEPS = 30
 SLOW, STALLED = 0.2, 0.9
 """A residual that shrinks by less than SLOW asks for a new factorization, by less than STALLED ends the projection."""
-MOST_FACTORED = 2500
+MOST_FACTORED = 5000
 """Up to this many multipliers their equation is factored."""
 RIDGE = 1e-14
 LSMR = {"atol": 1e-14, "btol": 1e-8, "conlim": 0.0, "maxiter": 2000}
@@ -60,11 +60,13 @@ class Invariants:
 
 
 class Factored:
-    """Corrections C = J^T (J J^T)^-1 r with J at weights that may be somewhat older than the present ones."""
+    """Corrections C = J^T (J J^T)^-1 r with J J^T at weights that may be somewhat older than the present ones."""
 
     def __init__(self, dims: Sequence[int], scales: Sequence[np.ndarray]) -> None:
-        self.dims, self.scales = dims, np.concatenate([scale.ravel() for scale in scales])
-        self.indices = [np.triu_indices(h) for h in dims[1:-1]]
+        self.dims, self.squares = dims, [scale**2 for scale in scales]
+        self.indices = [_movable(*pair) for pair in pairwise(scales)]
+        self.ends = np.cumsum([0, *(len(i) for i, _ in self.indices)])
+        self.weights: list[np.ndarray] = []
         self.factor: Any = None
         self.fresh = False
 
@@ -81,26 +83,49 @@ class Factored:
 
         self.fresh = self.factor is None
         if self.fresh:
-            self.J = self._jacobian(weights) * self.scales
-            K = self.J @ self.J.T
+            self.weights, J = weights, self._jacobian(weights)
+            K = (J.multiply(np.concatenate([square.ravel() for square in self.squares])) @ J.T).toarray()
             K[np.diag_indices_from(K)] += RIDGE * K.diagonal().max()
             self.factor = cho_factor(K, overwrite_a=True, check_finite=False)
-        halved = [(D - 0.5 * np.diag(np.diag(D)))[index] for D, index in zip(missed, self.indices, strict=True)]
-        z = cho_solve(self.factor, np.concatenate(halved), check_finite=False)
-        return unflatten(self.scales * (z @ self.J), self.dims)
+        z = cho_solve(self.factor, self._entries(missed), check_finite=False)
+        return [square * C for square, C in zip(self.squares, _normal(self.weights, self._matrices(z)), strict=True)]
 
-    def _jacobian(self, weights: list[np.ndarray]) -> np.ndarray:
-        """A row for each pair i <= j of each D_l: the gradient of its entry (half of it on the diagonal)."""
+    def _jacobian(self, weights: list[np.ndarray]) -> Any:
+        """A sparse row for each pair i <= j of each D_l: the gradient of its entry (half of it on the diagonal)."""
+        from scipy.sparse import csr_array
+
         starts = np.cumsum([0, *(W.size for W in weights)])
-        rows = []
+        places = [start + np.arange(W.size).reshape(W.shape) for start, W in zip(starts, weights, strict=False)]
+        blocks = []
         for layer, (i, j) in enumerate(self.indices):
-            left, right, block = weights[layer], weights[layer + 1], np.zeros((len(i), starts[-1]))
-            E = np.zeros((len(i), left.shape[1], left.shape[1]))
-            E[np.arange(len(i)), i, j] = E[np.arange(len(i)), j, i] = 1.0
-            block[:, starts[layer] : starts[layer + 1]] = (left @ E).reshape(len(i), -1)
-            block[:, starts[layer + 1] : starts[layer + 2]] = -(E @ right).reshape(len(i), -1)
-            rows.append(block)
-        return np.vstack(rows)
+            W, V, here, there = weights[layer], weights[layer + 1], places[layer], places[layer + 1]
+            other = np.where(i == j, 0.0, 1.0)
+            values = np.hstack([W[:, j].T, other[:, None] * W[:, i].T, -V[j], -other[:, None] * V[i]])
+            columns = np.hstack([here[:, i].T, here[:, j].T, there[i], there[j]])
+            rows = np.repeat(np.arange(len(i)), columns.shape[1]) + self.ends[layer]
+            blocks.append((values.ravel(), rows, columns.ravel()))
+        values, rows, columns = (np.concatenate(part) for part in zip(*blocks, strict=True))
+        return csr_array((values, (rows, columns)), shape=(self.ends[-1], starts[-1]))
+
+    def _entries(self, matrices: list[np.ndarray]) -> np.ndarray:
+        """The entries i <= j of symmetric matrices, those on the diagonal halved: J C from the change of all D_l."""
+        halved = zip(matrices, self.indices, strict=True)
+        return np.concatenate([np.where(i == j, 0.5, 1.0) * D[i, j] for D, (i, j) in halved])
+
+    def _matrices(self, z: np.ndarray) -> list[np.ndarray]:
+        """Multipliers Lambda_1 .. Lambda_{L-1} from their entries i <= j."""
+        multipliers = [np.zeros((h, h)) for h in self.dims[1:-1]]
+        for multiplier, (i, j), part in zip(multipliers, self.indices, np.split(z, self.ends[1:-1]), strict=True):
+            multiplier[i, j] = multiplier[j, i] = part
+        return multipliers
+
+
+def _movable(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs i <= j of the entries of D_l that corrections can change: not both in a coordinate without reach."""
+    free = (left != 0).any(axis=0) | (right != 0).any(axis=1)
+    i, j = np.triu_indices(len(free))
+    kept = free[i] | free[j]
+    return i[kept], j[kept]
 
 
 class Iterated:
@@ -121,9 +146,8 @@ class Iterated:
         shapes = [D.shape for D in missed]
 
         def change(vector: np.ndarray) -> np.ndarray:
-            C = self._scaled(unflatten(vector, self.dims))
-            halves = [W.T @ A - B @ V.T for (W, V), (A, B) in zip(pairwise(weights), pairwise(C), strict=True)]
-            return np.concatenate([(half + half.T).ravel() for half in halves])
+            changes = _change(weights, self._scaled(unflatten(vector, self.dims)))
+            return np.concatenate([D.ravel() for D in changes])
 
         def normal(vector: np.ndarray) -> np.ndarray:
             parts = (part.reshape(shape) for part, shape in zip(np.split(vector, ends[:-1]), shapes, strict=True))
@@ -137,6 +161,12 @@ class Iterated:
 
     def _scaled(self, corrections: list[np.ndarray]) -> list[np.ndarray]:
         return [scale * C for scale, C in zip(self.scales, corrections, strict=True)]
+
+
+def _change(weights: Sequence[np.ndarray], corrections: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The first-order change of D_1 .. D_{L-1}."""
+    halves = [W.T @ A - B @ V.T for (W, V), (A, B) in zip(pairwise(weights), pairwise(corrections), strict=True)]
+    return [half + half.T for half in halves]
 
 
 def _normal(weights: Sequence[np.ndarray], multipliers: Sequence[np.ndarray]) -> list[np.ndarray]:
