@@ -88,7 +88,7 @@ def draw(out: Path, small: bool) -> None:
             middle = runs[len(runs) // 2 if name == "rkc" else min(3, len(runs) - 1)]
             along = middle.imbalance_drift.max(axis=1)[1:]
             axes[2].semilogy(middle.time[1:], along, color=COLOURS[k], label=name)
-        etas = (0.02, 0.01) if small else (0.04, 0.02, 0.01, 0.005, 0.0025)
+        etas = (0.02, 0.01) if small else (0.01, 0.005, 0.0025, 0.00125, 0.000625)
         drifts, residuals = descent_drifts(etas)
         slope = np.polyfit(np.log(etas), np.log(drifts), 1)[0]
         print(
