@@ -77,7 +77,7 @@ def contest(
                 begun = time.perf_counter()
                 result = run(10.0**-k)
                 first = time.perf_counter() - begun
-            except (TooLong, RuntimeError, MemoryError, fs.errors.FlowsimError) as problem:
+            except (TooLong, RuntimeError, AssertionError, MemoryError, fs.errors.FlowsimError) as problem:
                 found[target] = {"reason": str(problem).split(";")[0] or f"over {LIMIT:g} s"}
                 break
             compiling = first if compiling is None else compiling

@@ -244,6 +244,37 @@ def diagnose(run: Path, *, json_: Json = False) -> int:
     return found.exit_code
 
 
+@app.command(help="Simulate every member of a sweep's specification (TOML) that has no record in the folder yet.")
+def sweep(
+    specification: Path,
+    *,
+    out: Path,
+    workers: Annotated[int, Parameter(help="Processes of this machine.")] = 1,
+    scheduler: Annotated[str | None, Parameter(help="Address of a Dask cluster that shares the folder.")] = None,
+    shard: Annotated[str, Parameter(help="i/n: the i-th of n parts, counted from 1.")] = "1/1",
+    json_: Json = False,
+) -> int:
+    from flowsim.sweeps import SweepSpec
+    from flowsim.sweeps import sweep as run
+
+    parts = _numbers("shard", shard.replace("/", ",", 1), int, "2/4")
+    if len(parts) != 2:
+        raise InputError(f"Argument `shard` must look like 2/4, but it is {shard!r}.")
+    spec = SweepSpec.read(specification)
+    with _Count() as bar:
+        result = run(
+            spec, out, workers=workers, scheduler=scheduler, shard=(parts[0], parts[1]), note=_note, progress=bar
+        )
+    if result.interrupted:
+        _note("Interrupted; what was finished is kept: run the same command again to go on.")
+    _print(
+        result.to_json(),
+        json_,
+        lambda: f"{result.done} done, {result.skipped} skipped, {result.failed} failed; table: {result.table}",
+    )
+    return result.exit_code
+
+
 @app.command(help="List the problems to compare methods on, one line each.")
 def problems(*, json_: Json = False) -> int:
     from flowsim.problems import PROBLEMS
@@ -427,3 +458,20 @@ class _Bar:
         level = f"{math.log10(excess):.2f}" if excess > 0 else "-inf"
         self.bar.set_postfix_str(f"t={t:.4g} log10(L-f*)={level}", refresh=False)
         self.bar.update(t / self.t1 - self.bar.n)
+
+
+class _Count:
+    """A progress bar over members; silent where standard error is no terminal."""
+
+    def __enter__(self) -> _Count:
+        from tqdm import tqdm
+
+        self.bar = tqdm(disable=not sys.stderr.isatty(), unit="member")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def __call__(self, done: int, todo: int) -> None:
+        self.bar.total = todo
+        self.bar.update(done - self.bar.n)

@@ -19,5 +19,11 @@ class NumericalFailure(FlowsimError, ArithmeticError):
     exit_code = 3
 
 
+class StorageError(FlowsimError, OSError):
+    """A result could not be written, for example to a full disk; what was written before is kept (exit code 3)."""
+
+    exit_code = 3
+
+
 class ConversionNotice(UserWarning):
     """Input of another dtype was converted to float64."""

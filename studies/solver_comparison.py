@@ -21,14 +21,15 @@ from flowsim.comparison import Comparison
 METHODS = ("dop853", "rk45", "lsoda", "rkc", "gauss-legendre-4", "projected-dop853", "tsit5", "dopri8")
 TARGETS = (1e-4, 1e-6, 1e-10)
 WHY = {
-    "paper-middle": "Compressed to a few units and not stiff: any explicit method of high order; dop853 needs no jax.",
-    "paper-right": "As the middle panel, a little wider: dop853.",
-    "staircase": "Stiff (early modes contract while late ones wait): lsoda with the exact Jacobian, at loose tolerances"
-    " rkc; explicit methods are held back by stability, so that tightening their tolerance costs little.",
-    "depth-6": "Too narrow for six layers to be compressed: compiled explicit methods (tsit5, dopri8), dop853 without.",
-    "homogeneous": "Small and smooth, gone in a dozen steps: dop853, or dopri8 where it is compiled already.",
-    "least-squares": "Ill-conditioned data make it mildly stiff; the directions that matter slowly are smooth.",
-    "classification": "The loss falls like 1/t: the longer the flow, the longer the steps of every method; dop853.",
+    "paper-middle": "Compressed to a few units and not stiff: explicit Runge-Kutta, compiled where many runs share the"
+    " compilation, dop853 for a single one.",
+    "paper-right": "As the middle panel, a little wider.",
+    "staircase": "Stiff: early modes contract while late ones wait. rkc at loose tolerances; lsoda with the exact"
+    " Jacobian without jax; explicit methods are held back by stability, so that tightening costs them little.",
+    "depth-6": "Too narrow for six layers to be compressed, so that each right-hand side counts: tsit5, dop853.",
+    "homogeneous": "Small and smooth, gone in a dozen steps: every explicit method does.",
+    "least-squares": "Ill-conditioned data keep slow directions and quick ones: mildly stiff, compiled methods.",
+    "classification": "The loss falls like 1/t and the steps grow with t: few steps, high order.",
 }
 
 

@@ -55,7 +55,7 @@ class ScipySteps:
             raise IntegrationFailure(f"{type(self.solver).__name__} stopped at t = {self.t:.6g}: {message}")
         start, self.t = self.t, float(self.solver.t)
         if getattr(self.solver, "njev", 0):
-            self.counts.jacobians = self.solver.njev
+            self.counts.jacobians = int(self.solver.njev)
         self.dense = dense = _Dense(self.solver, before)
         end = product(unflatten(self.solver.y, self.problem.network.dims), self.problem.network.scale)
         return Segment(

@@ -1,0 +1,108 @@
+"""Results on disk, one record a member: written beside and renamed, with a checksum, so that a power cut harms none.
+
+A folder belongs to one specification (specification.json). records/ab/abcdef....json holds {"checksum", "record"};
+its name is a hash of the member's configuration and seed. Several processes may work on one folder: a record that both
+write is the same record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowsim.errors import InputError, StorageError
+from flowsim.files import make_folder
+
+SPECIFICATION = "specification.json"
+Record = Mapping[str, Any]
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """The SHA-256 of a value's canonical JSON, in hexadecimal."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Store:
+    """The records of one specification in one folder."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: str | Path, specification: Mapping[str, Any]) -> Store:
+        """The store in a folder, which is made, and claimed for the specification, if it is new.
+
+        Raises InputError when the folder cannot be written or belongs to another specification.
+        """
+        store = cls(make_folder(folder))
+        place = store.folder / SPECIFICATION
+        if not place.exists():
+            if any(store.folder.iterdir()):
+                raise InputError(
+                    f"Folder {folder} must be empty or hold a sweep, but it holds other files; choose a new one."
+                )
+            store._write(place, canonical(specification))
+        try:
+            found = json.loads(place.read_text())
+        except ValueError as error:
+            raise InputError(f"File {place} is damaged; restore it, or choose a new folder.") from error
+        differing = sorted(key for key in {*found, *specification} if found.get(key) != specification.get(key))
+        if differing:
+            raise InputError(
+                f"Folder {folder} holds the sweep of another specification (it differs in {', '.join(differing)});"
+                " choose a new folder, or restore the specification."
+            )
+        (store.folder / "records").mkdir(exist_ok=True)
+        return store
+
+    def path(self, key: str) -> Path:
+        """Where the record of that key lives."""
+        return self.folder / "records" / key[:2] / f"{key}.json"
+
+    def write(self, key: str, record: Record) -> None:
+        """Keep a record. Raises StorageError when the disk is full or the folder cannot be written."""
+        place = self.path(key)
+        try:
+            place.parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise _refused(place, error) from error
+        self._write(place, canonical({"checksum": digest(record), "record": record}))
+
+    def read(self, key: str) -> Record | None:
+        """The record of that key; None where there is none, or where its checksum does not fit."""
+        try:
+            found = json.loads(self.path(key).read_text())
+            record = found["record"]
+            return record if found["checksum"] == digest(record) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _write(self, place: Path, text: str) -> None:
+        """Beside, flushed to the disk, renamed; nothing is left where that fails."""
+        beside = place.with_name(f".{place.name}.{os.getpid()}")
+        try:
+            with open(beside, "w") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(beside, place)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise _refused(place, error) from error
+
+
+def _refused(place: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"File {place} could not be written: {error.strerror or error}. What was finished is kept; make room or mend"
+        " the folder, and run the same command again."
+    )
