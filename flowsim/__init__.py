@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from flowsim.comparison import compare as compare
     from flowsim.diagnosis import Diagnosis as Diagnosis
     from flowsim.diagnosis import diagnose as diagnose
+    from flowsim.ensembles import Ensemble as Ensemble
+    from flowsim.ensembles import ensemble as ensemble
     from flowsim.initialization import balanced as balanced
     from flowsim.initialization import diagonal as diagonal
     from flowsim.initialization import fan_in as fan_in
@@ -54,12 +56,15 @@ if TYPE_CHECKING:
     from flowsim.reduction import compress as compress
     from flowsim.reduction import sample_compressed as sample_compressed
     from flowsim.simulation import simulate as simulate
+    from flowsim.sweeps import SweepSpec as SweepSpec
+    from flowsim.sweeps import sweep as sweep
     from flowsim.trajectory import Trajectory as Trajectory
     from flowsim.trajectory import load as load
 
 _HOMES = {
     "comparison": ("Comparison", "compare"),
     "diagnosis": ("Diagnosis", "diagnose"),
+    "ensembles": ("Ensemble", "ensemble"),
     "initialization": (
         "balanced",
         "diagonal",
@@ -92,6 +97,7 @@ _HOMES = {
     "rates": ("Certificate", "certify"),
     "reduction": ("CompressedNetwork", "compress", "sample_compressed"),
     "simulation": ("simulate",),
+    "sweeps": ("SweepSpec", "sweep"),
     "trajectory": ("Trajectory", "load"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

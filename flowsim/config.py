@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
@@ -50,6 +51,7 @@ class RunConfig(BaseModel):
         return self.model_dump(exclude={"method", "step_size", "rtol", "atol", "backend"})
 
 
+@cache
 def provenance() -> dict[str, str]:
     """Versions of flowsim, Python and the numerical packages, without importing them, and the platform."""
     packages = ("flowsim", "numpy", "scipy", "jax", "diffrax")

@@ -21,13 +21,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from flowsim.checks import as_dims
 from flowsim.config import provenance
+from flowsim.ensembles import certified, column, scalars_of
 from flowsim.errors import FlowsimError, InputError, StorageError
 from flowsim.files import write_atomically
 from flowsim.initialization import GAUSSIAN, SCHEMES, initialize
 from flowsim.losses import SquaredLoss
 from flowsim.methods import METHODS, Method, method_named
 from flowsim.problem import Problem
-from flowsim.rates import certify
 from flowsim.reduction import sample_compressed
 from flowsim.simulation import simulate
 from flowsim.store import Store, canonical, digest
@@ -223,9 +223,9 @@ def run_member(member: Member) -> dict[str, Any]:
     with threadpool_limits(1):
         try:
             problem = member.problem()
-            scalars = _certificates(problem, member.settings["certificates"])
+            scalars = certified(problem, member.settings["certificates"])
             run = _simulated(member, problem)
-            scalars |= _scalars(run)
+            scalars |= {**scalars_of(run), "final_loss": float(run.loss[-1])}
             if member.settings["curve_points"]:
                 scalars |= {"loss_curve": run.excess.tolist(), "loss_curve_time": run.time.tolist()}
         except (FlowsimError, ArithmeticError, MemoryError, np.linalg.LinAlgError) as error:
@@ -250,41 +250,6 @@ def _simulated(member: Member, problem: Problem) -> Trajectory:
         wall_limit=s["wall_limit"],
         reduce=s["reduce"],
     )
-
-
-def _certificates(problem: Problem, which: str) -> dict[str, Any]:
-    if which == "none":
-        return {}
-    found = certify(problem, cheap=which == "cheap")
-    best = found.best
-    known = [entry.name for entry in found]
-    theorem_2 = found["theorem-2"] if "theorem-2" in known else None
-    return {
-        "lambda_min_T": found.lambda_min_T,
-        "theorem_2_alpha": theorem_2.alpha if theorem_2 is not None and theorem_2.applies else None,
-        "best_certificate": None if best is None else best.name,
-        "best_alpha": None if best is None else best.alpha,
-        "certified_rate": None if best is None else best.rate,
-    }
-
-
-def _scalars(run: Trajectory) -> dict[str, Any]:
-    first, last, end = float(run.excess[0]), float(run.excess[-1]), float(run.time[-1])
-    seen = np.log(first / last) / end if first > 0 and last > 0 and end > 0 else None
-    return {
-        "status": run.status,
-        "reason": None if run.exit_code == 0 else run.message,
-        "initial_loss": float(run.loss[0]),
-        "final_loss": float(run.loss[-1]),
-        "time_reached": end,
-        "rate_seen": seen,
-        "drift": float(run.imbalance_drift.max()),
-        "energy_residual": float(np.abs(run.energy_residual).max()),
-        "error_estimate": float(run.error_estimate[-1]),
-        "steps": run.stats["steps"],
-        "rhs_evaluations": run.stats["rhs_evaluations"],
-        "core_width": None if run.reduction.network is None else max(run.reduction.network.widths[1:-1]),
-    }
 
 
 def _plain(value: Any) -> Any:
@@ -485,7 +450,7 @@ def table(store: Store, spec: SweepSpec) -> xarray.Dataset:
             columns[name].append(",".join(map(str, value)) if name == "dims" else value)
         for name in SCALARS:
             columns[name].append(record["scalars"].get(name))
-    variables: dict[str, Any] = {name: ("member", _column(name, values)) for name, values in columns.items()}
+    variables: dict[str, Any] = {name: ("member", column(name, values)) for name, values in columns.items()}
     points = spec.sweep.curve_points
     if points:
         shape = len(rows), max(points, 2)
@@ -518,6 +483,7 @@ SCALARS = {
     "reason": "why it failed",
     "initial_loss": "L(0)",
     "final_loss": "L at the end",
+    "final_excess": "L - f* at the end",
     "time_reached": "t at the end: where L - f* fell to stop_loss if status is converged",
     "rate_seen": "log((L(0) - f*) / (L - f*)) / t at the end",
     "drift": "greatest ||D_l(t) - D_l(0)||_F / max(1, ||D_l(0)||_F)",
@@ -533,10 +499,3 @@ SCALARS = {
     "core_width": "greatest width of the compressed network",
     "seconds": "wall time of the member, certificates included",
 }
-WORDS = {"dims", "scheme", "method", "status", "reason", "best_certificate"}
-
-
-def _column(name: str, values: list[Any]) -> np.ndarray:
-    if name in WORDS:
-        return np.array(["" if value is None else value for value in values], dtype=object)
-    return np.array([np.nan if value is None else value for value in values], dtype=float)

@@ -13,6 +13,7 @@ import numpy as np
 from flowsim.errors import InputError
 from flowsim.integrators.base import DENSE_JACOBIAN_LIMIT, Counts, IntegrationFailure, Segment
 from flowsim.integrators.jax_support import as_argument, float64
+from flowsim.losses import excess
 from flowsim.methods import Diffrax
 from flowsim.network import backpropagate, product, unflatten
 from flowsim.problem import Problem
@@ -67,17 +68,17 @@ class DiffraxSteps:
         self.end, self.args = np.array(t1, float), (as_argument(problem.loss), np.array(problem.network.scale, float))
         step = None if method.step_size is None else np.array(min(method.step_size, t1 - t), float)
         with float64():
-            self.solver, self.controller = _solver(method), _controller(method)
+            self.solver, self.controller = solver_of(method), controller_of(method)
             weights = unflatten(self.state, problem.network.dims)
-            self.carry = _compiled().begin(
+            self.carry = compiled().begin(
                 self.solver, self.controller, np.array(t, float), self.end, weights, step, self.args
             )
 
     def advance(self) -> Segment:
         """Up to self.length accepted steps."""
         with float64():
-            self.carry, record, accepted, attempts, healthy = _compiled().segment(
-                self.solver, self.controller, self.carry, self.end, self.args, self.length
+            self.carry, record, accepted, attempts, healthy = compiled().segment(
+                self.solver, self.controller, self.carry, self.end, self.args, self.length, None
             )
             count = int(accepted)
             if count == 0:
@@ -103,7 +104,7 @@ class DiffraxSteps:
         self.state = np.array(state)
         with float64():
             weights = unflatten(self.state, self.problem.network.dims)
-            self.carry = _compiled().restart(self.solver, self.carry, weights, self.args)
+            self.carry = compiled().restart(self.solver, self.carry, weights, self.args)
 
 
 class _Dense:
@@ -130,10 +131,11 @@ class _Dense:
         which[: len(t)] = steps
         arguments = self.first, self.record, which, where, np.array(len(t)), self.dims, self.args
         with float64():
-            return np.asarray(_compiled().evaluate(self.solver, *arguments))[: len(t)]
+            return np.asarray(compiled().evaluate(self.solver, *arguments))[: len(t)]
 
 
-def _solver(method: Diffrax) -> Any:
+def solver_of(method: Diffrax) -> Any:
+    """The solver of diffrax."""
     import diffrax
 
     solver = getattr(diffrax, method.name)
@@ -148,7 +150,8 @@ def _solver(method: Diffrax) -> Any:
     return solver(root_finder=Chord(np.array(0.01 * rtol), np.array(0.01 * atol), rms_norm))
 
 
-def _controller(method: Diffrax) -> Any:
+def controller_of(method: Diffrax) -> Any:
+    """The step-size controller of diffrax."""
     import diffrax
 
     if method.step_size is not None:
@@ -157,15 +160,19 @@ def _controller(method: Diffrax) -> Any:
     return diffrax.PIDController(**{name: np.array(getattr(method, name), float) for name in names})
 
 
-class _Compiled(NamedTuple):
+class Compiled(NamedTuple):
+    """The pieces of a trajectory that are compiled."""
+
     begin: Any
     restart: Any
     segment: Any
     evaluate: Any
+    shorter: Any
 
 
 @cache
-def _compiled() -> _Compiled:
+def compiled() -> Compiled:
+    """Compiled once for each solver, shape and loss."""
     import diffrax
     import equinox as eqx
     import jax
@@ -199,7 +206,8 @@ def _compiled() -> _Compiled:
         return carry._replace(y=weights, solver_state=solver.init(terms, carry.t, carry.t_next, weights, args))
 
     @eqx.filter_jit
-    def segment(solver: Any, controller: Any, carry: Carry, t1: Any, args: Any, length: int) -> Any:
+    def segment(solver: Any, controller: Any, carry: Carry, t1: Any, args: Any, length: int, level: Any) -> Any:
+        """Up to `length` accepted steps, fewer where t1 is reached or (if a level is given) L - f* <= level."""
         order = error_order(solver)
 
         def attempt(carry: Carry) -> Any:
@@ -232,6 +240,8 @@ def _compiled() -> _Compiled:
         def going(loop: Any) -> Any:
             carry, _, accepted, attempts, _ = loop
             moving = (carry.t < t1) & (carry.t_next > carry.t)
+            if level is not None:
+                moving &= excess(args[0].loss, product(carry.y, args[1])) > level
             return moving & (accepted < length) & (attempts < 50 + 10 * length)
 
         def body(loop: Any) -> Any:
@@ -243,16 +253,20 @@ def _compiled() -> _Compiled:
 
         return lax.while_loop(going, body, (carry, record, jnp.asarray(0), jnp.asarray(0), jnp.asarray(True)))
 
+    def shorter(solver: Any, y0: Any, start: Any, t: Any, dims: Any, args: Any) -> Any:
+        """The state at t by an explicit method from (start, y0): a shorter step, as accurate as the whole one."""
+        weights = unflatten(y0, dims)
+        state = solver.init(terms, start, t, weights, args)
+        weights, *_ = solver.step(terms, start, t, weights, args, state, False)
+        return jnp.concatenate([jnp.ravel(W) for W in weights])
+
     @eqx.filter_jit
     def evaluate(solver: Any, first: Any, record: Any, steps: Any, where: Any, count: Any, dims: Any, args: Any) -> Any:
         def at(y0: Any, y1: Any, where: Any) -> Any:
             start, end, t = where
-            weights = unflatten(y0, dims)
-            if isinstance(solver, diffrax.AbstractERK | diffrax.Euler):  # a shorter step, as accurate as the whole one
-                state = solver.init(terms, start, t, weights, args)
-                weights, *_ = solver.step(terms, start, t, weights, args, state, False)
-            else:
-                weights = quintic(weights, unflatten(y1, dims), end - start, (t - start) / (end - start), args)
+            if isinstance(solver, diffrax.AbstractERK | diffrax.Euler):
+                return shorter(solver, y0, start, t, dims, args)
+            weights = quintic(unflatten(y0, dims), unflatten(y1, dims), end - start, (t - start) / (end - start), args)
             return jnp.concatenate([jnp.ravel(W) for W in weights])
 
         def put(k: Any, states: Any) -> Any:
@@ -271,4 +285,4 @@ def _compiled() -> _Compiled:
         factors = HERMITE @ powers * jnp.array([1.0, step, step**2] * 2)
         return jax.tree.map(lambda *parts: sum(f * part for f, part in zip(factors, parts, strict=True)), *ends)
 
-    return _Compiled(begin, restart, segment, evaluate)
+    return Compiled(begin, restart, segment, evaluate, shorter)

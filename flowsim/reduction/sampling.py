@@ -20,6 +20,9 @@ from flowsim.initialization import GAUSSIAN, Seed, generator_of, origin_of
 from flowsim.reduction.bases import Bases
 from flowsim.reduction.compressed import CompressedNetwork, first_level
 
+ROOM = 32
+"""Vectors of a basis for which there is room at first; doubled when it is full."""
+
 
 class SampledBases(Bases):
     """Coordinates of a network with entries of W_l from N(0, deviations[l-1]^2), drawn level by level when needed."""
@@ -28,9 +31,10 @@ class SampledBases(Bases):
         super().__init__(dims)
         self.deviations, self.generator = deviations, generator
         self.widths = [dims[0], *([0] * (self.depth - 1)), dims[-1]]
-        self.matrices = [np.zeros(shape) for shape in pairwise(self.widths)]
-        self.met_from_left = [np.zeros(rows, bool) for rows in self.widths[:-1]]
-        self.met_from_right = [np.zeros(columns, bool) for columns in self.widths[1:]]
+        self.room = [dims[0], *([ROOM] * (self.depth - 1)), dims[-1]]
+        self.matrices = [np.zeros(shape) for shape in pairwise(self.room)]
+        self.met_from_left = [np.zeros(rows, bool) for rows in self.room[:-1]]
+        self.met_from_right = [np.zeros(columns, bool) for columns in self.room[1:]]
         for row in range(dims[0]):
             self._meet_left(0, row)
         for column in range(dims[-1]):
@@ -69,33 +73,36 @@ class SampledBases(Bases):
 
     def _meet_left(self, layer: int, row: int) -> None:
         """Draw W^T u for the vector u = row of the basis before the layer (counted from 0)."""
-        unknown = ~self.met_from_right[layer]
+        unknown = np.flatnonzero(~self.met_from_right[layer][: self.widths[layer + 1]])
         sigma = self.deviations[layer]
-        self.matrices[layer][row, unknown] = sigma * self.generator.standard_normal(int(unknown.sum()))
+        self.matrices[layer][row, unknown] = sigma * self.generator.standard_normal(len(unknown))
         self.met_from_left[layer][row] = True
         if layer + 1 < self.depth and self._add_vector(layer + 1):
-            free = self.dims[layer + 1] - self.widths[layer + 1] + 1
-            self.matrices[layer][row, -1] = sigma * sqrt(self.generator.chisquare(free))
+            new = self.widths[layer + 1] - 1
+            self.matrices[layer][row, new] = sigma * sqrt(self.generator.chisquare(self.dims[layer + 1] - new))
 
     def _meet_right(self, layer: int, column: int) -> None:
         """Draw W v for the vector v = column of the basis after the layer."""
-        unknown = ~self.met_from_left[layer]
+        unknown = np.flatnonzero(~self.met_from_left[layer][: self.widths[layer]])
         sigma = self.deviations[layer]
-        self.matrices[layer][unknown, column] = sigma * self.generator.standard_normal(int(unknown.sum()))
+        self.matrices[layer][unknown, column] = sigma * self.generator.standard_normal(len(unknown))
         self.met_from_right[layer][column] = True
         if layer > 0 and self._add_vector(layer):
-            free = self.dims[layer] - self.widths[layer] + 1
-            self.matrices[layer][-1, column] = sigma * sqrt(self.generator.chisquare(free))
+            new = self.widths[layer] - 1
+            self.matrices[layer][new, column] = sigma * sqrt(self.generator.chisquare(self.dims[layer] - new))
 
     def _add_vector(self, index: int) -> bool:
         """One more vector in P_index, unless it spans everything already."""
         if self.widths[index] == self.dims[index]:
             return False
+        if self.widths[index] == self.room[index]:
+            more = self.room[index]
+            self.room[index] += more
+            self.matrices[index - 1] = np.pad(self.matrices[index - 1], ((0, 0), (0, more)))
+            self.matrices[index] = np.pad(self.matrices[index], ((0, more), (0, 0)))
+            self.met_from_right[index - 1] = np.pad(self.met_from_right[index - 1], (0, more))
+            self.met_from_left[index] = np.pad(self.met_from_left[index], (0, more))
         self.widths[index] += 1
-        self.matrices[index - 1] = np.pad(self.matrices[index - 1], ((0, 0), (0, 1)))
-        self.matrices[index] = np.pad(self.matrices[index], ((0, 1), (0, 0)))
-        self.met_from_right[index - 1] = np.append(self.met_from_right[index - 1], False)
-        self.met_from_left[index] = np.append(self.met_from_left[index], False)
         return True
 
 

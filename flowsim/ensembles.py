@@ -1,0 +1,336 @@
+"""ensemble: many members of one shape at once, statistics of their loss curves, a row of scalars for each."""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from flowsim.checks import as_choice, as_count, as_float_array, as_number
+from flowsim.errors import FlowsimError, InputError
+from flowsim.losses import BuiltIn
+from flowsim.methods import Diffrax, Method
+from flowsim.network import flatten, imbalance_change, product, unflatten
+from flowsim.problem import Problem
+from flowsim.rates import certify
+from flowsim.reduction import CompressedNetwork, compress
+from flowsim.simulation import simulate
+from flowsim.trajectory import EXIT_CODES, Trajectory
+
+if TYPE_CHECKING:
+    import xarray
+
+Draw = Callable[[np.random.SeedSequence], Problem]
+BATCH = 256
+"""Members that are integrated side by side."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """What many members did.
+
+    time (S): the common grid; excess (M, S): L - f* of each member; from where a member stopped (at its level, or
+    because it failed) its last value is held, so that quantiles above the stopping level are exact. scalars: name ->
+    array (M), as in `flowsim sweep`'s table; status and reason are words. seconds: of the whole call.
+    """
+
+    time: np.ndarray
+    excess: np.ndarray
+    scalars: dict[str, np.ndarray]
+    method: Method
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.excess)
+
+    @property
+    def failed(self) -> np.ndarray:
+        """Indices of the members that did not end well."""
+        return np.flatnonzero([EXIT_CODES.get(status, 3) != 0 for status in self.scalars["status"]])
+
+    def quantiles(self, q: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95), relative: bool = True) -> np.ndarray:
+        """(len(q), S): quantiles over the members of L - f* (relative: over its start) at each time."""
+        curves = self.excess / self.excess[:, :1] if relative else self.excess
+        return np.nanquantile(curves, q, axis=0)
+
+    @cached_property
+    def dataset(self) -> xarray.Dataset:
+        """Scalars (member), loss curves (member, time)."""
+        import xarray
+
+        variables: dict[str, Any] = {name: ("member", values) for name, values in self.scalars.items()}
+        variables["excess_loss"] = (("member", "time"), self.excess, {"long_name": "L(t) - f*"})
+        return xarray.Dataset(variables, {"time": self.time, "member": np.arange(len(self))})
+
+    def summary(self) -> str:
+        """A few lines for a terminal."""
+        words, counts = np.unique(self.scalars["status"].astype(str), return_counts=True)
+        ends = self.quantiles()[:, -1]
+        return "\n".join(
+            [
+                f"members  {len(self)}: " + ", ".join(f"{n} {word}" for word, n in zip(words, counts, strict=True)),
+                f"method   {self.method}, {self.seconds:.3g} s, {len(self) / self.seconds:.3g} members a second",
+                "loss     (L - f*) / (L(0) - f*) at the end, quantiles 5 25 50 75 95 %: "
+                + " ".join(f"{end:.3g}" for end in ends),
+                f"drift    at most {np.nanmax(self.scalars['drift']):.2g}",
+            ]
+        )
+
+    def __repr__(self) -> str:
+        return self.summary()
+
+
+def ensemble(
+    draw: Draw,
+    members: int,
+    *,
+    t1: float,
+    method: Method | None = None,
+    save_points: int | Sequence[float] | np.ndarray = 33,
+    stop_loss: float | None = None,
+    max_steps: int = 100_000,
+    certificates: Literal["all", "cheap", "none"] = "none",
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Ensemble:
+    """Gradient flow (or descent) of many members: member k starts from draw(SeedSequence(seed).spawn(members)[k]).
+
+    method: Diffrax("Dopri8") by default. An explicit method of diffrax integrates BATCH members side by side, each with
+    its own steps, on a GPU where jax has one; the width is compressed, and a member whose estimated error exceeds the
+    tolerance, or that fails, is simulated again by itself. Other methods simulate one member after the other. Members
+    may have targets of their own; those of another shape than their neighbours are simulated by themselves.
+
+    One member's failure never spoils the others: its row has its status and the reason. save_points, t1, stop_loss,
+    max_steps as for simulate. Raises InputError for arguments out of range.
+    """
+    method = Diffrax("Dopri8") if method is None else method
+    end = as_number(t1, "t1", above=0.0)
+    grid = _grid(save_points, end)
+    count, limit = as_count(members, "members"), as_count(max_steps, "max_steps")
+    level = None if stop_loss is None else as_number(stop_loss, "stop_loss", above=0.0)
+    as_choice(certificates, "certificates", ("all", "cheap", "none"))
+    settings = _Settings(method, end, grid, level, limit, certificates)
+    begun, excess, rows = clock.perf_counter(), np.full((count, len(grid)), np.nan), []
+    for first in range(0, count, BATCH):
+        block = range(first, min(first + BATCH, count))
+        problems = [_drawn(draw, seed, k) for k in block]
+        results = _block(problems, settings)
+        for k, (curve, row) in zip(block, results, strict=True):
+            excess[k] = curve
+            rows.append(row)
+        if progress is not None:
+            progress(block.stop, count)
+    names = dict.fromkeys(name for row in rows for name in row)
+    scalars = {name: column(name, [row.get(name) for row in rows]) for name in names}
+    return Ensemble(grid, excess, scalars, method, clock.perf_counter() - begun)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    method: Method
+    t1: float
+    times: np.ndarray
+    stop_loss: float | None
+    max_steps: int
+    certificates: str
+
+
+Result = tuple[np.ndarray, dict[str, Any]]
+"""A member's loss curve and its scalars."""
+
+
+def _grid(save_points: Any, t1: float) -> np.ndarray:
+    if np.ndim(save_points) == 0:
+        return np.linspace(0.0, t1, as_count(save_points, "save_points", least=2))
+    times = as_float_array(np.asarray(save_points), "save_points")
+    if times.ndim != 1 or (np.diff(times) <= 0).any() or times[0] < 0 or times[-1] > t1:
+        raise InputError("Argument `save_points` must ascend strictly within [0, t1], but it does not.")
+    return np.union1d(times, [0.0])
+
+
+def _drawn(draw: Draw, seed: int, k: int) -> Problem | str:
+    """Member k, or why there is none."""
+    try:
+        return draw(np.random.SeedSequence(seed, spawn_key=(k,)))
+    except (FlowsimError, MemoryError) as error:
+        return str(error) or type(error).__name__
+
+
+def _block(problems: Sequence[Problem | str], settings: _Settings) -> list[Result]:
+    """The results of a batch, in order."""
+    results: list[Result | None] = [None] * len(problems)
+    method = settings.method
+    if isinstance(method, Diffrax) and method.kind.explicit:
+        cores = {k: _core(p) for k, p in enumerate(problems) if isinstance(p, Problem)}
+        kinds = [_kind(core) for core in cores.values()]
+        usual = max(set(kinds), key=kinds.count) if kinds else None
+        alike = [k for k, kind in zip(cores, kinds, strict=True) if kind == usual]
+        if len(alike) > 1:
+            chosen = [problems[k] for k in alike]
+            for k, result in zip(alike, _side_by_side(chosen, [cores[k] for k in alike], settings), strict=True):
+                results[k] = result
+    return [result or _alone(problem, settings) for result, problem in zip(results, problems, strict=True)]
+
+
+def _core(problem: Problem) -> Problem:
+    """What is integrated: the core of the compressed network where that is smaller, else the problem itself."""
+    network = problem.network
+    if isinstance(network, CompressedNetwork):
+        return network.problem(problem.loss)
+    compressed = compress(network)
+    return problem if 2 * compressed.core.size > network.size else compressed.problem(problem.loss)
+
+
+def _kind(problem: Problem) -> tuple[Any, ...]:
+    """Members of one kind can stand side by side."""
+    loss, compressed = problem.loss, getattr(problem, "compressed", None)
+    same: Any = id(loss)
+    if isinstance(loss, BuiltIn):
+        same = type(loss), *(np.shape(part) for part in loss.parts().values())
+    return same, problem.network.dims, compressed is None
+
+
+def _side_by_side(problems: Sequence[Any], cores: Sequence[Problem], settings: _Settings) -> list[Result | None]:
+    """Members of one shape under vmap; None for those that have to be simulated by themselves."""
+    from flowsim.integrators.batched import flow
+
+    method: Any = settings.method
+    filled = [*cores, *([cores[-1]] * (BATCH - len(cores)))]
+    states = np.stack([core.initial_state for core in filled])
+    first = np.array([core.initial_excess for core in filled])
+    levels = None if settings.stop_loss is None else settings.stop_loss * first
+    scales = np.array([core.network.scale for core in filled])
+    dims = cores[0].network.dims
+    paths = flow(
+        [core.loss for core in filled],
+        scales,
+        dims,
+        states,
+        method,
+        settings.t1,
+        settings.times,
+        levels,
+        settings.max_steps,
+    )
+    results: list[Result | None] = []
+    for k, (problem, core) in enumerate(zip(problems, cores, strict=True)):
+        taken = slice(0, int(paths.steps[k]) + 1)
+        walked, when = paths.state[k, taken], np.minimum(paths.time[k, taken], paths.end[k])
+        compressed = getattr(core, "compressed", None)
+        error = _compression_error(compressed, core, when, walked)
+        allowed = method.rtol * float(np.linalg.norm(walked[-1] - walked[0])) + method.atol
+        if not paths.healthy[k] or error > allowed:
+            results.append(None)
+            continue
+        curve = core.excess(product(unflatten(paths.saved[k], dims), core.network.scale))
+        ends = core.excess(product(unflatten(walked, dims), core.network.scale))
+        last = float(levels[k]) if levels is not None and paths.below[k] else float(ends[-1])
+        spent = float(paths.dissipated[k, taken][-2 if paths.below[k] else -1])
+        lost = float(ends[0] - ends[-2 if paths.below[k] else -1])
+        drift = _drift(compressed, core, walked) / np.maximum(1.0, problem.network.imbalance_norms)
+        row = {
+            "status": "converged" if paths.below[k] else "completed",
+            "reason": None,
+            "initial_loss": float(core.loss.value(core.network.product)),
+            "final_excess": last,
+            "time_reached": float(paths.end[k]),
+            "rate_seen": _rate(float(first[k]), last, float(paths.end[k])),
+            "drift": float(drift.max()),
+            "energy_residual": abs(lost - spent) / (float(first[k]) or 1.0),
+            "error_estimate": error,
+            "steps": int(paths.steps[k]),
+            "core_width": None if compressed is None else max(core.network.dims[1:-1]),
+            **certified(problem, settings.certificates),
+        }
+        results.append((np.where(np.isnan(curve), last, curve), row))
+    return results
+
+
+def _compression_error(compressed: Any, core: Problem, times: np.ndarray, states: np.ndarray) -> float:
+    """The integral of the defect by the trapezoidal rule over the steps, as simulate takes it."""
+    if compressed is None or compressed.exact:
+        return 0.0
+    defects = compressed.defect(core.stacked_loss, states)
+    return float(0.5 * np.diff(times) @ (defects[1:] + defects[:-1]))
+
+
+def _drift(compressed: Any, core: Problem, states: np.ndarray) -> np.ndarray:
+    """||D_l(t) - D_l(0)||_F at the states: (count, L - 1)."""
+    if compressed is not None:
+        return imbalance_change(compressed.surroundings, compressed.changes(states))
+    initial = core.network.weights
+    return imbalance_change(initial, unflatten(states - flatten(initial), core.network.dims))
+
+
+def _alone(problem: Problem | str, settings: _Settings) -> Result:
+    """One member by simulate."""
+    times = settings.times
+    if isinstance(problem, str):
+        return np.full(len(times), np.nan), {"status": "failed", "reason": problem}
+    try:
+        run = simulate(
+            problem,
+            settings.method,
+            t1=settings.t1,
+            save_points=times,
+            stop_loss=settings.stop_loss,
+            max_steps=settings.max_steps,
+        )
+        row = {**scalars_of(run), **certified(problem, settings.certificates)}
+        return np.interp(times, run.time, run.excess), row
+    except (FlowsimError, MemoryError) as error:
+        return np.full(len(times), np.nan), {"status": "failed", "reason": str(error) or type(error).__name__}
+
+
+def scalars_of(run: Trajectory) -> dict[str, Any]:
+    """What is kept of one member."""
+    first, last, end = float(run.excess[0]), float(run.excess[-1]), float(run.time[-1])
+    return {
+        "status": run.status,
+        "reason": None if run.exit_code == 0 else run.message,
+        "initial_loss": float(run.loss[0]),
+        "final_excess": last,
+        "time_reached": end,
+        "rate_seen": _rate(first, last, end),
+        "drift": float(run.imbalance_drift.max()),
+        "energy_residual": float(np.abs(run.energy_residual).max()),
+        "error_estimate": float(run.error_estimate[-1]),
+        "steps": run.stats["steps"],
+        "rhs_evaluations": run.stats["rhs_evaluations"],
+        "core_width": None if run.reduction.network is None else max(run.reduction.network.widths[1:-1]),
+    }
+
+
+def _rate(first: float, last: float, end: float) -> float | None:
+    """log(first / last) / end."""
+    return float(np.log(first / last) / end) if first > 0 and last > 0 and end > 0 else None
+
+
+def certified(problem: Problem, which: str) -> dict[str, Any]:
+    """What the theorems say of one member."""
+    if which == "none":
+        return {}
+    found = certify(problem, cheap=which == "cheap")
+    best, theorem_2 = found.best, found["theorem-2"]
+    return {
+        "lambda_min_T": found.lambda_min_T,
+        "theorem_2_alpha": theorem_2.alpha if theorem_2.applies else None,
+        "best_certificate": None if best is None else best.name,
+        "best_alpha": None if best is None else best.alpha,
+        "certified_rate": None if best is None else best.rate,
+    }
+
+
+WORDS = {"dims", "scheme", "method", "status", "reason", "best_certificate"}
+"""Scalars that are words."""
+
+
+def column(name: str, values: list[Any]) -> np.ndarray:
+    """One scalar of all members: words, or numbers with NaN for what is not known."""
+    if name in WORDS:
+        return np.array(["" if value is None else value for value in values], dtype=object)
+    return np.array([np.nan if value is None else value for value in values], dtype=float)

@@ -1,0 +1,153 @@
+"""ensemble: every member as simulate gives it, whatever its neighbours do."""
+
+import numpy as np
+import pytest
+from scipy.stats import ks_2samp
+
+import flowsim as fs
+from flowsim import ensembles
+from flowsim.errors import InputError
+
+LOSS = fs.SquaredLoss(np.ones((3, 1)))
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    monkeypatch.setattr(ensembles, "BATCH", 8)
+
+
+def sampled(seed):
+    return fs.Problem(LOSS, fs.sample_compressed("fan_out", (3, 60, 80, 1), seed=seed))
+
+
+def full(seed):
+    return fs.Problem(LOSS, fs.fan_out((3, 60, 80, 1), seed=seed))
+
+
+def alone(draw, k, seed=0, **settings):
+    problem = draw(np.random.SeedSequence(seed, spawn_key=(k,)))
+    return fs.simulate(problem, fs.Diffrax("Dopri8"), **settings)
+
+
+def test_members_are_what_simulate_gives():
+    runs = fs.ensemble(sampled, 11, t1=0.2, stop_loss=1e-6, save_points=9)
+    assert set(runs.scalars["status"]) == {"converged"}
+    for k in (0, 10):
+        run = alone(sampled, k, t1=0.2, stop_loss=1e-6, save_points=9)
+        assert runs.scalars["time_reached"][k] == pytest.approx(float(run.time[-1]), rel=1e-10)
+        assert runs.scalars["drift"][k] < 1e-8
+        assert runs.scalars["energy_residual"][k] < 1e-6
+        kept = run.time[:-1]
+        assert runs.excess[k, : len(kept)] == pytest.approx(run.excess[:-1], rel=1e-8)
+        assert runs.excess[k, -1] == pytest.approx(1e-6 * runs.excess[k, 0], rel=1e-9)
+    assert len(runs.failed) == 0
+    assert "members a second" in runs.summary()
+    assert dict(runs.dataset.sizes) == {"member": 11, "time": 9}
+
+
+def test_full_networks_and_other_methods_agree():
+    settings = {"t1": 0.05, "save_points": 5}
+    batched = fs.ensemble(full, 5, **settings)
+    for method in (fs.Scipy(), fs.GaussLegendre(3)):
+        other = fs.ensemble(full, 5, method=method, **settings)
+        assert other.excess == pytest.approx(batched.excess, rel=1e-5, abs=1e-9 * batched.excess.max())
+    assert (fs.ensemble(full, 5, method=fs.GradientDescent(1e-3), **settings).scalars["status"] == "completed").all()
+
+
+def test_a_member_does_not_depend_on_its_neighbours():
+    """The same digits in a batch of other members, and in a batch that is not full."""
+    whole = fs.ensemble(sampled, 8, t1=0.1, save_points=5)
+    part = fs.ensemble(sampled, 3, t1=0.1, save_points=5)
+    assert (whole.excess[:3] == part.excess).all()
+
+    def stormy(seed):
+        problem = sampled(seed)
+        if seed.spawn_key[0] % 2:
+            return fs.Problem(fs.SquaredLoss(np.full((3, 1), 1e12)), problem.network)
+        return problem
+
+    mixed = fs.ensemble(stormy, 8, t1=0.1, save_points=5, max_steps=64)
+    assert (mixed.excess[::2] == whole.excess[::2]).all()
+    assert (mixed.scalars["status"][::2] == "completed").all()
+    assert set(mixed.scalars["status"][1::2]) <= {"step_limit", "diverged"}
+    assert set(mixed.failed) == {1, 3, 5, 7}
+    assert all(mixed.scalars["reason"][k] for k in mixed.failed)
+
+
+def test_a_member_that_cannot_be_drawn_is_a_row():
+    def draw(seed):
+        if seed.spawn_key[0] == 2:
+            raise InputError("Argument `dims` must be sensible, but it is not.")
+        return sampled(seed)
+
+    runs = fs.ensemble(draw, 4, t1=0.1, save_points=3)
+    assert list(runs.scalars["status"]) == ["completed", "completed", "failed", "completed"]
+    assert "sensible" in runs.scalars["reason"][2]
+    assert np.isnan(runs.excess[2]).all()
+    assert np.isfinite(runs.quantiles()).all()
+
+
+def test_shapes_and_depths_of_all_kinds():
+    for dims in ((2, 9, 3), (1, 30, 40, 30, 2)):
+        loss = fs.SquaredLoss(np.ones((dims[0], dims[-1])))
+        runs = fs.ensemble(lambda s, d=dims, f=loss: fs.Problem(f, fs.fan_in(d, seed=s)), 4, t1=0.5, save_points=3)
+        assert (runs.scalars["status"] == "completed").all()
+        run = alone(lambda s, d=dims, f=loss: fs.Problem(f, fs.fan_in(d, seed=s)), 3, t1=0.5, save_points=3)
+        assert runs.excess[3] == pytest.approx(run.excess, rel=1e-6)
+
+
+def test_targets_of_their_own_and_a_users_loss():
+    def own_target(seed):
+        rng = np.random.default_rng(seed)
+        return fs.Problem(fs.SquaredLoss(rng.standard_normal((3, 1))), fs.fan_out((3, 40, 30, 1), seed=rng))
+
+    runs = fs.ensemble(own_target, 4, t1=0.1, save_points=3)
+    run = alone(own_target, 2, t1=0.1, save_points=3)
+    assert runs.excess[2] == pytest.approx(run.excess, rel=1e-7)
+
+    class Quartic:
+        shape = (2, 1)
+
+        def value(self, W):
+            return 0.25 * (W**4).sum()
+
+        def gradient(self, W):
+            return W**3
+
+    loss = Quartic()
+    runs = fs.ensemble(lambda s: fs.Problem(loss, fs.fan_in((2, 5, 4, 1), seed=s)), 3, t1=0.5, save_points=3)
+    assert (runs.scalars["status"] == "completed").all()
+    runs = fs.ensemble(lambda s: fs.Problem(Quartic(), fs.fan_in((2, 5, 4, 1), seed=s)), 2, t1=0.5, save_points=3)
+    assert (runs.scalars["status"] == "completed").all()
+
+
+def test_certificates():
+    runs = fs.ensemble(full, 4, t1=0.1, save_points=5, certificates="all")
+    assert (runs.scalars["theorem_2_alpha"] > 0).all()
+    bound = runs.excess[:, :1] * np.exp(-runs.scalars["certified_rate"][:, None] * runs.time)
+    assert (runs.excess <= bound * (1 + 1e-6) + 1e-12).all()
+
+
+def test_sampled_and_full_networks_have_the_same_distribution():
+    settings = {"t1": 0.05, "save_points": 5, "stop_loss": 1e-6}
+    ensembles.BATCH = 64
+    drawn, whole = (fs.ensemble(draw, 120, **settings) for draw in (sampled, full))
+    for name in ("time_reached", "rate_seen"):
+        assert ks_2samp(drawn.scalars[name], whole.scalars[name]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"t1": 0.0}, "`t1`"),
+        ({"members": 0}, "`members`"),
+        ({"save_points": 1}, "`save_points`"),
+        ({"save_points": [0.2, 0.1]}, "ascend"),
+        ({"stop_loss": -1.0}, "`stop_loss`"),
+        ({"certificates": "some"}, "`certificates`"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, words):
+    settings = {"members": 2, "t1": 0.1, **arguments}
+    with pytest.raises(InputError, match=words):
+        fs.ensemble(sampled, settings.pop("members"), **settings)
