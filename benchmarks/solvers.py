@@ -29,7 +29,7 @@ import flowsim as fs
 TARGETS = (1e-6, 1e-10)
 OURS = ("dop853", "rk45", "lsoda", "rkc", "gauss-legendre-4", "tsit5", "dopri8")
 DEFAULT = "dop853"
-LIMIT = 20.0
+LIMIT = 5.0
 """Seconds for one run."""
 SGD_STEPS = 20_000
 SMALL = 3000
@@ -87,7 +87,7 @@ def contest(
             compiling = first if compiling is None else compiling
             reached = error(result)
             if reached <= target:
-                warm = min(timed(run, 10.0**-k) for _ in range(5 if first < 1 else 2))
+                warm = min(timed(run, 10.0**-k) for _ in range(5 if first < 0.5 else 1))
                 found[target] = {"rtol": 10.0**-k, "error": reached, "warm": warm}
                 break
             k += 1
@@ -113,7 +113,7 @@ def cold(name: str, file: Path, rtol: float) -> float:
     else:
         command = [sys.executable, str(here / "cold.py"), name, str(file), str(rtol)]
     seconds: list[float] = []
-    while not seconds or (len(seconds) < 5 and sum(seconds) < 6):
+    while not seconds or (len(seconds) < 5 and sum(seconds) < 3):
         begun = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
         seconds.append(time.perf_counter() - begun)

@@ -10,6 +10,9 @@ from flowsim.checks import as_count, as_float_array, as_matrix, as_number
 from flowsim.errors import InputError
 from flowsim.network import LinearNetwork
 
+LARGEST_EXPONENT = 600.0
+"""e^{ft} up to e^600 stays within float64."""
+
 
 def saxe_mode(t: Any, s: float, u0: float) -> np.ndarray:
     """u(t) = s e^{2st} / (e^{2st} - 1 + s/u0): a singular value of W_1 W_2, balanced and aligned (Saxe et al. 2014).
@@ -50,8 +53,9 @@ def riccati(network: LinearNetwork, Y: Any, t: Any, tolerance: float = 1e-10) ->
 
     Q = [W_1; W_2^T], F = [[lambda/2 I, Y], [Y^T, -lambda/2 I]],
     Q Q^T(t) = e^{Ft} Q_0 [I + Q_0^T (int_0^t e^{2Fs} ds) Q_0]^{-1} Q_0^T e^{Ft}, and W = W_1 W_2 is its upper right
-    block. Evaluated in the eigenbasis of F, scaled so that nothing overflows.
-    Raises InputError unless depth is 2, scale is 1, and ||D_1 - lambda I||_F <= tolerance max(1, ||D_1||_F).
+    block. Evaluated in the eigenbasis of F, bounded and accurate until e^{|F|t} reaches e^600.
+    Raises InputError unless depth is 2, scale is 1, ||D_1 - lambda I||_F <= tolerance max(1, ||D_1||_F), and for a t
+    beyond that.
     """
     if network.depth != 2 or network.scale != 1.0:
         raise InputError("Argument `network` must have two layers and scale 1, but it has others.")
@@ -70,13 +74,29 @@ def riccati(network: LinearNetwork, Y: Any, t: Any, tolerance: float = 1e-10) ->
 
 
 def _gram(f: np.ndarray, Q0: np.ndarray, t: float) -> np.ndarray:
-    """Q Q^T(t) in the eigenbasis of F: with M = diag(int_0^t e^{2fs} ds), E = e^{ft}: E Q0 (I + Q0^T M Q0)^{-1} Q0^T E.
+    """Q Q^T(t) in the eigenbasis of F: E Q0 (I + Q0^T M Q0)^{-1} Q0^T E, E = e^{ft}, M = int_0^t e^{2fs} ds.
 
-    Growing modes are divided by e^{ft}: M = E N E with N = diag((1 - e^{-2ft}) / 2f), so that with P = E Q0 the
-    answer is P (I + P^T N P)^{-1} P^T, and a QR factorisation of P keeps it bounded.
+    If Z is the lower part of the orthonormal factor of [I; M^{1/2} Q0], that is E M^{-1/2} Z Z^T M^{-1/2} E: bounded
+    for every t. Rows of very different size are sorted and columns pivoted, which keeps each row's relative accuracy
+    (Cox and Higham 1998). M^{1/2} = N^{1/2} e^{[f]_+ t} with N = (1 - e^{-2|f|t}) / 2|f|.
     """
-    top = max(float(f.max()), 0.0)
-    N = np.where(np.abs(f * t) < 1e-8, t * (1 - f * t), -np.expm1(-2 * f * t) / np.where(f == 0, 1.0, 2 * f))
-    P = np.exp((f - top) * t)[:, None] * Q0
-    small = np.exp(-2 * top * t) * np.eye(Q0.shape[1]) + P.T @ (N[:, None] * P)
-    return P @ np.linalg.pinv(small, rcond=1e-15, hermitian=True) @ P.T
+    from scipy.linalg import qr
+
+    if t == 0:
+        return Q0 @ Q0.T
+    growth, size = np.maximum(f, 0.0), np.abs(f)
+    top = float(growth.max())
+    if top * t > LARGEST_EXPONENT:
+        raise InputError(
+            f"Argument `t` must be at most {LARGEST_EXPONENT / top:.4g} for this network, but it is {t:g}."
+        )
+    root = np.sqrt(
+        np.where(size * t < 1e-8, t * (1 - size * t), -np.expm1(-2 * size * t) / np.where(size, 2 * size, 1))
+    )
+    rows = (root * np.exp((growth - top) * t))[:, None] * Q0
+    stacked = np.vstack([np.exp(-top * t) * np.eye(Q0.shape[1]), rows])
+    order = np.argsort(-np.abs(stacked).max(axis=1))
+    factor = np.empty_like(stacked)
+    factor[order] = qr(stacked[order], mode="economic", pivoting=True)[0]
+    Z = (np.exp(np.minimum(f, 0.0) * t) / root)[:, None] * factor[Q0.shape[1] :]
+    return Z @ Z.T

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import flowsim as fs
+from flowsim.errors import InputError
 from flowsim.exact import balanced_mode, riccati, saxe_mode
 
 TIGHT = [
@@ -59,3 +60,15 @@ def test_balanced_modes_of_a_spectral_network(depth):
     seen = np.array([np.diag(run.product_at(t)) for t in times])
     for mode, (s, u0) in enumerate(zip(targets, starts, strict=True)):
         assert seen[:, mode] == pytest.approx(balanced_mode(times, s, u0, depth), rel=1e-9)
+
+
+@pytest.mark.parametrize("imbalance", [1.5, 0.0, -2.0])
+def test_riccati_at_late_times(imbalance):
+    """Where e^{2Ft} spans sixteen decades and more."""
+    network = fs.lambda_balanced((12, 8, 7) if imbalance >= 0 else (7, 8, 12), imbalance=imbalance, seed=0)
+    Y = 5 * np.random.default_rng(0).standard_normal((network.dims[0], network.dims[-1]))
+    run = fs.simulate(fs.Problem(fs.SquaredLoss(Y), network), fs.Scipy("DOP853", 1e-12, 1e-14), t1=8.0, save_points=9)
+    for t, W in zip(run.time, riccati(network, Y, run.time), strict=True):
+        assert np.linalg.norm(run.product_at(t) - W) < 1e-9 * np.linalg.norm(Y)
+    with pytest.raises(InputError, match="`t` must be at most"):
+        riccati(network, Y, 1e6)
