@@ -8,16 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray
 
-from flowsim import cli, sweeps
+from flowsim import cli
 from flowsim.errors import InputError, StorageError
 from flowsim.store import Store
-from flowsim.sweeps import SweepSpec, run_member, sweep, table
+from flowsim.sweeps import SweepSpec, run_member, running, sweep, table
 
 SPEC = """
 [sweep]
@@ -82,7 +83,7 @@ def test_members_and_table(spec_file, tmp_path):
 def test_a_member_is_what_simulate_gives():
     member = spec().members()[3]
     record = run_member(member)
-    run = sweeps.simulate(member.problem(), member.method(), t1=1.0, save_points=2, stop_loss=1e-3)
+    run = running.simulate(member.problem(), member.method(), t1=1.0, save_points=2, stop_loss=1e-3)
     assert record["scalars"]["final_loss"] == pytest.approx(float(run.loss[-1]), rel=1e-12)
     assert record["scalars"]["time_reached"] == pytest.approx(float(run.time[-1]), rel=1e-12)
 
@@ -111,7 +112,7 @@ def test_kill_minus_9_at_random_moments(tmp_path):
     """The parent with its workers, again and again: the table of an undisturbed run, and no record is rewritten."""
     text = SPEC.replace("seeds = 4", "seeds = 30")
     (tmp_path / "spec.toml").write_text(text)
-    plan, chance, stamps = SweepSpec.build(sweeps.tomllib.loads(text)), random.Random(0), {}
+    plan, chance, stamps = SweepSpec.build(tomllib.loads(text)), random.Random(0), {}
     command = [sys.executable, "-m", "flowsim", "sweep", str(tmp_path / "spec.toml"), "--out", str(tmp_path / "out")]
     kills = 0
     while kills < 4:
@@ -134,7 +135,7 @@ def test_kill_minus_9_at_random_moments(tmp_path):
     same(opened(tmp_path / "undisturbed"), opened(tmp_path / "out"))
 
 
-sweeps_execute = sweeps._execute
+execute = running._execute
 
 
 def test_a_dead_worker_is_replaced(tmp_path, monkeypatch):
@@ -146,9 +147,9 @@ def test_a_dead_worker_is_replaced(tmp_path, monkeypatch):
         if os.getpid() != here and not flag.exists():
             flag.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return sweeps_execute(folder, member)
+        return execute(folder, member)
 
-    monkeypatch.setattr(sweeps, "_execute", dying)
+    monkeypatch.setattr(running, "_execute", dying)
     result = sweep(plan, tmp_path / "out", workers=2, note=told.append)
     assert (result.done, result.failed) == (8, 0)
     assert any("a worker died" in text for text in told)
@@ -160,9 +161,9 @@ def test_workers_that_always_die_end_with_a_sentence(tmp_path, monkeypatch):
     def dying(folder, member):
         if os.getpid() != here:
             os.kill(os.getpid(), signal.SIGKILL)
-        return sweeps_execute(folder, member)
+        return execute(folder, member)
 
-    monkeypatch.setattr(sweeps, "_execute", dying)
+    monkeypatch.setattr(running, "_execute", dying)
     with pytest.raises(StorageError, match="Workers died"):
         sweep(spec(seeds=5), tmp_path / "out", workers=2)
 

@@ -1,0 +1,193 @@
+"""What a sweep consists of: the tables of its specification, checked at once, and its members."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from flowsim.checks import as_dims
+from flowsim.errors import InputError
+from flowsim.initialization import GAUSSIAN, SCHEMES, initialize
+from flowsim.losses import SquaredLoss
+from flowsim.methods import METHODS, Method, method_named
+from flowsim.problem import Problem
+from flowsim.reduction import sample_compressed
+from flowsim.store import digest
+
+LARGEST_DRAWN = 2**28
+"""Members with more weights than this are refused unless drawn in compressed form."""
+NEEDS_STEP = ("gd", "euler", "projected-euler")
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+Numbers = Annotated[list[Annotated[float, Field(gt=0)]], BeforeValidator(_listed), Field(min_length=1)]
+Names = Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class SweepTable(BaseModel):
+    """Table [sweep] of a specification: lists are multiplied."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    dims: list[list[int]] = Field(min_length=1)
+    scheme: Names = ["fan_out"]
+    scale: Numbers = [1.0]
+    method: Names = ["dop853"]
+    step_size: Annotated[list[Annotated[float, Field(gt=0)]], BeforeValidator(_listed)] = []
+    rtol: Annotated[list[Annotated[float, Field(ge=1e-13, le=1)]], BeforeValidator(_listed), Field(min_length=1)] = [
+        1e-8
+    ]
+    atol: Annotated[list[Annotated[float, Field(ge=0)]], BeforeValidator(_listed), Field(min_length=1)] = [1e-10]
+    seeds: int = Field(ge=1)
+    root_seed: int = Field(0, ge=0)
+    t1: float = Field(gt=0)
+    stop_loss: float | None = Field(None, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    wall_limit: float | None = Field(None, gt=0)
+    reduce: Literal["auto", "always", "never"] = "auto"
+    draw: Literal["full", "sampled"] = "full"
+    certificates: Literal["all", "cheap", "none"] = "all"
+    curve_points: int = Field(0, ge=0, le=10_000)
+
+    @field_validator("dims")
+    @classmethod
+    def _dims(cls, dims: list[list[int]]) -> list[list[int]]:
+        for index, sizes in enumerate(dims):
+            as_dims(sizes, f"dims[{index}]")
+        return dims
+
+    @field_validator("scheme", "method")
+    @classmethod
+    def _known(cls, names: list[str], info: Any) -> list[str]:
+        known = SCHEMES if info.field_name == "scheme" else METHODS
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(f"unknown {', '.join(unknown)}; known: {', '.join(known)}")
+        return names
+
+    @model_validator(mode="after")
+    def _together(self) -> SweepTable:
+        complaints = []
+        needing = [name for name in self.method if name in NEEDS_STEP]
+        if needing and not self.step_size:
+            complaints.append(f"step_size must be given for {', '.join(needing)}")
+        if self.draw == "sampled":
+            others = [name for name in self.scheme if name not in GAUSSIAN]
+            if others:
+                complaints.append(f"draw must be full for {', '.join(others)}, which is not Gaussian")
+        else:
+            for index, sizes in enumerate(self.dims):
+                weights = sum(a * b for a, b in pairwise(sizes))
+                if weights > LARGEST_DRAWN:
+                    complaints.append(f"dims[{index}] has {weights:.3g} weights; use draw = 'sampled'")
+        if complaints:
+            raise ValueError("; ".join(complaints))
+        return self
+
+
+class TargetTable(BaseModel):
+    """Table [target]: Y of the squared loss."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    kind: Literal["ones", "normal"] = "ones"
+    seed: int = Field(0, ge=0)
+    scale: float = Field(1.0, gt=0)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One combination of settings and one seed."""
+
+    settings: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """A hash of all that the member's result depends on."""
+        return digest(self.settings)
+
+    def problem(self) -> Problem:
+        """Its weights and target."""
+        s = self.settings
+        seed = np.random.SeedSequence(s["root_seed"], spawn_key=(s["seed"],))
+        draw: Any = sample_compressed if s["draw"] == "sampled" else initialize
+        return Problem(SquaredLoss(self.target()), draw(s["scheme"], s["dims"], seed=seed, scale=s["scale"]))
+
+    def target(self) -> np.ndarray:
+        """Y (n x m)."""
+        shape, target = (self.settings["dims"][0], self.settings["dims"][-1]), self.settings["target"]
+        if target["kind"] == "ones":
+            return np.full(shape, target["scale"])
+        return target["scale"] * np.random.default_rng(target["seed"]).standard_normal(shape)
+
+    def method(self) -> Method:
+        """The method with its settings; a step size concerns those alone that have no error estimate."""
+        s = self.settings
+        step = s["step_size"] if s["method"] in NEEDS_STEP else None
+        return method_named(s["method"], rtol=s["rtol"], atol=s["atol"], step_size=step)
+
+
+class SweepSpec(BaseModel):
+    """A whole specification, as `flowsim sweep` reads it from TOML."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sweep: SweepTable
+    target: TargetTable = Field(default_factory=lambda: TargetTable.model_validate({}))
+
+    @classmethod
+    def build(cls, tables: dict[str, Any]) -> SweepSpec:
+        """The specification of these tables. Raises InputError with all mistakes at once, each with its path."""
+        try:
+            return cls(**tables)
+        except ValidationError as error:
+            complaints = [f"{_path(e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+            raise InputError(
+                f"The specification has {len(complaints)} mistake{'s' if len(complaints) > 1 else ''}:\n  "
+                + "\n  ".join(complaints)
+            ) from error
+
+    @classmethod
+    def read(cls, path: str | Path) -> SweepSpec:
+        """The specification in a TOML file. Raises InputError when it is missing, no TOML, or mistaken."""
+        try:
+            return cls.build(tomllib.loads(Path(path).read_text("utf-8")))
+        except OSError as error:
+            raise InputError(f"File {path} could not be read: {error.strerror or error}.") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"File {path} must be TOML, but {error}.") from error
+
+    def members(self) -> list[Member]:
+        """All members, in a fixed order: seeds fastest."""
+        s = self.sweep
+        fixed = s.model_dump(
+            include={
+                "root_seed",
+                "t1",
+                "stop_loss",
+                "max_steps",
+                "wall_limit",
+                "reduce",
+                "draw",
+                "certificates",
+                "curve_points",
+            }
+        )
+        names = ("dims", "scheme", "scale", "method", "step_size", "rtol", "atol", "seed")
+        steps: list[float | None] = [*s.step_size] or [None]
+        grid = product(s.dims, s.scheme, s.scale, s.method, steps, s.rtol, s.atol, range(s.seeds))
+        target = self.target.model_dump()
+        return [Member({**dict(zip(names, values, strict=True)), **fixed, "target": target}) for values in grid]
+
+
+def _path(location: tuple[Any, ...]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")

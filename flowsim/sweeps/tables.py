@@ -1,0 +1,90 @@
+"""The table of a sweep: a variable a scalar, dimension member, in the specification's order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flowsim.config import provenance
+from flowsim.ensembles import column
+from flowsim.files import write_atomically
+from flowsim.store import Store, canonical
+from flowsim.sweeps.specification import SweepSpec
+
+if TYPE_CHECKING:
+    import xarray
+
+SETTINGS = {
+    "dims": "layer sizes h_0, ..., h_L",
+    "scheme": "initialization",
+    "scale": "factor on the initial weights",
+    "method": "integrator",
+    "step_size": "step of gradient descent",
+    "rtol": "relative tolerance",
+    "atol": "absolute tolerance",
+    "seed": "k of SeedSequence(root_seed).spawn(...)[k]",
+}
+SCALARS = {
+    "status": "how the simulation ended",
+    "reason": "why it failed",
+    "initial_loss": "L(0)",
+    "final_loss": "L at the end",
+    "final_excess": "L - f* at the end",
+    "time_reached": "t at the end: where L - f* fell to stop_loss if status is converged",
+    "rate_seen": "log((L(0) - f*) / (L - f*)) / t at the end",
+    "drift": "greatest ||D_l(t) - D_l(0)||_F / max(1, ||D_l(0)||_F)",
+    "energy_residual": "greatest |L(0) - L(t) - integral of ||grad L||^2| / (L(0) - f*)",
+    "error_estimate": "estimated compression error of the weights at the end",
+    "lambda_min_T": "least eigenvalue of T at t = 0",
+    "theorem_2_alpha": "Delta* of Theorem 2",
+    "best_certificate": "the certificate of the greatest rate",
+    "best_alpha": "its alpha",
+    "certified_rate": "its rate",
+    "steps": "accepted steps",
+    "rhs_evaluations": "right-hand sides",
+    "core_width": "greatest width of the compressed network",
+    "seconds": "wall time of the member, certificates included",
+}
+
+
+def write_table(store: Store, spec: SweepSpec) -> Path:
+    """table.nc from every record there is; again where another process added records meanwhile."""
+    path, count = store.folder / "table.nc", -1
+    while count != (now := sum(1 for _ in (store.folder / "records").glob("*/*.json"))):
+        count = now
+        dataset = table(store, spec)
+        with write_atomically(path) as place:
+            dataset.to_netcdf(place, engine="h5netcdf")
+    return path
+
+
+def table(store: Store, spec: SweepSpec) -> xarray.Dataset:
+    """The records of all members that have one, in the specification's order: dimension member, a variable a scalar."""
+    import xarray
+
+    rows = [(k, record) for k, m in enumerate(spec.members()) if (record := store.read(m.key)) is not None]
+    columns: dict[str, list[Any]] = {name: [] for name in (*SETTINGS, *SCALARS)}
+    for _, record in rows:
+        for name in SETTINGS:
+            value = record["settings"][name]
+            columns[name].append(",".join(map(str, value)) if name == "dims" else value)
+        for name in SCALARS:
+            columns[name].append(record["scalars"].get(name))
+    variables: dict[str, Any] = {name: ("member", column(name, values)) for name, values in columns.items()}
+    points = spec.sweep.curve_points
+    if points:
+        shape = len(rows), max(points, 2)
+        for name in ("loss_curve", "loss_curve_time"):
+            curve = np.full(shape, np.nan)
+            for row, (_, record) in zip(curve, rows, strict=True):
+                values = record["scalars"].get(name) or []
+                row[: len(values)] = [np.nan if v is None else v for v in values]
+            variables[name] = (("member", "point"), curve)
+    coordinates = {"member": ("member", np.array([k for k, _ in rows], dtype=np.int64))}
+    attributes = {"specification": canonical(spec.model_dump()), "versions": canonical(provenance())}
+    dataset = xarray.Dataset(variables, coordinates, attributes)
+    for name, words in (SETTINGS | SCALARS).items():
+        dataset[name].attrs["long_name"] = words
+    return dataset
