@@ -210,7 +210,7 @@ class _Case:
         roots = np.sqrt(np.maximum(self.run.steps.excess, 0.0))
         rises = np.append(0.0, np.maximum(np.diff(roots), 0.0))
         expected = self._noise() + ROUND_OFF * roots[0]
-        return _worst("monotone loss", "L falls from step to step", rises, expected, self.run.step_time)
+        return _worst("monotone loss", "sqrt(L - f*) falls from step to step", rises, expected, self.run.step_time)
 
     def rates(self) -> list[Law]:
         """sqrt(L - f*) over the square root of a certificate's bound, the method's error added."""
@@ -224,7 +224,7 @@ class _Case:
                 bound = np.sqrt(certificate.bound(self.run.step_time)) * (1 + 1e-9)
                 allowed = bound + self._noise() + 1e-7 * ROUND_OFF**0.5 * bound[0]
                 roots = np.sqrt(np.maximum(self.run.steps.excess, 0.0))
-                equation = f"L(t) - f* <= {certificate.name}'s bound, rate {certificate.rate:.4g}"
+                equation = f"sqrt(L - f*) <= sqrt of {certificate.name}'s bound, rate {certificate.rate:.4g}"
                 laws.append(_worst(f"rate {certificate.name}", equation, roots, allowed, self.run.step_time))
         return laws
 

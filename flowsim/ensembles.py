@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from flowsim.checks import as_choice, as_count, as_float_array, as_number
-from flowsim.errors import FlowsimError, InputError
+from flowsim.checks import as_choice, as_count, as_number
+from flowsim.errors import FlowsimError
 from flowsim.losses import BuiltIn
-from flowsim.methods import Diffrax, Method
+from flowsim.methods import Diffrax, GradientDescent, Method
+from flowsim.model import tolerances
 from flowsim.network import flatten, imbalance_change, product, unflatten
 from flowsim.problem import Problem
 from flowsim.rates import certify
 from flowsim.reduction import CompressedNetwork, compress
-from flowsim.simulation import simulate
+from flowsim.simulation import save_times, simulate
 from flowsim.trajectory import EXIT_CODES, Trajectory
 
 if TYPE_CHECKING:
@@ -99,17 +100,18 @@ def ensemble(
 ) -> Ensemble:
     """Gradient flow (or descent) of many members: member k starts from draw(SeedSequence(seed).spawn(members)[k]).
 
-    method: Diffrax("Dopri8") by default. An explicit method of diffrax integrates BATCH members side by side, each with
-    its own steps, on a GPU where jax has one; the width is compressed, and a member whose estimated error exceeds the
-    tolerance, or that fails, is simulated again by itself. Other methods simulate one member after the other. Members
-    may have targets of their own; those of another shape than their neighbours are simulated by themselves.
+    method: Diffrax("Dopri8") by default. An explicit method of diffrax, or gradient descent with backend "jax", takes
+    BATCH members side by side, each with its own steps, on a GPU where jax has one; the width is compressed, and a
+    member whose estimated error exceeds the tolerance, or that fails, is simulated again by itself. Other methods
+    simulate one member after the other. Members may have targets of their own; those of another shape than their
+    neighbours are simulated by themselves.
 
     One member's failure never spoils the others: its row has its status and the reason. save_points, t1, stop_loss,
     max_steps as for simulate. Raises InputError for arguments out of range.
     """
     method = Diffrax("Dopri8") if method is None else method
     end = as_number(t1, "t1", above=0.0)
-    grid = _grid(save_points, end)
+    grid = save_times(method, end, save_points)
     count, limit = as_count(members, "members"), as_count(max_steps, "max_steps")
     level = None if stop_loss is None else as_number(stop_loss, "stop_loss", above=0.0)
     as_choice(certificates, "certificates", ("all", "cheap", "none"))
@@ -118,7 +120,8 @@ def ensemble(
     for first in range(0, count, BATCH):
         block = range(first, min(first + BATCH, count))
         problems = [_drawn(draw, seed, k) for k in block]
-        results = _block(problems, settings)
+        with np.errstate(over="ignore", invalid="ignore"):  # a member that diverges is a row, not a warning
+            results = _block(problems, settings)
         for k, (curve, row) in zip(block, results, strict=True):
             excess[k] = curve
             rows.append(row)
@@ -143,15 +146,6 @@ Result = tuple[np.ndarray, dict[str, Any]]
 """A member's loss curve and its scalars."""
 
 
-def _grid(save_points: Any, t1: float) -> np.ndarray:
-    if np.ndim(save_points) == 0:
-        return np.linspace(0.0, t1, as_count(save_points, "save_points", least=2))
-    times = as_float_array(np.asarray(save_points), "save_points")
-    if times.ndim != 1 or (np.diff(times) <= 0).any() or times[0] < 0 or times[-1] > t1:
-        raise InputError("Argument `save_points` must ascend strictly within [0, t1], but it does not.")
-    return np.union1d(times, [0.0])
-
-
 def _drawn(draw: Draw, seed: int, k: int) -> Problem | str:
     """Member k, or why there is none."""
     try:
@@ -164,7 +158,7 @@ def _block(problems: Sequence[Problem | str], settings: _Settings) -> list[Resul
     """The results of a batch, in order."""
     results: list[Result | None] = [None] * len(problems)
     method = settings.method
-    if isinstance(method, Diffrax) and method.kind.explicit:
+    if _stands_side_by_side(method):
         cores = {k: _core(p) for k, p in enumerate(problems) if isinstance(p, Problem)}
         kinds = [_kind(core) for core in cores.values()]
         usual = max(set(kinds), key=kinds.count) if kinds else None
@@ -174,6 +168,12 @@ def _block(problems: Sequence[Problem | str], settings: _Settings) -> list[Resul
             for k, result in zip(alike, _side_by_side(chosen, [cores[k] for k in alike], settings), strict=True):
                 results[k] = result
     return [result or _alone(problem, settings) for result, problem in zip(results, problems, strict=True)]
+
+
+def _stands_side_by_side(method: Method) -> bool:
+    if isinstance(method, GradientDescent):
+        return method.backend == "jax"
+    return isinstance(method, Diffrax) and method.kind.explicit
 
 
 def _core(problem: Problem) -> Problem:
@@ -196,41 +196,38 @@ def _kind(problem: Problem) -> tuple[Any, ...]:
 
 def _side_by_side(problems: Sequence[Any], cores: Sequence[Problem], settings: _Settings) -> list[Result | None]:
     """Members of one shape under vmap; None for those that have to be simulated by themselves."""
-    from flowsim.integrators.batched import flow
+    from flowsim.integrators.batched import descent, flow
 
-    method: Any = settings.method
+    method = settings.method
+    rtol, atol = tolerances(method)
     filled = [*cores, *([cores[-1]] * (BATCH - len(cores)))]
     states = np.stack([core.initial_state for core in filled])
     first = np.array([core.initial_excess for core in filled])
     levels = None if settings.stop_loss is None else settings.stop_loss * first
     scales = np.array([core.network.scale for core in filled])
     dims = cores[0].network.dims
-    paths = flow(
-        [core.loss for core in filled],
-        scales,
-        dims,
-        states,
-        method,
-        settings.t1,
-        settings.times,
-        levels,
-        settings.max_steps,
-    )
+    start = [core.loss for core in filled], scales, dims, states
+    if isinstance(method, GradientDescent):
+        paths = descent(*start, method, settings.times, levels, settings.max_steps)
+    else:
+        assert isinstance(method, Diffrax)
+        paths = flow(*start, method, settings.t1, settings.times, levels, settings.max_steps)
     results: list[Result | None] = []
     for k, (problem, core) in enumerate(zip(problems, cores, strict=True)):
-        taken = slice(0, int(paths.steps[k]) + 1)
+        taken = slice(0, int(paths.nodes[k]))
         walked, when = paths.state[k, taken], np.minimum(paths.time[k, taken], paths.end[k])
         compressed = getattr(core, "compressed", None)
         error = _compression_error(compressed, core, when, walked)
-        allowed = method.rtol * float(np.linalg.norm(walked[-1] - walked[0])) + method.atol
+        allowed = rtol * float(np.linalg.norm(walked[-1] - walked[0])) + atol
         if not paths.healthy[k] or error > allowed:
             results.append(None)
             continue
         curve = core.excess(product(unflatten(paths.saved[k], dims), core.network.scale))
         ends = core.excess(product(unflatten(walked, dims), core.network.scale))
-        last = float(levels[k]) if levels is not None and paths.below[k] else float(ends[-1])
-        spent = float(paths.dissipated[k, taken][-2 if paths.below[k] else -1])
-        lost = float(ends[0] - ends[-2 if paths.below[k] else -1])
+        beyond = paths.below[k] and isinstance(method, Diffrax)  # the last step goes on beyond the crossing
+        last = float(levels[k]) if levels is not None and beyond else float(ends[-1])
+        until = -2 if beyond else -1
+        spent, lost = float(paths.dissipated[k, taken][until]), float(ends[0] - ends[until])
         drift = _drift(compressed, core, walked) / np.maximum(1.0, problem.network.imbalance_norms)
         row = {
             "status": "converged" if paths.below[k] else "completed",

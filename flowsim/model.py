@@ -193,10 +193,10 @@ def choose_model(problem: Problem, method: Method, reduce: str) -> Model:
             return FullModel(problem, f"full weights: {_why_not(compressed)}")
     else:
         compressed = network
-    return CompressedModel(problem, compressed, *_tolerances(method), may_give_up)
+    return CompressedModel(problem, compressed, *tolerances(method), may_give_up)
 
 
-def _tolerances(method: Method) -> tuple[float, float]:
+def tolerances(method: Method) -> tuple[float, float]:
     """(rtol, atol) of the compression error: the method's own, unless it promises invariants kept to round-off."""
     if isinstance(method, GradientDescent):
         return DESCENT_RTOL, DESCENT_ATOL

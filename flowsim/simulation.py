@@ -72,7 +72,7 @@ def simulate(
         None if max_steps is None else as_count(max_steps, "max_steps"),
         None if wall_limit is None else clock.perf_counter() + as_number(wall_limit, "wall_limit", above=0.0),
     )
-    run = _Run(problem, method, _save_times(method, t1, save_points), stopping, progress)
+    run = _Run(problem, method, save_times(method, t1, save_points), stopping, progress)
     return run.to_end(t1, reduce)
 
 
@@ -86,7 +86,8 @@ class Stopping:
     deadline: float | None
 
 
-def _save_times(method: Method, t1: float, save_points: Any) -> np.ndarray:
+def save_times(method: Method, t1: float, save_points: Any) -> np.ndarray:
+    """The times that simulate saves at, 0 and t1 among them; for gradient descent the nearest steps'."""
     if np.ndim(save_points) == 0:
         times = np.linspace(0.0, t1, as_count(save_points, "save_points", least=2))
     else:

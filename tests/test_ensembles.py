@@ -151,3 +151,21 @@ def test_bad_arguments_are_refused(arguments, words):
     settings = {"members": 2, "t1": 0.1, **arguments}
     with pytest.raises(InputError, match=words):
         fs.ensemble(sampled, settings.pop("members"), **settings)
+
+
+def test_descent_side_by_side():
+    settings = {"t1": 0.05, "save_points": 5, "stop_loss": 1e-4}
+    compiled = fs.ensemble(sampled, 9, method=fs.GradientDescent(1e-4, "jax"), **settings)
+    for k in (0, 4, 8):
+        problem = sampled(np.random.SeedSequence(0, spawn_key=(k,)))
+        run = fs.simulate(problem, fs.GradientDescent(1e-4), **settings)
+        assert compiled.scalars["status"][k] == run.status
+        assert compiled.scalars["time_reached"][k] == pytest.approx(float(run.time[-1]), rel=1e-12)
+        assert compiled.scalars["final_excess"][k] == pytest.approx(float(run.excess[-1]), rel=1e-9)
+        assert compiled.scalars["steps"][k] == run.stats["steps"]
+        shared = np.isin(compiled.time, run.time)
+        assert compiled.excess[k, shared] == pytest.approx(run.excess[np.isin(run.time, compiled.time)], rel=1e-9)
+        assert compiled.scalars["energy_residual"][k] == pytest.approx(np.abs(run.energy_residual[-1]), rel=1e-6)
+    wild = fs.ensemble(sampled, 3, method=fs.GradientDescent(0.05, "jax"), t1=5.0, save_points=3)
+    assert (wild.scalars["status"] == "diverged").all()
+    assert all("step_size" in reason for reason in wild.scalars["reason"])

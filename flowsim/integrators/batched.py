@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,15 @@ import numpy as np
 from flowsim.integrators.diffrax_steps import compiled, controller_of, solver_of
 from flowsim.integrators.jax_support import as_argument, float64
 from flowsim.losses import excess as excess_of
-from flowsim.methods import Diffrax
-from flowsim.network import unflatten
+from flowsim.methods import Diffrax, GradientDescent
+from flowsim.network import backpropagate, flatten, unflatten
 
 STEPS_AT_ONCE = 32
 CROSSINGS = 12
 """At most so many iterations locate where a member's loss crosses its level, within one step."""
 EVALUATED_AT_ONCE = 1024
+NODES = 32
+"""Gradient descent records its states on so many intervals besides the saved ones, for its compression error."""
 TINY = np.finfo(float).tiny
 
 
@@ -29,13 +32,15 @@ TINY = np.finfo(float).tiny
 class Paths:
     """What B members did.
 
-    time (B, K): 0 and the ends of their steps, the last one repeated where a member took fewer; state (B, K, size);
+    time (B, K): 0 and the ends of their steps (of descent some of them), of which the first `nodes` (B) are a member's
+    own and the others repeat its last; state (B, K, size);
     dissipated (B, K): the integral of ||grad L||_F^2 up to then; saved (B, S, size): the states at the times asked for,
     NaN beyond a member's end; end (B); steps, attempts (B); healthy (B): no step was refused for good; below (B):
     whether the level of the loss was reached, at `end`.
     """
 
     time: np.ndarray
+    nodes: np.ndarray
     state: np.ndarray
     dissipated: np.ndarray
     saved: np.ndarray
@@ -102,6 +107,73 @@ def flow(
         return _finished(many, solver, args, dims, whole, times, saved, levels, t1, (steps, attempts, healthy))
 
 
+def descent(
+    losses: Sequence[Any],
+    scales: np.ndarray,
+    dims: Sequence[int],
+    states: np.ndarray,
+    method: GradientDescent,
+    times: np.ndarray,
+    levels: np.ndarray | None,
+    most_steps: int,
+) -> Paths:
+    """Gradient descent from states (B, size) to times[-1], or to the first step with L - f* <= levels (B), as one loop
+    over the stack. times: whole steps, 0 first; recorded are these and NODES more, evenly."""
+    import jax
+    import jax.numpy as jnp
+
+    eta, B = method.step_size, len(states)
+    wanted = np.round(times / eta).astype(int)
+    count = min(int(wanted[-1]), most_steps)
+    nodes = np.union1d(wanted[wanted <= count], np.linspace(0, count, NODES + 1).astype(int))
+    with float64():
+        stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *map(as_argument, losses))
+        arguments = stacked, jnp.asarray(scales, float)
+        low = jnp.asarray(np.full(B, -np.inf) if levels is None else levels)
+        carry = [jnp.asarray(W) for W in unflatten(states, dims)], jnp.zeros(B), jnp.full(B, -1)
+        path, spent = [states], [np.zeros(B)]
+        for start, end in pairwise(nodes):
+            carry = _compiled_descent()(arguments, carry, low, eta, start, end)
+            path.append(flatten([np.asarray(W) for W in carry[0]]))
+            spent.append(np.asarray(carry[1]))
+        final = np.asarray(_compiled_many().excess(path[-1], tuple(dims), arguments))
+    stopped = np.asarray(carry[2])
+    stopped = np.where((stopped < 0) & (final <= np.asarray(low)), count, stopped)
+    below = stopped >= 0
+    steps = np.where(below, stopped, count)
+    state = np.stack(path, axis=1)
+    saved = np.full((B, len(times), states.shape[1]), np.nan)
+    held = np.searchsorted(nodes, wanted[wanted <= count])
+    saved[:, : len(held)] = np.where((wanted[: len(held)] <= steps[:, None])[..., None], state[:, held], np.nan)
+    healthy = np.isfinite(final) & (below | (count == wanted[-1]))
+    own = np.minimum((nodes <= steps[:, None]).sum(1) + (~np.isin(steps, nodes)), len(nodes))
+    time = eta * np.minimum(nodes, steps[:, None])
+    return Paths(time, own, state, np.stack(spent, axis=1), saved, eta * steps, steps, steps, healthy, below)
+
+
+@cache
+def _compiled_descent() -> Any:
+    """From step `start` to step `end` of every member; one that has reached its level stays where it is."""
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+
+    def one(args: Any, carry: Any, low: Any, eta: Any, start: Any, end: Any) -> Any:
+        loss, scale = args[0].loss, args[1]
+
+        def step(k: Any, carry: Any) -> Any:
+            weights, spent, stopped = carry
+            W, gradients = backpropagate(loss, weights, scale)
+            stopped = jnp.where((stopped < 0) & (excess_of(loss, W) <= low), k, stopped)
+            moving = jnp.where(stopped < 0, eta, 0.0)
+            spent += moving * sum(jnp.vdot(G, G) for G in gradients)
+            return [V - moving * G for V, G in zip(weights, gradients, strict=True)], spent, stopped
+
+        return lax.fori_loop(start, end, step, carry)
+
+    return jax.jit(jax.vmap(one, in_axes=(0, 0, 0, None, None, None)))
+
+
 def _finished(
     many: Any,
     solver: Any,
@@ -144,7 +216,7 @@ def _finished(
         theirs = jax.tree.map(lambda part, chosen=filled[0]: part[chosen], args)
         found = many.states_at(solver, path[filled[0], filled[1]], clock[filled[0], filled[1]], late, dims, theirs)
         saved[k, point[start : start + EVALUATED_AT_ONCE]] = np.asarray(found)[: len(k)]
-    return Paths(clock, path, energy, saved, end, steps, attempts, healthy & ((end >= t1) | below), below)
+    return Paths(clock, steps + 1, path, energy, saved, end, steps, attempts, healthy & ((end >= t1) | below), below)
 
 
 def _roots(above: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
