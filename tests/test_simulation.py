@@ -8,7 +8,9 @@ import pytest
 from conftest import random_problem
 
 import flowsim as fs
+from flowsim.comparison import solve_reference
 from flowsim.errors import InputError
+from flowsim.integrators import scipy_steps
 
 METHODS = [
     fs.Scipy("RK45"),
@@ -230,3 +232,19 @@ assert jnp.ones(2).dtype == np.float32 and not jax.config.jax_enable_x64
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_saved_weights_are_as_accurate_as_steps_where_stability_limits_these(monkeypatch):
+    """DOP853's interpolant is not: with it (never a shorter step) the error is a hundred times as great."""
+    problem = fs.Problem(fs.SquaredLoss(np.diag(10.0 / 2.0 ** np.arange(6))), fs.fan_in((6, 12, 6), seed=0, scale=1e-2))
+    times = np.linspace(0.0, 20.0, 8)
+    reference = solve_reference(problem, times)
+
+    def error():
+        run = fs.simulate(problem, fs.Scipy("DOP853", 1e-10, 1e-12), t1=20.0, save_points=times, reduce="never")
+        return reference.errors(run.weights_at).max()
+
+    shorter = error()
+    monkeypatch.setattr(scipy_steps, "SPARSE", 10**9)
+    assert shorter < 1e-9
+    assert error() > 1e-8
