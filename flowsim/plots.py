@@ -47,12 +47,19 @@ def plot(trajectory: Trajectory, ax: Axes | None = None, certificate: Certificat
 def plot_work_precision(
     comparison: Comparison, ax: Axes | None = None, x: str = "seconds", y: str = "error_worst"
 ) -> Axes:
-    """Column y of a comparison against column x on log axes, a line a method; the reference's uncertainty shaded."""
+    """Column y of a comparison against column x on log axes, a line a method; the reference's uncertainty shaded.
+
+    A method's style follows from its place among the methods compared, whether or not the others have results.
+    """
     if ax is None:
         import matplotlib.pyplot as plt
 
         _, ax = plt.subplots(layout="constrained")
-    for k, (name, (work, precision)) in enumerate(comparison.curves(x, y).items()):
+    curves = comparison.curves(x, y)
+    for k, name in enumerate(dict.fromkeys(row.method for row in comparison.rows)):
+        if name not in curves:
+            continue
+        work, precision = curves[name]
         style = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)], "markersize": 4}
         ax.loglog(work, precision, linestyle=("-", "--", ":")[k // len(COLOURS) % 3], label=name, **style)
     if y.startswith("error") and comparison.reference.uncertainty > 0:

@@ -78,11 +78,10 @@ def draw(out: Path, comparisons: dict[str, Comparison]) -> None:
         for ax, (name, comparison) in zip(axes.flat, comparisons.items(), strict=False):
             plot_work_precision(comparison, ax)
             ax.set_title(name, fontsize=8)
-            ax.label_outer()
-            ax.set_xlabel("wall time / s")
+            ax.yaxis.label.set_visible(ax.get_subplotspec().is_first_col())
         for ax in axes.flat[len(comparisons) :]:
             ax.axis("off")
-        figure.axes[7].legend(*axes.flat[0].get_legend_handles_labels(), loc="center", frameon=False)
+        axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels(), loc="center", frameon=False)
         figure.savefig(out / "solver_comparison.png", dpi=200)
         plt.close(figure)
 
@@ -103,7 +102,7 @@ def main() -> None:
         comparisons[name] = compare(name, arguments.small)
         report(name, comparisons[name])
     rows = {name: comparison.to_json() for name, comparison in comparisons.items()}
-    (arguments.out / "solver_comparison.json").write_text(json.dumps(rows, indent=1))
+    (arguments.out / "solver_comparison.json").write_text(json.dumps(rows))
     draw(arguments.out, comparisons)
 
 
