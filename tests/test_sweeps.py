@@ -105,34 +105,39 @@ def test_a_dask_cluster_gives_the_same_table(spec_file, tmp_path):
     sweep(plan, tmp_path / "one")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         sweep(plan, tmp_path / "dask", scheduler=cluster.scheduler_address)
+        with pytest.raises(ValueError, match="No global client"):
+            distributed.get_client()
     same(opened(tmp_path / "one"), opened(tmp_path / "dask"))
+
+
+def records(folder):
+    """When each record was written."""
+    return {path: path.stat().st_mtime_ns for path in (folder / "records").glob("*/[0-9a-f]*.json")}
 
 
 def test_kill_minus_9_at_random_moments(tmp_path):
     """The parent with its workers, again and again: the table of an undisturbed run, and no record is rewritten."""
-    text = SPEC.replace("seeds = 4", "seeds = 30")
+    text = SPEC.replace("seeds = 4", "seeds = 40")
     (tmp_path / "spec.toml").write_text(text)
-    plan, chance, stamps = SweepSpec.build(tomllib.loads(text)), random.Random(0), {}
-    command = [sys.executable, "-m", "flowsim", "sweep", str(tmp_path / "spec.toml"), "--out", str(tmp_path / "out")]
-    kills = 0
-    while kills < 4:
+    plan, chance, out, kept = SweepSpec.build(tomllib.loads(text)), random.Random(0), tmp_path / "out", {}
+    command = [sys.executable, "-m", "flowsim", "sweep", str(tmp_path / "spec.toml"), "--out", str(out)]
+    for kill in range(4):
         started = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.DEVNULL, start_new_session=True)
-        time.sleep(chance.uniform(1.0, 3.5))
-        over = started.poll() is not None
+        wanted = len(kept) + chance.randint(1, 60)
+        while started.poll() is None and len(records(out)) < wanted:
+            time.sleep(0.01)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(started.pid, signal.SIGKILL)
         started.wait()
-        kills += 1
-        now = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "records").glob("*/[0-9a-f]*.json")}
-        assert all(now[path] == stamp for path, stamp in stamps.items())
-        stamps = now
-        if over:
-            break
-    assert len(stamps) > 0
-    result = sweep(plan, tmp_path / "out")
-    assert result.skipped == len(stamps)
+        now = records(out)
+        assert len(now) > len(kept) or len(kept) == len(plan.members()), kill
+        assert all(now[path] == stamp for path, stamp in kept.items())
+        kept = now
+    result = sweep(plan, out)
+    assert result.skipped == len(kept)
+    assert result.members == 320
     sweep(plan, tmp_path / "undisturbed")
-    same(opened(tmp_path / "undisturbed"), opened(tmp_path / "out"))
+    same(opened(tmp_path / "undisturbed"), opened(out))
 
 
 execute = running._execute
@@ -301,6 +306,13 @@ kind = "twos"
 def test_settings_that_do_not_go_together(changes, words):
     with pytest.raises(InputError, match=words):
         spec(**changes)
+
+
+def test_a_scheduler_that_is_not_there(spec_file, tmp_path, capsys):
+    pytest.importorskip("distributed")
+    arguments = ["sweep", str(spec_file), "--out", str(tmp_path / "out"), "--scheduler", "nowhere"]
+    assert cli.main(arguments) == 2
+    assert "`scheduler`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["[sweep", "", "\xff"])

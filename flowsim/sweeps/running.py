@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time as clock
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,20 +214,25 @@ def _in_parallel(
             todo = left
 
 
-def _backend(workers: int, scheduler: str | None) -> Any:
+@contextmanager
+def _backend(workers: int, scheduler: str | None) -> Iterator[None]:
+    """joblib on processes of this machine, or on a Dask cluster, whose client lives as long as the block."""
     from joblib import parallel_config
 
     if scheduler is None:
-        return parallel_config("loky", n_jobs=workers, inner_max_num_threads=1)
+        with parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
+            yield
+        return
     try:
         from distributed import Client
     except ImportError as error:
         raise InputError("Argument `scheduler` needs Dask; pip install 'flowsim[dask]'.") from error
     try:
-        Client(scheduler, timeout=10)
+        client = Client(scheduler, timeout=10, set_as_default=False)
     except (OSError, ValueError) as error:
         raise InputError(f"Argument `scheduler` must be the address of a Dask scheduler, but {error}.") from error
-    return parallel_config("dask", n_jobs=-1)
+    with client, parallel_config("dask", n_jobs=-1, client=client):
+        yield
 
 
 def _duration(seconds: float) -> str:
