@@ -22,7 +22,7 @@ from flowsim.network import backpropagate, flatten, unflatten
 STEPS_AT_ONCE = 32
 CROSSINGS = 12
 """At most so many iterations locate where a member's loss crosses its level, within one step."""
-EVALUATED_AT_ONCE = 1024
+EVALUATED_AT_ONCE = 256
 NODES = 32
 """Gradient descent records its states on so many intervals besides the saved ones, for its compression error."""
 TINY = np.finfo(float).tiny
@@ -226,7 +226,7 @@ def _roots(above: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.
         with np.errstate(invalid="ignore", divide="ignore"):
             c = np.where(fa > fb, (a * fb - b * fa) / (fb - fa), b)
         fc = above(c)
-        if np.abs(c - np.where(fc > 0, a, b)).max() <= 1e-14 * np.abs(high).max():
+        if np.abs(c - np.where(fc > 0, a, b)).max() <= 1e-13 * np.abs(high).max():
             return c
         right = fc <= 0
         fa, fb = np.where(right & (side == 1), 0.5 * fa, fa), np.where(~right & (side == -1), 0.5 * fb, fb)
