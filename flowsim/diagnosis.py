@@ -109,8 +109,9 @@ def diagnose(trajectory: Trajectory) -> Diagnosis:
     applies. compression: the estimated error stays within the tolerance.
 
     The level to expect is MARGIN times what an undisturbed run of the same method at the same tolerance shows on the
-    same problem, but never more than LOCAL_ERRORS tolerances a step; for methods that promise the imbalance to
-    round-off, round-off. The run is repeated once, and integrated twice at rtol 1e-12: a few times the work of the run.
+    same problem, but (unless its steps are fixed) never more than LOCAL_ERRORS tolerances a step; for methods that
+    promise the imbalance to round-off, round-off. The run is repeated once, and integrated twice at rtol 1e-12: a few
+    times the work of the run.
     """
     if isinstance(trajectory.problem.loss, UnknownLoss):
         reason = "the file does not hold the user's own loss; pass it to load(path, loss=...)"
@@ -134,7 +135,8 @@ class _Case:
         self.descends = isinstance(self.method, GradientDescent)
         self.steps = np.histogram(trajectory.step_time[1:], self.times)[0] if self.end else np.zeros(0)
         self.again = self._repeat() if self.end else None
-        self.tolerance = _tolerance(self.method, self.states)
+        self.own = self._own_errors() if self.end and not self.descends else np.zeros(0)
+        self.tolerance = self._tolerance()
         compression = np.interp(self.times, trajectory.time, trajectory.error_estimate)
         self.compression = np.diff(compression)
 
@@ -170,9 +172,8 @@ class _Case:
         floor = ROUND_OFF * size * np.maximum(1, self.steps if self.descends else 1) + MARGIN * self.compression
         missed, expected = self._errors(self.states), floor
         if not self.descends:
-            own = self._own_errors()
             limit = LOCAL_ERRORS * np.maximum(1, self.steps) * self.tolerance[1:]
-            expected = np.minimum(MARGIN * own, limit) + UNREMARKABLE * self.tolerance[1:] + floor
+            expected = np.minimum(MARGIN * self.own, limit) + UNREMARKABLE * self.tolerance[1:] + floor
         return _worst(name, equation, missed, expected, self.times[1:])
 
     def imbalances(self) -> list[Law]:
@@ -270,6 +271,16 @@ class _Case:
         own = self._errors(self.again.checkpoints.states)
         return np.maximum.reduce([own, np.append(own[1:], 0.0), np.append(0.0, own[:-1])])
 
+    def _tolerance(self) -> np.ndarray:
+        """What a step may err by at each state: ||atol + rtol |W|||_2; at fixed steps, what they show."""
+        if self.descends:
+            return np.zeros(len(self.states))
+        settings = self.method.method if isinstance(self.method, Projected) else self.method
+        if settings.step_size is not None:
+            shown = float(self.own.max(initial=0.0)) * np.sqrt(self.states.shape[1])
+            return np.full(len(self.states), shown)
+        return np.linalg.norm(settings.atol + settings.rtol * np.abs(self.states), axis=1)
+
     def _drift(self, states: np.ndarray) -> np.ndarray:
         compressed, dims = self.run.reduction.network, self.problem.network.dims
         if compressed is not None:
@@ -305,13 +316,6 @@ def _end(problem: Problem, method: Method, t: float, state: np.ndarray, t1: floa
         return segment.evaluate(segment.times[-1:])[0]
     except IntegrationFailure:
         return np.full(len(state), np.nan)
-
-
-def _tolerance(method: Method, states: np.ndarray) -> np.ndarray:
-    """||atol + rtol |W|||_2 for each state: what an error-controlled step may err by."""
-    if isinstance(method, GradientDescent):
-        return np.zeros(len(states))
-    return np.linalg.norm(method.atol + method.rtol * np.abs(states), axis=1)
 
 
 def _spectral_norm(problem: Problem, state: np.ndarray, iterations: int = 20) -> float:

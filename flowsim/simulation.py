@@ -205,7 +205,7 @@ class _Run:
             dissipated[-1] = dissipation(self.model.problem, segment.evaluate, float(segment.times[count - 1]), end)
         due = self.save_times[(self.save_times > self.saved_until) & (self.save_times <= end * (1 + 1e-14))]
         if len(due):
-            self._save(due, segment.evaluate(due))
+            self._save(due, segment.evaluate(np.minimum(due, segment.times[-1])))
         self.log.append((times, losses, dissipated))
         self.steps += count
         self.status = status

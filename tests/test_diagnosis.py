@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +11,9 @@ from conftest import random_problem
 
 import flowsim as fs
 from flowsim import cli
-from flowsim.network import unflatten
 from flowsim.trajectory import Checkpoints, Steps
 
+STUDY = runpy.run_path(str(Path(__file__).parent.parent / "studies" / "diagnosis.py"))
 METHODS = [
     *("rk23", "rk45", "dop853", "radau", "bdf", "lsoda", "tsit5", "kvaerno5"),
     *("gauss-legendre-1", "gauss-legendre-4", "projected-rk45", "gd"),
@@ -23,35 +25,9 @@ def clean(name, seed=0, dims=(3, 12, 9, 2), t1=1.0):
     return fs.simulate(problem, fs.method_named(name, step_size=2e-3 if name == "gd" else None), t1=t1)
 
 
-def sabotaged(run, index=7, size=1e-6):
+def sabotaged(run, weight=7):
     """The same run with one weight nudged mid-way, from where the same method goes on."""
-    times, states = run.checkpoints.times, run.checkpoints.states
-    middle = len(times) // 2
-    nudged = states[middle].copy()
-    nudged[index % len(nudged)] += size
-    start = run.simulated.network.with_weights(unflatten(nudged, run.simulated.network.dims))
-    rest = fs.simulate(
-        fs.Problem(run.problem.loss, start),
-        run.method,
-        t1=times[-1] - times[middle],
-        save_points=times[middle:] - times[middle],
-        reduce="never",
-    )
-    before = run.step_time <= times[middle]
-    first, last = run.steps, rest.steps
-    steps = Steps(
-        np.append(first.time[before], last.time[1:] + times[middle]),
-        np.append(first.excess[before], last.excess[1:]),
-        np.append(first.dissipated[before], last.dissipated[1:] + first.dissipated[before][-1]),
-    )
-    kept = slice(0, middle + 1)
-    return dataclasses.replace(
-        run,
-        excess=np.append(run.excess[kept], rest.excess[1:]),
-        gradient_norm=np.append(run.gradient_norm[kept], rest.gradient_norm[1:]),
-        checkpoints=Checkpoints(times, np.concatenate([states[kept], rest.checkpoints.states[1:]])),
-        steps=steps,
-    )
+    return STUDY["sabotaged"](run, len(run.checkpoints.times) // 2, weight % run.checkpoints.states.shape[1])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -71,6 +47,14 @@ def test_no_false_alarm_and_no_miss_at_default_tolerances(seed):
     run = clean(("dop853", "rk45", "lsoda", "gd")[seed % 4], seed, dims, 2.0)
     assert not fs.diagnose(run).broken
     assert fs.diagnose(sabotaged(run, 13 * seed)).broken
+
+
+@pytest.mark.parametrize("method", [fs.Scipy("RK45", step_size=0.05), fs.GaussLegendre(2, step_size=0.05)])
+def test_fixed_steps_are_judged_by_what_they_show(method):
+    """No tolerance excuses or accuses them."""
+    run = fs.simulate(random_problem(np.random.default_rng(0), (3, 12, 9, 2), 0.8), method, t1=1.0)
+    assert not fs.diagnose(run).broken
+    assert fs.diagnose(STUDY["sabotaged"](run, 50, 7, 1e-2)).broken
 
 
 @pytest.mark.parametrize("method", [fs.Scipy(), fs.GradientDescent(5e-6)], ids=["flow", "descent"])

@@ -237,14 +237,22 @@ assert jnp.ones(2).dtype == np.float32 and not jax.config.jax_enable_x64
 def test_saved_weights_are_as_accurate_as_steps_where_stability_limits_these(monkeypatch):
     """DOP853's interpolant is not: with it (never a shorter step) the error is a hundred times as great."""
     problem = fs.Problem(fs.SquaredLoss(np.diag(10.0 / 2.0 ** np.arange(6))), fs.fan_in((6, 12, 6), seed=0, scale=1e-2))
-    times = np.linspace(0.0, 20.0, 8)
-    reference = solve_reference(problem, times)
+    reference = solve_reference(problem, np.linspace(0.0, 20.0, 8))
+    points = np.linspace(0.0, 20.0, 7 * 40 + 1)  # several in a step
 
     def error():
-        run = fs.simulate(problem, fs.Scipy("DOP853", 1e-10, 1e-12), t1=20.0, save_points=times, reduce="never")
+        run = fs.simulate(problem, fs.Scipy("DOP853", 1e-10, 1e-12), t1=20.0, save_points=points, reduce="never")
         return reference.errors(run.weights_at).max()
 
     shorter = error()
-    monkeypatch.setattr(scipy_steps, "SPARSE", 10**9)
+    monkeypatch.setattr(scipy_steps, "MOST_DEFECT", np.inf)
     assert shorter < 1e-9
     assert error() > 1e-8
+
+
+@pytest.mark.parametrize("method", [fs.GaussLegendre(s, step_size=0.05) for s in (2, 4)], ids=lambda m: m.name)
+def test_saved_times_that_are_ends_of_steps_up_to_round_off(problem, method):
+    """0.05 added eleven times falls short of 0.55."""
+    fine = fs.simulate(problem, fs.Scipy("DOP853", 1e-12, 1e-14), t1=1.0, save_points=21)
+    run = fs.simulate(problem, method, t1=1.0, save_points=21)
+    assert np.abs(run.checkpoints.states - fine.checkpoints.states).max() < 1e-2

@@ -62,3 +62,10 @@ def test_descent_follows_the_modified_flow_to_second_order():
     (flow_1, modified_1), (flow_2, modified_2) = (study["distances"](problem, eta) for eta in (0.005, 0.0025))
     assert flow_1 / flow_2 == pytest.approx(2, rel=0.05)
     assert modified_1 / modified_2 == pytest.approx(4, rel=0.05)
+
+
+def test_diagnosis(monkeypatch, capsys):
+    run("diagnosis.py", monkeypatch)
+    printed = capsys.readouterr().out
+    assert ": 0 false alarms" in printed
+    assert ": 10 found" in printed
