@@ -12,7 +12,7 @@ import numpy as np
 
 from flowsim.checks import as_choice, as_count, as_number
 from flowsim.errors import FlowsimError
-from flowsim.losses import BuiltIn
+from flowsim.losses import BuiltIn, minimum_of
 from flowsim.methods import Diffrax, GradientDescent, Method
 from flowsim.model import tolerances
 from flowsim.network import flatten, imbalance_change, product, unflatten
@@ -159,7 +159,7 @@ def _block(problems: Sequence[Problem | str], settings: _Settings) -> list[Resul
     results: list[Result | None] = [None] * len(problems)
     method = settings.method
     if _stands_side_by_side(method):
-        cores = {k: _core(p) for k, p in enumerate(problems) if isinstance(p, Problem)}
+        cores = {k: _core(p) for k, p in enumerate(problems) if isinstance(p, Problem) and _can_stop(p, settings)}
         kinds = [_kind(core) for core in cores.values()]
         usual = max(set(kinds), key=kinds.count) if kinds else None
         alike = [k for k, kind in zip(cores, kinds, strict=True) if kind == usual]
@@ -174,6 +174,11 @@ def _stands_side_by_side(method: Method) -> bool:
     if isinstance(method, GradientDescent):
         return method.backend == "jax"
     return isinstance(method, Diffrax) and method.kind.explicit
+
+
+def _can_stop(problem: Problem, settings: _Settings) -> bool:
+    """A level of L - f* needs a loss that declares f*."""
+    return settings.stop_loss is None or minimum_of(problem.loss) is not None
 
 
 def _core(problem: Problem) -> Problem:

@@ -26,6 +26,19 @@ def random_problem(rng: np.random.Generator, dims: tuple[int, ...], size: float 
     return fs.Problem(fs.SquaredLoss(rng.standard_normal((dims[0], dims[-1]))), random_network(rng, dims, size))
 
 
+class Huber:
+    """A user's own loss: smooth near the target, linear far from it, known only by value and gradient."""
+
+    shape = (2, 1)
+    target = np.array([[1.0], [-0.5]])
+
+    def value(self, W: Any) -> Any:
+        return ((1 + (W - self.target) ** 2) ** 0.5 - 1).sum()
+
+    def gradient(self, W: Any) -> Any:
+        return (W - self.target) / (1 + (W - self.target) ** 2) ** 0.5
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20230724)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import Huber
 from scipy.stats import ks_2samp
 
 import flowsim as fs
@@ -105,20 +106,14 @@ def test_targets_of_their_own_and_a_users_loss():
     run = alone(own_target, 2, t1=0.1, save_points=3)
     assert runs.excess[2] == pytest.approx(run.excess, rel=1e-7)
 
-    class Quartic:
-        shape = (2, 1)
-
-        def value(self, W):
-            return 0.25 * (W**4).sum()
-
-        def gradient(self, W):
-            return W**3
-
-    loss = Quartic()
+    loss = Huber()
     runs = fs.ensemble(lambda s: fs.Problem(loss, fs.fan_in((2, 5, 4, 1), seed=s)), 3, t1=0.5, save_points=3)
     assert (runs.scalars["status"] == "completed").all()
-    runs = fs.ensemble(lambda s: fs.Problem(Quartic(), fs.fan_in((2, 5, 4, 1), seed=s)), 2, t1=0.5, save_points=3)
+    runs = fs.ensemble(lambda s: fs.Problem(Huber(), fs.fan_in((2, 5, 4, 1), seed=s)), 2, t1=0.5, save_points=3)
     assert (runs.scalars["status"] == "completed").all()
+    runs = fs.ensemble(lambda s: fs.Problem(loss, fs.fan_in((2, 5, 4, 1), seed=s)), 2, t1=0.5, stop_loss=0.1)
+    assert (runs.scalars["status"] == "failed").all()
+    assert all("minimum" in reason for reason in runs.scalars["reason"])
 
 
 def test_certificates():

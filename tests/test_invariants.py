@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import random_problem
+from conftest import Huber, random_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,15 +42,6 @@ def test_random_problems_do_not_drift(depth, seed, name, rtol):
 
 
 def test_a_users_own_loss_does_not_drift():
-    class Huber:
-        shape = (2, 1)
-
-        def value(self, W):
-            return ((1 + (W - 1) ** 2) ** 0.5 - 1).sum()
-
-        def gradient(self, W):
-            return (W - 1) / (1 + (W - 1) ** 2) ** 0.5
-
     problem = fs.Problem(Huber(), fs.fan_in((2, 6, 5, 1), seed=0))
     for name in KEEPERS:
         run = fs.simulate(problem, fs.method_named(name, rtol=1e-4, atol=1e-6), t1=2.0, save_points=7)

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import random_problem
+from conftest import Huber, random_problem
 
 import flowsim as fs
 from flowsim.comparison import solve_reference
@@ -145,19 +145,6 @@ def test_numpy_and_jax_descent_agree(rng):
 def test_descent_reports_the_time_it_reached(problem):
     run = fs.simulate(problem, fs.GradientDescent(0.3), t1=1.0, save_points=[0.1, 0.5, 1.0])
     assert run.time == pytest.approx([0.0, 0.6, 0.9])
-
-
-class Huber:
-    """A user's own loss: smooth near the target, linear far from it, known only by value and gradient."""
-
-    shape = (2, 1)
-    target = np.array([[1.0], [-0.5]])
-
-    def value(self, W):
-        return ((1 + (W - self.target) ** 2) ** 0.5 - 1).sum()
-
-    def gradient(self, W):
-        return (W - self.target) / (1 + (W - self.target) ** 2) ** 0.5
 
 
 @pytest.mark.parametrize("method", [fs.Scipy(), fs.Diffrax("Dopri8"), fs.GradientDescent(1e-2)], ids=lambda m: m.name)

@@ -23,6 +23,8 @@ STEPS_AT_ONCE = 32
 CROSSINGS = 12
 """At most so many iterations locate where a member's loss crosses its level, within one step."""
 EVALUATED_AT_ONCE = 256
+PATH_BYTES = 2**29
+"""The states after all steps of a batch take at most about this much memory."""
 NODES = 32
 """Gradient descent records its states on so many intervals besides the saved ones, for its compression error."""
 TINY = np.finfo(float).tiny
@@ -35,7 +37,7 @@ class Paths:
     time (B, K): 0 and the ends of their steps (of descent some of them), of which the first `nodes` (B) are a member's
     own and the others repeat its last; state (B, K, size);
     dissipated (B, K): the integral of ||grad L||_F^2 up to then; saved (B, S, size): the states at the times asked for,
-    NaN beyond a member's end; end (B); steps, attempts (B); healthy (B): no step was refused for good; below (B):
+    NaN beyond a member's end; end (B); steps (B), accepted; healthy (B): no step was refused for good; below (B):
     whether the level of the loss was reached, at `end`.
     """
 
@@ -46,7 +48,6 @@ class Paths:
     saved: np.ndarray
     end: np.ndarray
     steps: np.ndarray
-    attempts: np.ndarray
     healthy: np.ndarray
     below: np.ndarray
 
@@ -64,13 +65,14 @@ def flow(
 ) -> Paths:
     """The flow from states (B, size) to t1, or until L - f* <= levels (B), by an explicit method of diffrax under vmap.
 
-    losses: one a member, all of one kind and shape; times: where to save, ascending; most_steps: a member that has
-    taken that many accepted steps goes no further.
+    losses: one a member, all of one kind and shape; times: where to save, ascending. A member that needs more than
+    most_steps accepted steps, or than fit into PATH_BYTES for each, is not healthy; the others do not notice.
     """
     import jax
     import jax.numpy as jnp
 
     many, B = _compiled_many(), len(states)
+    limit = min(most_steps, max(STEPS_AT_ONCE, PATH_BYTES // states.nbytes))
     with float64():
         solver, controller = solver_of(method), controller_of(method)
         stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *map(as_argument, losses))
@@ -81,11 +83,9 @@ def flow(
         carry = many.begin(solver, controller, jnp.zeros(()), end, weights, step, args)
         clock, path, energy = [np.zeros((B, 1))], [states[:, None]], [np.zeros((B, 1))]
         saved = np.full((B, len(times), states.shape[1]), np.nan)
-        steps, attempts, healthy = np.zeros(B, int), np.zeros(B, int), np.ones(B, bool)
+        steps, healthy = np.zeros(B, int), np.ones(B, bool)
         while True:
-            carry, record, accepted, tried, sound = many.segment(
-                solver, controller, carry, end, args, STEPS_AT_ONCE, low
-            )
+            carry, record, accepted, _, sound = many.segment(solver, controller, carry, end, args, STEPS_AT_ONCE, low)
             count = np.asarray(accepted)
             if not count.any():
                 break
@@ -99,12 +99,12 @@ def flow(
             clock.append(t)
             path.append(y)
             energy.append(energy[-1][:, -1:] + np.cumsum(spent, axis=1))
-            steps, attempts = steps + count, attempts + np.asarray(tried)
+            steps = steps + count
             healthy &= np.asarray(sound) | idle
-            if steps.max() >= most_steps:
+            if ((count == 0) | (steps >= limit)).all():
                 break
         whole = np.concatenate(clock, 1), np.concatenate(path, 1), np.concatenate(energy, 1)
-        return _finished(many, solver, args, dims, whole, times, saved, levels, t1, (steps, attempts, healthy))
+        return _finished(many, solver, args, dims, whole, times, saved, levels, t1, steps, healthy & (steps <= limit))
 
 
 def descent(
@@ -148,7 +148,7 @@ def descent(
     healthy = np.isfinite(final) & (below | (count == wanted[-1]))
     own = np.minimum((nodes <= steps[:, None]).sum(1) + (~np.isin(steps, nodes)), len(nodes))
     time = eta * np.minimum(nodes, steps[:, None])
-    return Paths(time, own, state, np.stack(spent, axis=1), saved, eta * steps, steps, steps, healthy, below)
+    return Paths(time, own, state, np.stack(spent, axis=1), saved, eta * steps, steps, healthy, below)
 
 
 @cache
@@ -184,13 +184,13 @@ def _finished(
     saved: np.ndarray,
     levels: np.ndarray | None,
     t1: float,
-    work: tuple[np.ndarray, np.ndarray, np.ndarray],
+    steps: np.ndarray,
+    healthy: np.ndarray,
 ) -> Paths:
     """Locate the crossings of the level, and evaluate the states at the times."""
     import jax
 
     clock, path, energy = whole
-    steps, attempts, healthy = work
     B, rows = len(clock), np.arange(len(clock))
     last = np.minimum(steps, clock.shape[1] - 1)
     end, below = clock[rows, -1].copy(), np.zeros(B, bool)
@@ -216,7 +216,7 @@ def _finished(
         theirs = jax.tree.map(lambda part, chosen=filled[0]: part[chosen], args)
         found = many.states_at(solver, path[filled[0], filled[1]], clock[filled[0], filled[1]], late, dims, theirs)
         saved[k, point[start : start + EVALUATED_AT_ONCE]] = np.asarray(found)[: len(k)]
-    return Paths(clock, steps + 1, path, energy, saved, end, steps, attempts, healthy & ((end >= t1) | below), below)
+    return Paths(clock, steps + 1, path, energy, saved, end, steps, healthy & ((end >= t1) | below), below)
 
 
 def _roots(above: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
