@@ -19,6 +19,7 @@ from flowsim.errors import InputError, StorageError
 from flowsim.files import make_folder
 
 SPECIFICATION = "specification.json"
+RECORDS = "records"
 Record = Mapping[str, Any]
 
 
@@ -47,7 +48,9 @@ class Store:
         store = cls(make_folder(folder))
         place = store.folder / SPECIFICATION
         if not place.exists():
-            if any(store.folder.iterdir()):
+            # another process may be claiming the folder at the same moment
+            names = {path.name for path in store.folder.iterdir() if not path.name.startswith(".")}
+            if names - {SPECIFICATION, RECORDS}:
                 raise InputError(
                     f"Folder {folder} must be empty or hold a sweep, but it holds other files; choose a new one."
                 )
@@ -62,12 +65,12 @@ class Store:
                 f"Folder {folder} holds the sweep of another specification (it differs in {', '.join(differing)});"
                 " choose a new folder, or restore the specification."
             )
-        (store.folder / "records").mkdir(exist_ok=True)
+        (store.folder / RECORDS).mkdir(exist_ok=True)
         return store
 
     def path(self, key: str) -> Path:
         """Where the record of that key lives."""
-        return self.folder / "records" / key[:2] / f"{key}.json"
+        return self.folder / RECORDS / key[:2] / f"{key}.json"
 
     def write(self, key: str, record: Record) -> None:
         """Keep a record. Raises StorageError when the disk is full or the folder cannot be written."""

@@ -10,7 +10,7 @@ import numpy as np
 from flowsim.config import provenance
 from flowsim.ensembles import column
 from flowsim.files import write_atomically
-from flowsim.store import Store, canonical
+from flowsim.store import RECORDS, Store, canonical
 from flowsim.sweeps.specification import SweepSpec
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ SCALARS = {
 def write_table(store: Store, spec: SweepSpec) -> Path:
     """table.nc from every record there is; again where another process added records meanwhile."""
     path, count = store.folder / "table.nc", -1
-    while count != (now := sum(1 for _ in (store.folder / "records").glob("*/*.json"))):
+    while count != (now := sum(1 for _ in (store.folder / RECORDS).glob("*/*.json"))):
         count = now
         dataset = table(store, spec)
         with write_atomically(path) as place:
