@@ -208,7 +208,7 @@ def compare(
     json_: Json = False,
 ) -> int:
     from flowsim.comparison import compare as run
-    from flowsim.files import make_folder
+    from flowsim.files import make_folder, write_atomically
 
     _check_loss_flags(target, data, loss, mask)
     settings: dict[str, Any] = {
@@ -227,9 +227,12 @@ def compare(
     if folder is not None:
         from flowsim.plots import work_precision_figure
 
-        (folder / "compare.json").write_text(json.dumps(_finite(printed), allow_nan=False))
-        result.dataset.to_netcdf(folder / "compare.nc", engine="h5netcdf")
-        work_precision_figure(result, subject).savefig(folder / "compare.png", dpi=200)
+        with write_atomically(folder / "compare.json") as place:
+            place.write_text(json.dumps(_finite(printed), allow_nan=False))
+        with write_atomically(folder / "compare.nc") as place:
+            result.dataset.to_netcdf(place, engine="h5netcdf")
+        with write_atomically(folder / "compare.png") as place:
+            work_precision_figure(result, subject).savefig(place, dpi=200)
     _print(printed, json_, result.summary)
     return 0 if any(row.status == "completed" for row in result.rows) else 3
 
@@ -400,8 +403,10 @@ def _subject(subject: str, target: Path | None, data: Path | None, kind: str, ma
     from flowsim.problems import PROBLEMS, problem_named
 
     if subject in PROBLEMS:
-        if target is not None or data is not None:
-            raise InputError(f"Arguments `--target` and `--data` must not be given: {subject} brings its own loss.")
+        if target is not None or data is not None or mask is not None:
+            raise InputError(
+                f"Arguments `--target`, `--data` and `--mask` must not be given: {subject} brings its loss."
+            )
         return problem_named(subject)
     path = Path(subject)
     if not path.exists():

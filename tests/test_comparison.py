@@ -117,6 +117,7 @@ def test_the_command(tmp_path, capsys):
     assert cli.main(["compare", "no-such-file"]) == 2
     assert "paper-middle" in capsys.readouterr().err
     assert cli.main(["compare", "homogeneous", "--rtols", "tight"]) == 2
+    assert cli.main(["compare", "homogeneous", "--target", "y.npy"]) == 2
     assert cli.main(["problems"]) == 0
     assert "staircase" in capsys.readouterr().out
 

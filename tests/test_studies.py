@@ -14,10 +14,20 @@ def run(name, monkeypatch, *arguments):
     runpy.run_path(str(STUDIES / name), run_name="__main__")
 
 
-def test_width(monkeypatch, tmp_path, capsys):
-    run("width.py", monkeypatch, "--out", str(tmp_path), "--only", "steps", "cost", "large")
-    assert (tmp_path / "width.png").stat().st_size > 10_000
-    assert "Krylov steps" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("name", "words", "only"),
+    [
+        ("width", "Krylov steps", ("--only", "steps", "cost", "large")),
+        ("rates", "margin", ()),
+        ("solver_comparison", "dop853", ()),
+        ("invariants", "exact law", ()),
+        ("descent_vs_flow", "diverged", ()),
+    ],
+)
+def test_it_prints_and_draws(name, words, only, monkeypatch, tmp_path, capsys):
+    run(f"{name}.py", monkeypatch, "--out", str(tmp_path), *only)
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    assert words in capsys.readouterr().out
 
 
 def test_effectivity():
@@ -28,32 +38,9 @@ def test_effectivity():
     assert row["compression error / tolerance"] < 5
 
 
-def test_rates(monkeypatch, tmp_path, capsys):
-    run("rates.py", monkeypatch, "--out", str(tmp_path))
-    assert (tmp_path / "rates.png").stat().st_size > 10_000
-    assert "margin" in capsys.readouterr().out
-
-
 def test_errata(monkeypatch, tmp_path, capsys):
     run("errata.py", monkeypatch, "--out", str(tmp_path))
     assert "766 times" in (tmp_path / "errata.md").read_text()
-
-
-def test_solver_comparison(monkeypatch, tmp_path, capsys):
-    run("solver_comparison.py", monkeypatch, "--out", str(tmp_path))
-    assert (tmp_path / "solver_comparison.png").stat().st_size > 10_000
-    assert "dop853" in capsys.readouterr().out
-
-
-def test_invariants(monkeypatch, tmp_path, capsys):
-    run("invariants.py", monkeypatch, "--out", str(tmp_path))
-    assert (tmp_path / "invariants.png").stat().st_size > 10_000
-    assert "exact law" in capsys.readouterr().out
-
-
-def test_descent_vs_flow(monkeypatch, tmp_path, capsys):
-    run("descent_vs_flow.py", monkeypatch, "--out", str(tmp_path))
-    assert "diverged" in capsys.readouterr().out
 
 
 def test_descent_follows_the_modified_flow_to_second_order():
