@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from flowsim.methods import method_named as method_named
     from flowsim.network import LinearNetwork as LinearNetwork
     from flowsim.plots import plot as plot
+    from flowsim.plots import plot_quantiles as plot_quantiles
     from flowsim.plots import plot_work_precision as plot_work_precision
+    from flowsim.plots import sweep_figure as sweep_figure
     from flowsim.posterior import a_posteriori as a_posteriori
     from flowsim.problem import Problem as Problem
     from flowsim.problems import PROBLEMS as PROBLEMS
@@ -90,7 +92,7 @@ _HOMES = {
     ),
     "methods": ("RKC", "Diffrax", "GaussLegendre", "GradientDescent", "Projected", "Scipy", "method_named"),
     "network": ("LinearNetwork",),
-    "plots": ("plot", "plot_work_precision"),
+    "plots": ("plot", "plot_quantiles", "plot_work_precision", "sweep_figure"),
     "posterior": ("a_posteriori",),
     "problem": ("Problem",),
     "problems": ("PROBLEMS", "NamedProblem", "problem_named"),

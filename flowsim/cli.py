@@ -255,6 +255,7 @@ def sweep(
     workers: Annotated[int, Parameter(help="Processes of this machine.")] = 1,
     scheduler: Annotated[str | None, Parameter(help="Address of a Dask cluster that shares the folder.")] = None,
     shard: Annotated[str, Parameter(help="i/n: the i-th of n parts, counted from 1.")] = "1/1",
+    plot: Annotated[bool, Parameter(negative="", help="Draw the table: table.png in the folder.")] = False,
     json_: Json = False,
 ) -> int:
     from flowsim.sweeps import SweepSpec
@@ -270,6 +271,8 @@ def sweep(
         )
     if result.interrupted:
         _note("Interrupted; what was finished is kept: run the same command again to go on.")
+    if plot:
+        _draw_sweep(result.table)
     _print(
         result.to_json(),
         json_,
@@ -417,6 +420,19 @@ def _subject(subject: str, target: Path | None, data: Path | None, kind: str, ma
     if chosen is None:
         raise InputError(f"Argument `--target` or `--data` must be given: {path} has no key Y.")
     return Problem(chosen, network)
+
+
+def _draw_sweep(path: Path) -> None:
+    """table.png beside table.nc."""
+    import xarray
+
+    from flowsim.files import write_atomically
+    from flowsim.plots import sweep_figure
+
+    with xarray.open_dataset(path, engine="h5netcdf") as opened:
+        figure = sweep_figure(opened.load())
+    with write_atomically(path.with_suffix(".png")) as place:
+        figure.savefig(place, dpi=200)
 
 
 def _simulation_json(trajectory: Trajectory) -> dict[str, Any]:

@@ -312,15 +312,21 @@ def _rate(first: float, last: float, end: float) -> float | None:
     return float(np.log(first / last) / end) if first > 0 and last > 0 and end > 0 else None
 
 
+def alpha_of(name: str) -> str:
+    """What a certificate's alpha is called among the scalars: theorem_2_alpha for theorem-2."""
+    return f"{name.replace('-', '_')}_alpha"
+
+
 def certified(problem: Problem, which: str) -> dict[str, Any]:
     """What the theorems say of one member."""
     if which == "none":
         return {}
     found = certify(problem, cheap=which == "cheap")
-    best, theorem_2 = found.best, found["theorem-2"]
+    best = found.best
+    alphas = {alpha_of(entry.name): entry.alpha if entry.applies else None for entry in found}
     return {
         "lambda_min_T": found.lambda_min_T,
-        "theorem_2_alpha": theorem_2.alpha if theorem_2.applies else None,
+        **alphas,
         "best_certificate": None if best is None else best.name,
         "best_alpha": None if best is None else best.alpha,
         "certified_rate": None if best is None else best.rate,

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from flowsim.comparison import Comparison
+from flowsim.ensembles import Ensemble
 from flowsim.rates import Certificate
 from flowsim.trajectory import Trajectory
 
 if TYPE_CHECKING:
+    import xarray
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -16,6 +22,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLE: Any = {"font.size": 8, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7}
 """Readable when a figure is printed at column width."""
 MARKERS = "osD^vPX*<>"
+LINES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
+GROUPING = ("dims", "scheme", "scale", "method", "step_size", "rtol", "atol")
+"""The settings by which members of a sweep are told apart in a figure, the first two of those that vary."""
 NAMES = {
     "seconds": "wall time / s",
     "rhs_evaluations": "right-hand sides",
@@ -42,6 +51,103 @@ def plot(trajectory: Trajectory, ax: Axes | None = None, certificate: Certificat
     ax.set_xlabel("time $t$")
     ax.set_ylabel(r"$(L(t) - f^*)\,/\,(L(0) - f^*)$")
     return ax
+
+
+def plot_quantiles(ensemble: Ensemble, ax: Axes | None = None, color: str = COLOURS[0]) -> Axes:
+    """Quantiles over the members of (L - f*) / (L(0) - f*) against t: the median, 25 to 75 % and 5 to 95 % shaded."""
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        _, ax = plt.subplots(layout="constrained")
+    lowest, low, middle, high, highest = ensemble.quantiles()
+    ax.fill_between(ensemble.time, lowest, highest, color=color, alpha=0.2, linewidth=0, label="5 to 95 %")
+    ax.fill_between(ensemble.time, low, high, color=color, alpha=0.4, linewidth=0, label="25 to 75 %")
+    ax.semilogy(ensemble.time, middle, color=color, label=f"median of {len(ensemble)} members")
+    ax.set_xlabel("time $t$")
+    ax.set_ylabel(r"$(L(t) - f^*)\,/\,(L(0) - f^*)$")
+    return ax
+
+
+def sweep_figure(table: xarray.Dataset) -> Figure:
+    """A sweep's table drawn: the time to the level `stop_loss`, the rate seen against the certified one, the drift.
+
+    Colours tell the values of the first setting that varies, lines and markers those of the second; members that differ
+    in others are pooled.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    varying = [name for name in GROUPING if len(np.unique(table[name].values.astype(str))) > 1][:2]
+    values = [list(dict.fromkeys(table[name].values.astype(str))) for name in varying] + [["all members"], [""]]
+    colours = _colours(len(values[0]))
+    entries = [Line2D([], [], color=colour, label=word) for colour, word in zip(colours, values[0], strict=True)]
+    entries += [
+        Line2D([], [], color="0.3", label=word, **_marks(k)) for k, word in enumerate(values[1]) if len(varying) > 1
+    ]
+    rows = -(-len(entries) // 6)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10.2, 3.3 + 0.17 * rows), layout="constrained")
+        reached, rates, drift = figure.subplots(1, 3)
+        for (i, j), members in _groups(table, varying, values):
+            line = {"color": colours[i], "linestyle": LINES[j % len(LINES)]}
+            _distribution(reached, members.time_reached.values[members.status.values == "converged"], members, line)
+            _distribution(drift, members.drift.values, members, line)
+            both = members.certified_rate.values, members.rate_seen.values
+            rates.plot(*both, **{**_marks(j), "linestyle": "none", "markersize": 3, "color": colours[i]})
+        reached.set(xlabel="time $t$ to the level stop_loss", ylabel="share of the members", ylim=(0, 1.02))
+        drift.set(xlabel="greatest drift of $D_l$", ylabel="share of the members", ylim=(0, 1.02))
+        rates.set(xlabel="certified rate", ylabel="rate seen: $-\\Delta\\log(L - f^*)\\,/\\,t$")
+        for ax in (reached, drift, rates):
+            if _has_points(ax):
+                ax.set_xscale("log")
+            else:
+                ax.text(0.5, 0.5, "no member has it", ha="center", transform=ax.transAxes)
+        if _has_points(rates):
+            rates.set_yscale("log")
+            rates.axline((1, 1), (2, 2), color="0.6", linewidth=0.8)
+        title = ", then ".join(varying) or None
+        figure.legend(
+            handles=entries, title=title, loc="outside lower center", ncols=6, frameon=False, title_fontsize=7
+        )
+    return figure
+
+
+def _colours(count: int) -> list[Any]:
+    """As many colours as there are values: those of all figures, or steps of viridis where they do not suffice."""
+    import matplotlib
+
+    if count <= len(COLOURS):
+        return list(COLOURS[:count])
+    return list(matplotlib.colormaps["viridis"](np.linspace(0, 0.95, count)))
+
+
+def _marks(place: int) -> dict[str, Any]:
+    return {"marker": MARKERS[place % len(MARKERS)], "markersize": 4, "linestyle": LINES[place % len(LINES)]}
+
+
+def _groups(
+    table: xarray.Dataset, varying: list[str], values: list[list[str]]
+) -> Iterator[tuple[tuple[int, int], xarray.Dataset]]:
+    """(the places of its two values, its members) for every combination that has any."""
+    words = [table[name].values.astype(str) for name in varying]
+    for places in product(range(len(values[0])), range(len(values[1])) if len(varying) > 1 else (0,)):
+        chosen = np.ones(table.sizes["member"], dtype=bool)
+        for column, known, place in zip(words, values, places, strict=False):
+            chosen &= column == known[place]
+        if chosen.any():
+            yield places, table.isel(member=np.flatnonzero(chosen))
+
+
+def _distribution(ax: Axes, values: np.ndarray, members: xarray.Dataset, line: dict[str, Any]) -> None:
+    """The share of the members at or below each positive value."""
+    found = np.sort(values[values > 0])
+    if len(found):
+        ax.step(found, (np.arange(len(found)) + 1) / members.sizes["member"], where="post", **line)
+
+
+def _has_points(ax: Axes) -> bool:
+    return any(np.isfinite(np.asarray(line.get_xydata(), dtype=float)).all(axis=1).any() for line in ax.lines)
 
 
 def plot_work_precision(

@@ -18,6 +18,9 @@ CASES = [
     ((1, 14, 16, 1), "ntk", 2.0),
     ((1, 13, 15, 14, 1), "fan_in", 1.0),
     ((2, 12, 14, 13, 1), "fan_out", 1.0),
+    ((3, 7, 2), "orthogonal", 1.0),
+    ((2, 6, 6, 3), "orthogonal", 0.8),
+    ((2, 5, 5, 5, 1), "orthogonal", 1.2),
 ]
 TIMES = (0.02, 0.1, 0.4)
 FLOOR = 1e-7
@@ -86,6 +89,21 @@ def test_imbalance_norms_in_expectation():
     assert np.array(drawn) == pytest.approx(np.array(exact), rel=0.05)
 
 
+@pytest.mark.parametrize("dims", [(3, 40, 2), (2, 30, 30, 3), (2, 20, 20, 20, 1)])
+def test_orthogonal_networks_have_the_invariants_of_full_ones(dims):
+    drawn = fs.sample_compressed("orthogonal", dims, seed=1, scale=1.3)
+    full = fs.orthogonal(dims, seed=1, scale=1.3)
+    if len(dims) > 3:  # for two layers it depends on the draw
+        assert drawn.imbalance_norms == pytest.approx(full.imbalance_norms, abs=1e-10)
+    assert drawn.exact
+    last = drawn.core.weights[-1]
+    assert last.T @ last == pytest.approx(1.69 * np.eye(dims[-1]), abs=1e-12)
+    wide = fs.sample_compressed("orthogonal", (2, *[10**9] * (len(dims) - 2), 1), seed=0)
+    flow = fs.simulate(fs.Problem(fs.SquaredLoss(np.ones((2, 1))), wide), t1=20.0, stop_loss=1e-10)
+    assert flow.status == "converged"
+    assert flow.imbalance_drift.max() < 1e-8
+
+
 def test_through_the_command_and_a_file(tmp_path, capsys):
     path, target, out = tmp_path / "w.npz", tmp_path / "y.npy", tmp_path / "run.nc"
     np.save(target, np.ones((2, 1)))
@@ -119,7 +137,9 @@ def test_a_folder_is_memory_mapped(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"scheme": "orthogonal"}, "one of fan_in"),
+        ({"scheme": "balanced"}, "one of fan_in"),
+        ({"scheme": "orthogonal", "dims": (1, 9, 8, 1)}, "one hidden width"),
+        ({"scheme": "orthogonal", "dims": (3, 4, 2)}, "at least n \\+ m = 5"),
         ({"dims": (3, 2)}, "three sizes"),
         ({"steps": -1}, "at least 0"),
         ({"seed": "x"}, "whole number"),

@@ -22,6 +22,7 @@ def run(name, monkeypatch, *arguments):
         ("solver_comparison", "dop853", ()),
         ("invariants", "exact law", ()),
         ("descent_vs_flow", "diverged", ()),
+        ("initialization", "160 draws, 0 failed", ()),
     ],
 )
 def test_it_prints_and_draws(name, words, only, monkeypatch, tmp_path, capsys):

@@ -11,7 +11,7 @@ from flowsim.rates.imbalance import TOLERANCE
 from flowsim.rates.prior import min_2021, yun_2020
 from flowsim.rates.product_bound import theorem_2_product
 from flowsim.rates.theorem_1 import lemma_3, theorem_1_A1, theorem_1_A2
-from flowsim.rates.theorem_2 import CHEAP_STEPS, theorem_2
+from flowsim.rates.theorem_2 import theorem_2
 from flowsim.rates.theorem_3 import (
     arora_2018,
     corollary_2,
@@ -35,7 +35,11 @@ STRUCTURED = (
 )
 """Each takes (network, loss or None, tolerance): they ask whether the imbalance has a sign or is a multiple of I."""
 
+NAMES = tuple(theorem.__name__.replace("_", "-") for theorem in (*PLAIN, *STRUCTURED, min_2021))
+"""What the certificates are called, in the order of `certify`."""
+
 __all__ = [
+    "NAMES",
     "PLAIN",
     "STRUCTURED",
     "TOLERANCE",
@@ -58,7 +62,7 @@ def certify(
     network: Any = subject.network if isinstance(subject, Problem) else subject
     loss: Any = subject.loss if isinstance(subject, Problem) else None
     if cheap and isinstance(network, LinearNetwork):
-        network = compress(network, CHEAP_STEPS if network.depth == 3 else None)
+        network = compress(network)
     entries = [theorem(network, loss) for theorem in PLAIN]
     entries += [theorem(network, loss, tolerance) for theorem in STRUCTURED]
     entries.append(min_2021(network, loss))

@@ -13,7 +13,7 @@ from flowsim.reduction import CompressedNetwork, compress
 
 NAME = "theorem-2"
 CHEAP_STEPS = 8
-"""Krylov steps in which the extreme eigenvalues are sought where the layers are not arrays."""
+"""Krylov steps in which the extreme eigenvalues are sought, at least, where the layers are not arrays."""
 
 
 def theorem_2(network: LinearNetwork | CompressedNetwork, loss: Any = None) -> Certificate:
@@ -33,7 +33,8 @@ def theorem_2(network: LinearNetwork | CompressedNetwork, loss: Any = None) -> C
     if network.depth != 3:
         return refused(NAME, f"it is for three layers, the network has {network.depth}")
     if isinstance(network, CompressedNetwork) or not network.is_dense:
-        compressed = network if isinstance(network, CompressedNetwork) else compress(network, CHEAP_STEPS)
+        compressed = network if isinstance(network, CompressedNetwork) else compress(network)
+        compressed = compressed.with_steps(max(compressed.steps, CHEAP_STEPS))
         remark = f"the last terms of its sums, in {compressed.steps} Krylov steps: a lower bound of the theorem's alpha"
         return along_trajectory(NAME, network, loss, network.scale**2 * last_terms(compressed), remark)
     return along_trajectory(NAME, network, loss, network.scale**2 * delta_star(network))

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from flowsim.reduction.bases import FixedBases, KrylovBases
 from flowsim.reduction.compressed import CompressedNetwork, compress, first_level
-from flowsim.reduction.sampling import sample_compressed
+from flowsim.reduction.sampling import SAMPLED, cannot_sample, sample_compressed
 
-__all__ = ["CompressedNetwork", "FixedBases", "KrylovBases", "compress", "first_level", "sample_compressed"]
+__all__ = [
+    "SAMPLED",
+    "CompressedNetwork",
+    "FixedBases",
+    "KrylovBases",
+    "cannot_sample",
+    "compress",
+    "first_level",
+    "sample_compressed",
+]

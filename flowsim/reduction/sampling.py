@@ -1,9 +1,13 @@
-"""Gaussian networks in compressed form, drawn directly: networks too wide to store.
+"""Networks in compressed form, drawn directly: networks too wide to store.
 
 W_l has independent entries from N(0, sigma_l^2). For a vector u of P_{l-1} that has not met it, W_l^T u has
 independent normal components along the vectors of P_l that have not met W_l either, the known ones along those that
 have, and beyond P_l a chi variable with h_l - k_l degrees of freedom times a new direction. The same for W_l v. So the
 coordinates of a level can be drawn one product after the other, exactly in distribution, whatever the widths.
+
+Orthogonal layers of one hidden width h >= n + m are simpler: square W_l are isometries, so the products U of W_l^T ...
+W_1^T stay orthonormal, and in bases that begin with them W_l is the identity. All that is random is W_L, m uniformly
+distributed orthonormal columns in R^h, and of these only the n coordinates along U and the lengths of the rest matter.
 """
 
 from __future__ import annotations
@@ -16,10 +20,13 @@ from typing import Any
 import numpy as np
 
 from flowsim.checks import as_choice, as_count, as_dims, as_number
+from flowsim.errors import InputError
 from flowsim.initialization import GAUSSIAN, Seed, generator_of, origin_of
-from flowsim.reduction.bases import Bases
+from flowsim.reduction.bases import Bases, FixedBases
 from flowsim.reduction.compressed import CompressedNetwork, first_level
 
+SAMPLED = (*GAUSSIAN, "orthogonal")
+"""Schemes that can be drawn in compressed form."""
 ROOM = 32
 """Vectors of a basis for which there is room at first; doubled when it is full."""
 
@@ -106,21 +113,51 @@ class SampledBases(Bases):
         return True
 
 
+def cannot_sample(scheme: str, dims: tuple[int, ...]) -> str | None:
+    """Why a scheme of SAMPLED cannot be drawn in compressed form with these dims; None where it can."""
+    hidden, ends = set(dims[1:-1]), dims[0] + dims[-1]
+    if scheme == "orthogonal" and (len(hidden) > 1 or min(hidden) < ends):
+        return f"orthogonal layers need one hidden width, at least n + m = {ends}, to be drawn in compressed form"
+    return None
+
+
 def sample_compressed(
     scheme: str, dims: Any, *, seed: Seed, scale: float = 1.0, steps: int | None = None
 ) -> CompressedNetwork:
-    """A Gaussian network (fan_in, fan_out, ntk, xavier) in compressed form, without its weights ever existing.
+    """A Gaussian (fan_in, fan_out, ntk, xavier) or orthogonal network in compressed form, its weights never existing.
 
     Exact in distribution for the levels drawn; simulate draws further levels where its error estimate asks for them.
     Memory and time do not depend on the hidden widths. Same seed, same network (not the one that the scheme itself
     draws from that seed). steps: the number of Krylov steps to begin with.
-    Raises InputError for another scheme, or dims, seed, scale or steps out of range.
+    Raises InputError for another scheme, for orthogonal layers whose hidden widths differ or are less than n + m, and
+    for dims, seed, scale or steps out of range.
     """
-    variance, model_scale = GAUSSIAN[as_choice(scheme, "scheme", GAUSSIAN)]
-    sizes, factor = as_dims(dims), as_number(scale, "scale", above=0.0)
-    deviations = [factor * sqrt(variance(rows, columns)) for rows, columns in pairwise(sizes)]
-    bases = SampledBases(sizes, deviations, generator_of(seed))
+    as_choice(scheme, "scheme", SAMPLED)
+    sizes, factor, generator = as_dims(dims), as_number(scale, "scale", above=0.0), generator_of(seed)
     level = first_level(len(sizes) - 1) if steps is None else as_count(steps, "steps", least=0)
-    return CompressedNetwork(
-        bases, level, model_scale(sizes), {**origin_of(scheme, sizes, seed, factor), "form": "sampled"}
-    )
+    reason = cannot_sample(scheme, sizes)
+    if reason is not None:
+        raise InputError(
+            f"Argument `dims` must be others or the network drawn in full: {reason}, but they are {sizes}."
+        )
+    origin = {**origin_of(scheme, sizes, seed, factor), "form": "sampled"}
+    if scheme == "orthogonal":
+        return CompressedNetwork(_orthogonal_bases(sizes, factor, generator), level, origin=origin)
+    variance, model_scale = GAUSSIAN[scheme]
+    deviations = [factor * sqrt(variance(rows, columns)) for rows, columns in pairwise(sizes)]
+    return CompressedNetwork(SampledBases(sizes, deviations, generator), level, model_scale(sizes), origin)
+
+
+def _orthogonal_bases(dims: tuple[int, ...], factor: float, generator: np.random.Generator) -> FixedBases:
+    """W_1 = s [I 0], W_l = s I, W_L = s Q: the Q of a Gaussian h x m matrix whose rows beyond n are in their R."""
+    n, h, m = dims[0], dims[1], dims[-1]
+    below = np.triu(generator.standard_normal((m, m)), 1)
+    np.fill_diagonal(below, np.sqrt(generator.chisquare(h - n - np.arange(m))))
+    Q, R = np.linalg.qr(np.vstack([generator.standard_normal((n, m)), below]))
+    Q = Q * np.sign(np.diag(R))
+    width, middle = n + m, max(len(dims) - 3, 0)
+    matrices = [factor * np.eye(n, width), *([factor * np.eye(width)] * middle), factor * Q]
+    ends = [(h - n) ** 0.5, *([0.0] * (middle - 1)), (h - m) ** 0.5]
+    norms = ends if middle else [max(n + m - 2 * float((Q[:n] ** 2).sum()), 0.0) ** 0.5]
+    counts = (n, *([width] * (len(dims) - 2)), m)
+    return FixedBases(dims, matrices, [counts], None, [factor**2 * norm for norm in norms], None)

@@ -13,11 +13,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from flowsim.checks import as_dims
 from flowsim.errors import InputError
-from flowsim.initialization import GAUSSIAN, SCHEMES, initialize
+from flowsim.initialization import SCHEMES, initialize
 from flowsim.losses import SquaredLoss
 from flowsim.methods import METHODS, Method, method_named
 from flowsim.problem import Problem
-from flowsim.reduction import sample_compressed
+from flowsim.reduction import SAMPLED, cannot_sample, sample_compressed
 from flowsim.store import digest
 
 LARGEST_DRAWN = 2**28
@@ -81,9 +81,14 @@ class SweepTable(BaseModel):
         if needing and not self.step_size:
             complaints.append(f"step_size must be given for {', '.join(needing)}")
         if self.draw == "sampled":
-            others = [name for name in self.scheme if name not in GAUSSIAN]
-            if others:
-                complaints.append(f"draw must be full for {', '.join(others)}, which is not Gaussian")
+            for name in self.scheme:
+                if name not in SAMPLED:
+                    complaints.append(f"draw must be full for {name}: not to be had in compressed form")
+                    continue
+                for index, sizes in enumerate(self.dims):
+                    reason = cannot_sample(name, tuple(sizes))
+                    if reason is not None:
+                        complaints.append(f"dims[{index}] does not go with draw = 'sampled': {reason}")
         else:
             for index, sizes in enumerate(self.dims):
                 weights = sum(a * b for a, b in pairwise(sizes))

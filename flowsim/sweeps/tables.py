@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowsim.config import provenance
-from flowsim.ensembles import column
-from flowsim.files import write_atomically
+from flowsim.ensembles import alpha_of, column
+from flowsim.errors import InputError, StorageError
+from flowsim.files import write_netcdf
+from flowsim.rates import NAMES
 from flowsim.store import RECORDS, Store, canonical
 from flowsim.sweeps.specification import SweepSpec
 
@@ -38,7 +40,7 @@ SCALARS = {
     "energy_residual": "greatest |L(0) - L(t) - integral of ||grad L||^2| / (L(0) - f*)",
     "error_estimate": "estimated compression error of the weights at the end",
     "lambda_min_T": "least eigenvalue of T at t = 0",
-    "theorem_2_alpha": "Delta* of Theorem 2",
+    **{alpha_of(name): f"alpha of {name}; NaN where it does not apply" for name in NAMES},
     "best_certificate": "the certificate of the greatest rate",
     "best_alpha": "its alpha",
     "certified_rate": "its rate",
@@ -50,13 +52,18 @@ SCALARS = {
 
 
 def write_table(store: Store, spec: SweepSpec) -> Path:
-    """table.nc from every record there is; again where another process added records meanwhile."""
+    """table.nc from every record there is; again where another process added records meanwhile.
+
+    Raises StorageError when it cannot be written.
+    """
     path, count = store.folder / "table.nc", -1
     while count != (now := sum(1 for _ in (store.folder / RECORDS).glob("*/*.json"))):
         count = now
         dataset = table(store, spec)
-        with write_atomically(path) as place:
-            dataset.to_netcdf(place, engine="h5netcdf")
+        try:
+            write_netcdf(path, dataset)
+        except InputError as error:
+            raise StorageError(f"{error} The records are kept; mend that, and run the same command again.") from error
     return path
 
 
