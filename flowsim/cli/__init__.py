@@ -1,0 +1,84 @@
+"""The command `flowsim`. Results on standard output, progress and notes on standard error.
+
+Exit codes: 0 done; 2 bad usage or input; 3 numerical failure or a limit reached, the partial result kept;
+130 interrupted, the partial result kept. Heavy modules are imported inside the commands: --help needs none of them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from flowsim import __version__
+from flowsim.cli import lists, networks, simulations, sweeps
+from flowsim.cli.output import note
+from flowsim.errors import ConversionNotice, FlowsimError
+
+app = App(
+    name="flowsim",
+    help="Gradient flow on multi-layer linear models: simulation, invariants, certified convergence rates.",
+    version=__version__,
+    help_format="plaintext",
+    version_format="plaintext",
+)
+
+for _command in (
+    lists.reproduce,
+    networks.initialize,
+    networks.certify,
+    simulations.simulate,
+    simulations.diagnose,
+    simulations.compare,
+    sweeps.sweep,
+    lists.methods,
+    lists.problems,
+):
+    app.command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; no traceback unless --debug is among the arguments."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in tokens
+    tokens = [token for token in tokens if token != "--debug"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ConversionNotice)
+        warnings.showwarning = lambda message, *_, **__: note(str(message))
+        try:
+            return app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0
+        except KeyboardInterrupt:
+            note("Interrupted.")
+            return 130
+        except Exception as error:
+            if debug:
+                raise
+            return _explain(error)
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _explain(error: Exception) -> int:
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if isinstance(error, FlowsimError):
+        note(f"Error: {error}")
+        return error.exit_code
+    if isinstance(error, CycloptsError):
+        note(f"Error: {' '.join(str(error).split())} See flowsim --help.")
+        return 2
+    if isinstance(error, MemoryError):
+        note("Error: the memory does not suffice; use smaller widths or fewer save points.")
+        return 2
+    if isinstance(error, OSError):
+        note(f"Error: {error.filename or 'a file'}: {error.strerror or error}.")
+        return 2
+    note(f"Internal error: {type(error).__name__}: {error}; run again with --debug and report it.")
+    return 1

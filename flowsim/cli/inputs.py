@@ -1,0 +1,78 @@
+"""Flags that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from flowsim.errors import InputError
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object and nothing else.")]
+Target = Annotated[Path | None, Parameter(help="Target Y (n x m) as .npy, or as key Y of an .npz.")]
+Data = Annotated[Path | None, Parameter(help="Data X (rows x n) and Y (rows x m) as .npz.")]
+LOSSES = {"squared": "LeastSquares", "exponential": "ExponentialLoss", "logistic": "LogisticLoss"}
+"""The losses on data."""
+Loss = Annotated[str, Parameter(help="On data: squared, or with labels Y = +-1 exponential or logistic.")]
+Mask = Annotated[Path | None, Parameter(help="With a target: weights >= 0 of its entries as .npy, 0 where unseen.")]
+
+
+def numbers(name: str, text: str, kind: Callable[[str], Any], example: str) -> tuple[Any, ...]:
+    """The numbers between the commas of a flag. Raises InputError that shows how it must look."""
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"Argument `{name}` must look like {example}, but it is {text!r}.") from error
+
+
+def check_loss_flags(target: Path | None, data: Path | None, kind: str, mask: Path | None) -> None:
+    """Refuse flags that contradict each other, before any file is read."""
+    from flowsim.checks import as_choice
+
+    as_choice(kind, "loss", LOSSES)
+    if target is not None and data is not None:
+        raise InputError("Arguments `--target` and `--data` must not both be given; choose one.")
+    if data is not None and mask is not None:
+        raise InputError("Arguments `--mask` and `--data` must not both be given; a mask goes with a target.")
+    if data is None and kind != "squared":
+        raise InputError(f"Argument `--data` must be given for the {kind} loss: X and the labels Y = -1, +1.")
+
+
+def loss_of(weights: Path, target: Path | None, data: Path | None, kind: str, mask: Path | None) -> Any:
+    """The loss that the flags ask for, else a squared loss on key Y of the weights, else None."""
+    from flowsim import losses
+    from flowsim.files import read_data, read_target
+
+    if data is not None:
+        return getattr(losses, LOSSES[kind])(*read_data(data))
+    Y = read_target(target if target is not None else weights)
+    if Y is None and target is not None:
+        raise InputError(f"File {target} must hold the target as key Y, but it does not.")
+    if mask is not None and Y is not None:
+        return losses.MaskedSquaredLoss(Y, read_target(mask))
+    return None if Y is None else losses.SquaredLoss(Y)
+
+
+def subject_of(subject: str, target: Path | None, data: Path | None, kind: str, mask: Path | None) -> Any:
+    """A named problem, or the problem of a file of weights and the flags."""
+    from flowsim.files import read_weights
+    from flowsim.problem import Problem
+    from flowsim.problems import PROBLEMS, problem_named
+
+    if subject in PROBLEMS:
+        if target is not None or data is not None or mask is not None:
+            raise InputError(
+                f"Arguments `--target`, `--data` and `--mask` must not be given: {subject} brings its loss."
+            )
+        return problem_named(subject)
+    path = Path(subject)
+    if not path.exists():
+        raise InputError(
+            f"Argument `subject` must be a file of weights or one of {', '.join(PROBLEMS)}, but it is {subject!r}."
+        )
+    network, chosen = read_weights(path), loss_of(path, target, data, kind, mask)
+    if chosen is None:
+        raise InputError(f"Argument `--target` or `--data` must be given: {path} has no key Y.")
+    return Problem(chosen, network)

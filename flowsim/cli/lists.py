@@ -1,0 +1,37 @@
+"""flowsim reproduce, problems, methods: what takes no input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flowsim.cli.inputs import Json
+from flowsim.cli.output import note, show
+
+
+def reproduce(*, out: Path = Path("."), seed: int = 0, json_: Json = False) -> int:
+    """Draw the paper's Figure 1: figure1.png, figure1.pdf, figure1.json, and a table."""
+    from flowsim.files import make_folder
+    from flowsim.reproduce import reproduce as draw
+    from flowsim.reproduce import table
+
+    result = draw(make_folder(out), seed=seed, note=note)
+    show(result, json_, lambda: table(result) + f"\nWrote figure1.png, figure1.pdf and figure1.json in {out}.")
+    return 0
+
+
+def problems(*, json_: Json = False) -> int:
+    """List the problems to compare methods on, one line each."""
+    from flowsim.problems import PROBLEMS
+
+    lines = {name: (make.__doc__ or "").splitlines()[0] for name, make in PROBLEMS.items()}
+    show(lines, json_, lambda: "\n".join(f"{name:16}{line}" for name, line in lines.items()))
+    return 0
+
+
+def methods(*, json_: Json = False) -> int:
+    """List the methods, one line each."""
+    from flowsim.methods import METHODS
+
+    lines = {name: kind.line for name, (_, kind) in METHODS.items()}
+    show(lines, json_, lambda: "\n".join(f"{name:20}{line}" for name, line in lines.items()))
+    return 0

@@ -1,0 +1,84 @@
+"""flowsim initialize, certify: initial weights, and what is certain of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from flowsim.cli.inputs import Data, Json, Loss, Mask, Target, check_loss_flags, loss_of, numbers
+from flowsim.cli.output import show
+from flowsim.errors import InputError
+
+SCHEME_HELP = (
+    "fan_in, fan_out, ntk, xavier, orthogonal, balanced, spectral, diagonal; with --imbalance homogeneous,"
+    " lambda_balanced; with --imbalance and --peak unimodal."
+)
+
+
+def initialize(
+    *,
+    dims: Annotated[str, Parameter(help="Layer sizes, for example 5,300,500,1.")],
+    scheme: Annotated[
+        str,
+        Parameter(help=SCHEME_HELP),
+    ] = "fan_out",
+    seed: int = 0,
+    scale: float = 1.0,
+    imbalance: Annotated[str | None, Parameter(help="d_1,d_2,... (unimodal, homogeneous).")] = None,
+    peak: Annotated[int | None, Parameter(help="The layer l* of unimodal weights.")] = None,
+    compressed: Annotated[
+        bool, Parameter(negative="", help="Draw a Gaussian network of any width compressed.")
+    ] = False,
+    out: Path,
+    json_: Json = False,
+) -> int:
+    """Draw initial weights and write them as .npz."""
+    from flowsim.files import check_writable, save_weights
+    from flowsim.initialization import initialize as draw_full
+    from flowsim.reduction import sample_compressed
+
+    sizes = numbers("dims", dims, int, "5,300,500,1")
+    levels = None if imbalance is None else numbers("imbalance", imbalance, float, "0.5,0.25")
+    if compressed and (levels is not None or peak is not None):
+        raise InputError(
+            "Arguments `imbalance` and `peak` must not be given with `--compressed`: it is for Gaussian weights."
+        )
+    check_writable(out)
+    single = levels[0] if levels is not None and scheme == "lambda_balanced" else levels
+    settings: dict[str, Any] = {} if compressed else {"imbalance": single, "peak": peak}
+    network = (sample_compressed if compressed else draw_full)(scheme, sizes, seed=seed, scale=scale, **settings)
+    save_weights(out, network)
+    show(
+        {"dims": sizes, "scheme": scheme, "seed": seed, "scale": scale, "compressed": compressed, "out": str(out)},
+        json_,
+        lambda: f"Wrote {out}",
+    )
+    return 0
+
+
+def certify(
+    weights: Path,
+    *,
+    target: Target = None,
+    data: Data = None,
+    loss: Loss = "squared",
+    mask: Mask = None,
+    tolerance: Annotated[float | None, Parameter(help="When an eigenvalue of D_l counts as 0, relative.")] = None,
+    cheap: Annotated[bool, Parameter(negative="", help="A few products instead of all eigenvalues.")] = False,
+    json_: Json = False,
+) -> int:
+    """Certify convergence rates for the weights in an .npz file."""
+    from flowsim.checks import as_number
+    from flowsim.files import read_weights
+    from flowsim.problem import Problem
+    from flowsim.rates import TOLERANCE
+    from flowsim.rates import certify as run
+
+    allowed = TOLERANCE if tolerance is None else as_number(tolerance, "tolerance", least=0.0)
+    check_loss_flags(target, data, loss, mask)
+    network, chosen = read_weights(weights), loss_of(weights, target, data, loss, mask)
+    certificates = run(network if chosen is None else Problem(chosen, network), tolerance=allowed, cheap=cheap)
+    show(certificates.to_json(), json_, certificates.summary)
+    return 0

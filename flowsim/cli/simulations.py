@@ -1,0 +1,164 @@
+"""flowsim simulate, compare, diagnose: a run, several, and what a run shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from flowsim.cli.inputs import Data, Json, Loss, Mask, Target, check_loss_flags, loss_of, numbers, subject_of
+from flowsim.cli.output import Bar, finite, note, show
+from flowsim.errors import InputError
+
+if TYPE_CHECKING:
+    from flowsim.trajectory import Trajectory
+
+DEFAULT_COMPARISON = "dop853,rk45,lsoda,rkc,gauss-legendre-4"
+
+
+def simulate(
+    weights: Path,
+    *,
+    t1: float,
+    target: Target = None,
+    data: Data = None,
+    loss: Loss = "squared",
+    mask: Mask = None,
+    method: Annotated[str, Parameter(help="One of those that `flowsim methods` lists.")] = "dop853",
+    step_size: Annotated[float | None, Parameter(help="Step of gradient descent, or a fixed step.")] = None,
+    rtol: float = 1e-8,
+    atol: float = 1e-10,
+    save_points: int = 101,
+    stop_loss: Annotated[float | None, Parameter(help="Stop when L - f* <= X (L(0) - f*).")] = None,
+    stop_gradient: Annotated[float | None, Parameter(help="Stop when ||grad L|| <= X.")] = None,
+    max_steps: int | None = None,
+    wall_limit: Annotated[float | None, Parameter(help="Stop after this many seconds.")] = None,
+    reduce: Annotated[str, Parameter(help="Compress the width: auto, always or never.")] = "auto",
+    backend: Annotated[str, Parameter(help="numpy or jax, for gradient descent.")] = "numpy",
+    out: Annotated[Path | None, Parameter(help="Write the trajectory there as NetCDF.")] = None,
+    json_: Json = False,
+) -> int:
+    """Simulate gradient flow or descent from weights in an .npz file, or a folder of W1.npy, W2.npy, ..."""
+    from dataclasses import replace
+
+    from flowsim.config import RunConfig, provenance
+    from flowsim.files import check_writable, read_weights
+    from flowsim.problem import Problem
+    from flowsim.simulation import simulate as run
+
+    config = RunConfig.build(
+        t1=t1,
+        method=method,
+        step_size=step_size,
+        rtol=rtol,
+        atol=atol,
+        save_points=save_points,
+        stop_loss=stop_loss,
+        stop_gradient=stop_gradient,
+        max_steps=max_steps,
+        wall_limit=wall_limit,
+        reduce=reduce,
+        backend=backend,
+    )
+    chosen = config.method_value()
+    check_loss_flags(target, data, loss, mask)
+    if out is not None:
+        check_writable(out)
+    network = read_weights(weights)
+    chosen_loss = loss_of(weights, target, data, loss, mask)
+    if chosen_loss is None:
+        raise InputError(f"Argument `--target` or `--data` must be given: {weights} has no key Y.")
+    with Bar(config.t1) as bar:
+        trajectory = run(Problem(chosen_loss, network), chosen, progress=bar, **config.simulate_arguments())
+    trajectory = replace(trajectory, provenance={**provenance(), "configuration": config.model_dump()})
+    if out is not None:
+        trajectory.save(out)
+    if trajectory.exit_code:
+        note(trajectory.message)
+    show({**simulation_json(trajectory), "method": config.method.lower()}, json_, trajectory.summary)
+    return trajectory.exit_code
+
+
+def compare(
+    subject: Annotated[str, Parameter(help="A problem that `flowsim problems` lists, or weights as for simulate.")],
+    *,
+    target: Target = None,
+    data: Data = None,
+    loss: Loss = "squared",
+    mask: Mask = None,
+    methods: Annotated[str, Parameter(help="Names that `flowsim methods` lists, with commas.")] = DEFAULT_COMPARISON,
+    rtols: Annotated[str, Parameter(help="Relative tolerances; atol is a hundredth.")] = "1e-3,1e-4,1e-6,1e-8,1e-10",
+    step_sizes: Annotated[str | None, Parameter(help="Step sizes of gradient descent.")] = None,
+    t1: Annotated[float | None, Parameter(help="End time; a named problem has its own.")] = None,
+    times: Annotated[int, Parameter(help="At how many times errors are taken.")] = 11,
+    repeats: Annotated[int, Parameter(help="How often a quick run is timed after a warm-up.")] = 3,
+    time_limit: Annotated[float, Parameter(help="Seconds for one run.")] = 60.0,
+    reduce: Annotated[str, Parameter(help="Compress the width: auto, always or never.")] = "auto",
+    out: Annotated[Path | None, Parameter(help="Folder for compare.json, compare.nc and compare.png.")] = None,
+    json_: Json = False,
+) -> int:
+    """Work against precision of several methods on a named problem, or from weights in a file."""
+    from flowsim.comparison import compare as run
+    from flowsim.files import make_folder, write_atomically
+
+    check_loss_flags(target, data, loss, mask)
+    settings: dict[str, Any] = {
+        "methods": [name.strip() for name in methods.split(",")],
+        "rtols": numbers("rtols", rtols, float, "1e-4,1e-8"),
+        "step_sizes": () if step_sizes is None else numbers("step_sizes", step_sizes, float, "1e-3,1e-4"),
+        "t1": t1,
+        "times": times,
+        "repeats": repeats,
+        "time_limit": time_limit,
+        "reduce": reduce,
+    }
+    folder = None if out is None else make_folder(out)
+    result = run(subject_of(subject, target, data, loss, mask), note=note, **settings)
+    printed = {"subject": subject, **result.to_json()}
+    if folder is not None:
+        from flowsim.plots import work_precision_figure
+
+        with write_atomically(folder / "compare.json") as place:
+            place.write_text(json.dumps(finite(printed), allow_nan=False))
+        with write_atomically(folder / "compare.nc") as place:
+            result.dataset.to_netcdf(place, engine="h5netcdf")
+        with write_atomically(folder / "compare.png") as place:
+            work_precision_figure(result, subject).savefig(place, dpi=200)
+    show(printed, json_, result.summary)
+    return 0 if any(row.status == "completed" for row in result.rows) else 3
+
+
+def diagnose(run: Path, *, json_: Json = False) -> int:
+    """Check the laws that a saved run should obey: D_l, energy, monotone loss, rates, the flow itself."""
+    from flowsim.diagnosis import diagnose as check
+    from flowsim.trajectory import load
+
+    found = check(load(run))
+    show(found.to_json(), json_, found.summary)
+    return found.exit_code
+
+
+def simulation_json(trajectory: Trajectory) -> dict[str, Any]:
+    """The object that `flowsim simulate --json` prints."""
+    stats, compressed = trajectory.stats, trajectory.reduction.network
+    return {
+        "status": trajectory.status,
+        "message": trajectory.message,
+        "time": trajectory.time,
+        "loss": trajectory.loss,
+        "imbalance_drift": trajectory.imbalance_drift.max(axis=1),
+        "steps": stats["steps"],
+        "rhs_evaluations": stats["rhs_evaluations"],
+        "seconds": stats["seconds"],
+        "reduction": {
+            "used": compressed is not None,
+            "widths": trajectory.problem.network.dims,
+            "reduced_widths": None if compressed is None else compressed.core.dims,
+            "krylov_steps": None if compressed is None else compressed.steps,
+            "error_estimate": float(trajectory.error_estimate[-1]),
+            "weights_change": trajectory.weights_change,
+            "reason": trajectory.reduction.reason,
+        },
+    }
