@@ -6,15 +6,16 @@ with X and Y.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from flowsim.checks import as_matrix, as_number
 from flowsim.errors import InputError
 from flowsim.network import LinearNetwork
 from flowsim.reduction import CompressedNetwork, sample_compressed
+
+if TYPE_CHECKING:
+    import xarray
 
 LARGEST_FILE = 2**33
 """Arrays of more bytes than this (8 GiB) in one file are refused."""
@@ -101,17 +105,35 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     check_writable(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    place = Path(name)
+    place = None
     try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        place = Path(name)
         yield place
         place.chmod(0o666 & ~_umask())
         os.replace(place, path)
     except OSError as error:
         raise InputError(f"File {path} could not be written: {error.strerror or error}.") from error
     finally:
-        place.unlink(missing_ok=True)
+        if place is not None:
+            with suppress(OSError):
+                place.unlink()
+
+
+def write_netcdf(path: str | Path, dataset: xarray.Dataset) -> None:
+    """Write a dataset as NetCDF; beside, then renamed. Raises InputError when the place cannot be written.
+
+    The file is made in memory: HDF5 cannot close a file on a full disk, and takes the process down with it.
+    """
+    import h5netcdf
+    from xarray.backends import H5NetCDFStore
+
+    buffer = io.BytesIO()
+    with h5netcdf.File(buffer, "w") as file:
+        dataset.dump_to_store(H5NetCDFStore(file))
+    with write_atomically(path) as place:
+        place.write_bytes(buffer.getbuffer())
 
 
 def check_writable(path: str | Path) -> None:
@@ -134,7 +156,12 @@ def make_folder(path: str | Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"Folder {path} cannot be made: {error.strerror or error}; choose another.") from error
-    check_writable(path / "probe")
+    try:
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise InputError(
+            f"Folder {path} cannot be written: {error.strerror or error}; mend that, or choose another."
+        ) from error
     return path
 
 

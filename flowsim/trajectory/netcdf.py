@@ -10,7 +10,7 @@ import numpy as np
 
 from flowsim import losses
 from flowsim.errors import InputError
-from flowsim.files import write_atomically
+from flowsim.files import write_netcdf
 from flowsim.methods import describe, described
 from flowsim.network import LinearNetwork, unflatten
 from flowsim.problem import Problem
@@ -48,8 +48,7 @@ def write(trajectory: Trajectory, path: str | Path) -> None:
     dataset = dataset.assign(
         {name: ((f"{name}_row", f"{name}_column"), value) for name, value in arrays.items()}
     ).assign_attrs(flowsim=json.dumps(configuration, allow_nan=False))
-    with write_atomically(Path(path)) as place:
-        dataset.to_netcdf(place, engine="h5netcdf")
+    write_netcdf(path, dataset)
 
 
 def _describe_loss(loss: Any) -> tuple[str, dict[str, float], dict[str, np.ndarray]]:
