@@ -48,6 +48,14 @@ def test_the_dataset_has_names_and_units(problem):
     assert dataset.attrs["status"] == "completed"
 
 
+def test_singular_values_of_the_product(problem):
+    run = fs.simulate(problem, t1=0.3, save_points=5)
+    assert (run.checkpoints.times == run.time).all()
+    for t, values in zip(run.time, run.singular_values, strict=True):
+        assert values == pytest.approx(np.linalg.svd(run.product_at(t), compute_uv=False), rel=1e-12)
+    assert run.dataset.singular_values.dims == ("checkpoint_time", "mode")
+
+
 def test_checkpoints_stay_within_their_budget(problem, monkeypatch):
     dense = fs.simulate(problem, t1=0.3)
     monkeypatch.setattr(simulation, "CHECKPOINT_BYTES", 10 * problem.initial_state.nbytes)

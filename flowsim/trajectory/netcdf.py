@@ -42,8 +42,7 @@ def write(trajectory: Trajectory, path: str | Path) -> None:
         "reduction": reduction,
     }
     dataset = trajectory.dataset.assign(
-        checkpoint_time=("checkpoint", trajectory.checkpoints.times),
-        checkpoint_state=(("checkpoint", "weight"), trajectory.checkpoints.states),
+        checkpoint_state=(("checkpoint_time", "weight"), trajectory.checkpoints.states)
     )
     dataset = dataset.assign(
         {name: ((f"{name}_row", f"{name}_column"), value) for name, value in arrays.items()}

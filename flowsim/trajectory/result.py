@@ -15,7 +15,7 @@ from flowsim.errors import InputError
 from flowsim.integrators import start
 from flowsim.losses import minimum_of
 from flowsim.methods import Method
-from flowsim.network import LinearNetwork, unflatten
+from flowsim.network import LinearNetwork, product, unflatten
 from flowsim.problem import Problem
 from flowsim.reduction import CompressedNetwork
 
@@ -191,6 +191,17 @@ class Trajectory:
         """W(t) = scale W_1(t) ... W_L(t), as integrated."""
         return self.core_at(t).product
 
+    @cached_property
+    def products(self) -> np.ndarray:
+        """(C, n, m): W(t) at checkpoints.times, as integrated."""
+        network = self.simulated.network
+        return product(unflatten(self.checkpoints.states, network.dims), network.scale)
+
+    @cached_property
+    def singular_values(self) -> np.ndarray:
+        """(C, min(n, m)): the singular values of W(t), descending, at checkpoints.times."""
+        return np.linalg.svd(self.products, compute_uv=False)
+
     def _state_at(self, t: float) -> np.ndarray:
         end = float(self.time[-1])
         if not 0.0 <= t <= end * (1 + 1e-12):
@@ -235,6 +246,11 @@ class Trajectory:
                     self.error_estimate,
                     {"long_name": "estimated compression error of the weights, Frobenius norm over all layers"},
                 ),
+                "singular_values": (
+                    ("checkpoint_time", "mode"),
+                    self.singular_values,
+                    {"long_name": "singular values of the product W(t)"},
+                ),
                 "step_loss": ("step_time", self.step_loss, {"long_name": "loss L(t) after each step"}),
                 "step_excess_loss": ("step_time", self.steps.excess, {"long_name": "L(t) - f* after each step"}),
                 "dissipated": ("step_time", self.steps.dissipated, {"long_name": "integral of ||grad L||_F^2"}),
@@ -248,6 +264,12 @@ class Trajectory:
                 "time": ("time", self.time, {"long_name": "time t", "units": "1"}),
                 "layer": ("layer", np.arange(1, self.problem.network.depth), {"long_name": "l of D_l"}),
                 "step_time": ("step_time", self.step_time, {"long_name": "time t after each step", "units": "1"}),
+                "checkpoint_time": (
+                    "checkpoint_time",
+                    self.checkpoints.times,
+                    {"long_name": "time t at which the weights were kept", "units": "1"},
+                ),
+                "mode": ("mode", 1 + np.arange(self.singular_values.shape[1]), {"long_name": "number of the mode"}),
             },
             attrs={"status": self.status, "message": self.message},
         )
