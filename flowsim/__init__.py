@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from flowsim.reduction import CompressedNetwork as CompressedNetwork
     from flowsim.reduction import compress as compress
     from flowsim.reduction import sample_compressed as sample_compressed
+    from flowsim.simulation import resume as resume
     from flowsim.simulation import simulate as simulate
     from flowsim.sweeps import SweepSpec as SweepSpec
     from flowsim.sweeps import sweep as sweep
@@ -98,7 +99,7 @@ _HOMES = {
     "problems": ("PROBLEMS", "NamedProblem", "problem_named"),
     "rates": ("Certificate", "certify"),
     "reduction": ("CompressedNetwork", "compress", "sample_compressed"),
-    "simulation": ("simulate",),
+    "simulation": ("resume", "simulate"),
     "sweeps": ("SweepSpec", "sweep"),
     "trajectory": ("Trajectory", "load"),
 }

@@ -12,7 +12,8 @@ from flowsim.integrators import DENSE_JACOBIAN_LIMIT, Segment
 from flowsim.methods import GaussLegendre, GradientDescent, Method, Projected
 from flowsim.network import LinearNetwork, flatten, imbalance_change, unflatten
 from flowsim.problem import Problem
-from flowsim.reduction import CompressedNetwork, KrylovBases, first_level
+from flowsim.reduction import CompressedNetwork, KrylovBases, first_level, regrown
+from flowsim.trajectory import Trajectory
 
 DESCENT_RTOL, DESCENT_ATOL = 1e-8, 1e-10
 """Gradient descent has no tolerances of its own: its compression error is held to the default ones of the flow."""
@@ -194,6 +195,22 @@ def choose_model(problem: Problem, method: Method, reduce: str) -> Model:
     else:
         compressed = network
     return CompressedModel(problem, compressed, *tolerances(method), may_give_up)
+
+
+def continued(run: Trajectory) -> tuple[Model, np.ndarray]:
+    """What went on being integrated at a trajectory's end, and its checkpoints' states there.
+
+    Raises InputError where the width was compressed in bases that cannot grow any more.
+    """
+    network, states = run.reduction.network, run.checkpoints.states
+    if network is None:
+        return FullModel(run.problem, run.reduction.reason, float(run.error_estimate[-1])), states
+    whole = run.problem.network
+    growing, states = regrown(network, whole, states)
+    may_give_up = isinstance(whole, LinearNetwork) and whole.is_dense
+    model = CompressedModel(run.problem, growing, *tolerances(run.method), may_give_up)
+    model.times, model.errors = [run.time], [run.error_estimate]
+    return model, states
 
 
 def tolerances(method: Method) -> tuple[float, float]:

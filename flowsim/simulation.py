@@ -16,10 +16,10 @@ from flowsim.integrators.base import Counts, dissipation
 from flowsim.integrators.descent import count_steps
 from flowsim.losses import excess, minimum_of
 from flowsim.methods import GradientDescent, Method, Scipy
-from flowsim.model import CompressedModel, Model, Refused, choose_model
+from flowsim.model import CompressedModel, Model, Refused, choose_model, continued
 from flowsim.network import product, unflatten
 from flowsim.problem import Problem
-from flowsim.trajectory import Checkpoints, Reduction, Steps, Trajectory
+from flowsim.trajectory import Checkpoints, Reduction, Steps, Trajectory, UnknownLoss
 
 GROWTH_LIMIT = 1e4
 """A loss above GROWTH_LIMIT times max(L(0), f(0)) counts as diverged."""
@@ -63,17 +63,45 @@ def simulate(
     """
     method = Scipy() if method is None else method
     t1 = as_number(t1, "t1", above=0.0)
-    if stop_loss is not None and minimum_of(problem.loss) is None:
-        raise InputError("Argument `stop_loss` must be None for a loss that does not declare its `minimum`.")
     as_choice(reduce, "reduce", ("auto", "always", "never"))
-    stopping = Stopping(
-        None if stop_loss is None else as_number(stop_loss, "stop_loss", above=0.0) * problem.initial_excess,
-        None if stop_gradient is None else as_number(stop_gradient, "stop_gradient", above=0.0),
-        None if max_steps is None else as_count(max_steps, "max_steps"),
-        None if wall_limit is None else clock.perf_counter() + as_number(wall_limit, "wall_limit", above=0.0),
-    )
+    stopping = _stopping(problem, stop_loss, stop_gradient, max_steps, wall_limit)
     run = _Run(problem, method, save_times(method, t1, save_points), stopping, progress)
-    return run.to_end(t1, reduce)
+    return run.to_end(t1, lambda: run.begin(reduce))
+
+
+def resume(
+    trajectory: Trajectory,
+    *,
+    t1: float,
+    save_points: int | Sequence[float] | np.ndarray = 101,
+    stop_loss: float | None = None,
+    stop_gradient: float | None = None,
+    max_steps: int | None = None,
+    wall_limit: float | None = None,
+    progress: Progress | None = None,
+) -> Trajectory:
+    """The same simulation gone on with, from where the trajectory ends to t1: one trajectory from 0 to t1.
+
+    The method, the loss and the width compression with its error estimate are the trajectory's; save_points are those
+    after its end. A level of stop_loss stays relative to L(0), max_steps and wall_limit count from here. An adaptive
+    method looks for its step size anew.
+    Raises InputError for arguments out of range, a t1 that is not beyond the end, a trajectory that has diverged, or
+    one that was loaded without what it takes to go on (its own loss; a generator's draw in compressed form).
+    """
+    begun, t1 = float(trajectory.time[-1]), as_number(t1, "t1", above=float(trajectory.time[-1]))
+    problem, method = trajectory.problem, trajectory.method
+    if trajectory.status == "diverged":
+        raise InputError(
+            "Argument `trajectory` must not have diverged; simulate again with a smaller step or tolerance."
+        )
+    if isinstance(problem.loss, UnknownLoss):
+        raise InputError("Argument `trajectory` was loaded without its own loss; pass it to load(path, loss=...).")
+    if np.ndim(save_points) == 0:
+        save_points = np.linspace(begun, t1, as_count(save_points, "save_points", least=2))
+    times = save_times(method, t1, save_points)
+    stopping = _stopping(problem, stop_loss, stop_gradient, max_steps, wall_limit, trajectory.stats["steps"])
+    run = _Run(problem, method, times[times > begun], stopping, progress)
+    return run.to_end(t1, lambda: run.go_on(trajectory))
 
 
 @dataclass(frozen=True)
@@ -84,6 +112,25 @@ class Stopping:
     gradient: float | None
     max_steps: int | None
     deadline: float | None
+
+
+def _stopping(
+    problem: Problem,
+    stop_loss: float | None,
+    stop_gradient: float | None,
+    max_steps: int | None,
+    wall_limit: float | None,
+    taken: int = 0,
+) -> Stopping:
+    """The arguments of simulate, checked; max_steps beyond those taken already."""
+    if stop_loss is not None and minimum_of(problem.loss) is None:
+        raise InputError("Argument `stop_loss` must be None for a loss that does not declare its `minimum`.")
+    return Stopping(
+        None if stop_loss is None else as_number(stop_loss, "stop_loss", above=0.0) * problem.initial_excess,
+        None if stop_gradient is None else as_number(stop_gradient, "stop_gradient", above=0.0),
+        None if max_steps is None else taken + as_count(max_steps, "max_steps"),
+        None if wall_limit is None else clock.perf_counter() + as_number(wall_limit, "wall_limit", above=0.0),
+    )
 
 
 def save_times(method: Method, t1: float, save_points: Any) -> np.ndarray:
@@ -110,9 +157,11 @@ class _Run:
     save_times: np.ndarray
     stopping: Stopping
     progress: Progress | None
+    model: Model = field(init=False)
     status: str = ""
     detail: str = ""
     steps: int = 0
+    stride: int = 1
     saved_until: float = 0.0
     reached: tuple[float, Callable[[np.ndarray], np.ndarray]] | None = None
     pending: list[tuple[float, np.ndarray]] = field(default_factory=list)
@@ -121,13 +170,12 @@ class _Run:
     log: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
     counts: Counts = field(default_factory=lambda: Counts(0, 0, 0))
     final: tuple[float, np.ndarray] = (0.0, np.zeros(0))
+    spent: dict[str, float] = field(default_factory=lambda: {"seconds": 0.0, "compile_seconds": 0.0})
 
-    def to_end(self, t1: float, reduce: str) -> Trajectory:
+    def to_end(self, t1: float, begin: Callable[[], tuple[float, np.ndarray]]) -> Trajectory:
         compiled = compile_seconds(self.method)
         begun = clock.perf_counter()
-        self.model: Model = choose_model(self.problem, self.method, reduce)
-        self._begin()
-        t, state = 0.0, self.model.initial_state
+        t, state = begin()
         while True:
             try:
                 integrator = start(self.model.problem, self.method, t, state, t1)
@@ -150,7 +198,9 @@ class _Run:
         self._save_where_it_stopped()
         self._flush()
         elapsed, compiled = clock.perf_counter() - begun, compile_seconds(self.method) - compiled
-        return self._trajectory({"seconds": max(elapsed - compiled, 0.0), "compile_seconds": compiled})
+        self.spent["seconds"] += max(elapsed - compiled, 0.0)
+        self.spent["compile_seconds"] += compiled
+        return self._trajectory()
 
     def _drive(self, integrator: Any) -> Refused | None:
         """Take segments until something stops the run; a Refused where the model is too coarse to go on."""
@@ -178,15 +228,37 @@ class _Run:
         """One of how many saved states can be kept as a checkpoint."""
         return max(1, -(-len(self.save_times) * state.nbytes // CHECKPOINT_BYTES))
 
-    def _begin(self) -> None:
+    def begin(self, reduce: str) -> tuple[float, np.ndarray]:
+        """Stand at t = 0."""
+        self._use(choose_model(self.problem, self.method, reduce))
         first = self.problem.initial_excess
-        zero = excess(self.problem.loss, np.zeros(self.problem.loss.shape))
-        self.limit = GROWTH_LIMIT * max(first, float(zero), np.finfo(float).tiny)
-        self.stride = self._stride_for(self.model.initial_state)
         self.log.append((np.zeros(1), np.array([first]), np.zeros(1)))
         self._save(np.zeros(1), self.model.initial_state[None])
         if self.stopping.level is not None and first <= self.stopping.level:
             self.status = "converged"
+        return 0.0, self.model.initial_state
+
+    def go_on(self, run: Trajectory) -> tuple[float, np.ndarray]:
+        """Stand at the end of a trajectory, with all that it recorded."""
+        model, states = continued(run)
+        self._use(model)
+        steps, change = run.steps, np.diff(run.steps.dissipated, prepend=0.0)
+        self.log.append((steps.time, steps.excess, change))
+        self.rows.append((run.time, run.excess, run.gradient_norm, run.imbalance_change, run.error_estimate))
+        self.checkpoints = list(zip(run.checkpoints.times.tolist(), states, strict=True))
+        self.final = self.checkpoints[-1]
+        self.saved_until, self.steps = self.final[0], run.stats["steps"]
+        self.counts = Counts(**{name: run.stats[name] for name in vars(self.counts)})
+        self.spent = {name: run.stats[name] for name in self.spent}
+        if self.stopping.level is not None and run.excess[-1] <= self.stopping.level:
+            self.status = "converged"
+        return self.final
+
+    def _use(self, model: Model) -> None:
+        self.model = model
+        zero = excess(self.problem.loss, np.zeros(self.problem.loss.shape))
+        self.limit = GROWTH_LIMIT * max(self.problem.initial_excess, float(zero), np.finfo(float).tiny)
+        self.stride = self._stride_for(model.initial_state)
 
     def _take(self, segment: Segment) -> Refused | None:
         """Record a segment up to where it has to stop, if anywhere in it, unless the model is too coarse for it."""
@@ -284,7 +356,7 @@ class _Run:
         self.final = self.pending[-1]
         self.pending = []
 
-    def _trajectory(self, seconds: dict[str, float]) -> Trajectory:
+    def _trajectory(self) -> Trajectory:
         if self.checkpoints[-1][0] < self.final[0]:
             self.checkpoints.append(self.final)
         time, losses, norms, drift, error = (np.concatenate(column) for column in zip(*self.rows, strict=True))
@@ -303,5 +375,5 @@ class _Run:
             reduction=Reduction(
                 self.model.network if isinstance(self.model, CompressedModel) else None, error, self.model.reason
             ),
-            stats={"steps": self.steps, **seconds, **vars(self.counts)},
+            stats={"steps": self.steps, **self.spent, **vars(self.counts)},
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flowsim.reduction.bases import FixedBases, KrylovBases
 from flowsim.reduction.compressed import CompressedNetwork, compress, first_level
+from flowsim.reduction.regrown import redrawn, regrown
 from flowsim.reduction.sampling import SAMPLED, cannot_sample, sample_compressed
 
 __all__ = [
@@ -14,5 +15,7 @@ __all__ = [
     "cannot_sample",
     "compress",
     "first_level",
+    "redrawn",
+    "regrown",
     "sample_compressed",
 ]

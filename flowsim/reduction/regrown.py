@@ -1,0 +1,66 @@
+"""A compressed network from a file, in bases that can grow again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flowsim.errors import InputError
+from flowsim.network import LinearNetwork, flatten, unflatten
+from flowsim.reduction.bases import FixedBases, KrylovBases
+from flowsim.reduction.compressed import CompressedNetwork
+from flowsim.reduction.sampling import sample_compressed
+
+SAME = 1e-10
+"""The core that is found again must be that of the file, as a part of its norm: round-off of another machine."""
+
+
+def regrown(network: CompressedNetwork, whole: Any, states: np.ndarray) -> tuple[CompressedNetwork, np.ndarray]:
+    """(the network in bases that can grow, states of its core in these): the given ones where they can, or need not.
+
+    `whole` is the problem's network. Its weights give the Krylov bases again, up to rotations within the levels; a
+    network drawn in compressed form is drawn again.
+    Raises InputError where neither is possible, or does not give the same core.
+    """
+    if not isinstance(network.bases, FixedBases) or network.exact:
+        return network, states
+    if isinstance(whole, LinearNetwork):
+        bases = KrylovBases(whole.weights)
+        found = CompressedNetwork(bases, network.steps, network.scale, network.origin)
+        found.bases.grow_to(network.steps + network.halo)
+    else:
+        found = redrawn(network.origin, network.steps)
+    if found.core.dims == network.core.dims:
+        rotated = _rotated(network, found, states)
+        start = _rotated(network, found, flatten(network.core.weights))
+        missed = np.linalg.norm(start - flatten(found.core.weights))
+        if missed <= SAME * np.linalg.norm(start):
+            return found, rotated
+    raise InputError("Argument `trajectory` does not fit its network: the compressed network found from it is another.")
+
+
+def redrawn(origin: Any, steps: int) -> CompressedNetwork:
+    """The network drawn in compressed form that `origin` tells of. Raises InputError where it does not tell enough."""
+    if origin.get("form") != "sampled" or origin.get("seed") is None:
+        raise InputError(
+            "Argument `trajectory` cannot be gone on with: its compressed bases cannot grow. Pass the full network to"
+            " load(path, network=...), or simulate anew."
+        )
+    seed: Any = origin["seed"]
+    if "spawn_key" in origin:
+        seed = np.random.SeedSequence(seed, spawn_key=tuple(origin["spawn_key"]))
+    return sample_compressed(origin["scheme"], origin["dims"], seed=seed, scale=origin["scale"], steps=steps)
+
+
+def _rotated(old: CompressedNetwork, new: CompressedNetwork, states: np.ndarray) -> np.ndarray:
+    """States in the coordinates of the new bases: What_l -> Q_{l-1} What_l Q_l^T, Q_l = P_l'^T P_l."""
+    if old.bases.vectors is None or new.bases.vectors is None:
+        return states
+    sizes, dims = new.core.dims, new.dims
+    pairs = zip(new.bases.vectors, old.bases.vectors, sizes[1:-1], strict=True)
+    inner = [P[:, :k].T @ R[:, :k] for P, R, k in pairs]
+    turns = [np.eye(dims[0]), *inner, np.eye(dims[-1])]
+    weights = unflatten(states, sizes)
+    turned = [Q @ W @ R.T for Q, W, R in zip(turns, weights, turns[1:], strict=False)]
+    return np.concatenate([W.reshape(*W.shape[:-2], -1) for W in turned], axis=-1)
