@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from flowsim import errors as errors
     from flowsim import exact as exact
+    from flowsim.citations import citation as citation
     from flowsim.comparison import Comparison as Comparison
     from flowsim.comparison import compare as compare
     from flowsim.diagnosis import Diagnosis as Diagnosis
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from flowsim.trajectory import load as load
 
 _HOMES = {
+    "citations": ("citation",),
     "comparison": ("Comparison", "compare"),
     "diagnosis": ("Diagnosis", "diagnose"),
     "ensembles": ("Ensemble", "ensemble"),

@@ -146,6 +146,12 @@ def as_choice(value: Any, name: str, known: Iterable[str]) -> str:
     raise InputError(f"Argument `{name}` must be one of {', '.join(options)}, but it is {value!r}{hint}.")
 
 
+def check_schema(found: Any, known: int, what: str) -> None:
+    """Refuse what a newer flowsim wrote."""
+    if not isinstance(found, int) or found > known:
+        raise InputError(f"{what} has schema {found}, but this flowsim reads up to {known}; update flowsim to read it.")
+
+
 def check_chain(weights: Sequence[np.ndarray]) -> None:
     """Refuse fewer than two layers, or layers whose shapes do not chain."""
     if len(weights) < 2:

@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowsim.checks import check_schema
 from flowsim.errors import InputError, StorageError
 from flowsim.files import make_folder
 
 SPECIFICATION = "specification.json"
 RECORDS = "records"
+SCHEMA = 1
+"""Raised when records can no longer be read as before."""
 Record = Mapping[str, Any]
 
 
@@ -55,11 +58,12 @@ class Store:
                 raise InputError(
                     f"Folder {folder} must be empty or hold a sweep, but it holds other files; choose a new one."
                 )
-            store._write(place, canonical(specification))
+            store._write(place, canonical({"schema": SCHEMA, **specification}))
         try:
             found = json.loads(place.read_text())
         except ValueError as error:
             raise InputError(f"File {place} is damaged; restore it, or choose a new folder.") from error
+        check_schema(found.pop("schema", SCHEMA), SCHEMA, f"Folder {folder}")
         differing = sorted(key for key in {*found, *specification} if found.get(key) != specification.get(key))
         if differing:
             raise InputError(

@@ -6,6 +6,8 @@ import pytest
 import flowsim as fs
 from flowsim import simulation
 from flowsim.errors import InputError
+from flowsim.methods import METHODS as METHODS_BY_NAME
+from flowsim.trajectory import netcdf
 
 
 @pytest.fixture
@@ -99,6 +101,29 @@ def test_files_that_are_no_runs_are_refused(tmp_path):
             path.write_bytes(content)
         with pytest.raises(InputError, match="`path`"):
             fs.load(path)
+
+
+def test_a_newer_file_is_refused(problem, tmp_path, monkeypatch):
+    path = tmp_path / "run.nc"
+    with monkeypatch.context() as patch:
+        patch.setattr(netcdf, "SCHEMA", 2)
+        fs.simulate(problem, t1=0.1).save(path)
+    with pytest.raises(InputError, match="schema 2, but this flowsim reads up to 1; update flowsim"):
+        fs.load(path)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS_BY_NAME if name != "gd"])
+def test_every_method_says_where_it_comes_from(name):
+    method = fs.method_named(name, step_size=0.1 if "euler" in name else None)
+    assert len(fs.citation(method)) > len(fs.citation())
+
+
+def test_what_to_cite(problem):
+    text = fs.simulate(problem, t1=0.1).citation()
+    assert "Min and Ren" in text
+    assert fs.__version__ in text
+    assert "N{\\o}rsett" in text
+    assert text.count("@") == 4
 
 
 def test_a_truncated_run_is_refused(problem, tmp_path):

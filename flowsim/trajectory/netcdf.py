@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowsim import losses
+from flowsim.checks import check_schema
 from flowsim.errors import InputError
 from flowsim.files import write_netcdf
 from flowsim.methods import describe, described
@@ -17,6 +18,8 @@ from flowsim.problem import Problem
 from flowsim.reduction import CompressedNetwork, FixedBases
 from flowsim.trajectory.result import Checkpoints, Reduction, Steps, Trajectory, UnknownLoss
 
+SCHEMA = 1
+"""Raised when a file can no longer be read as before."""
 LARGEST_KEPT = 2**30
 """Initial weights of more bytes than this (1 GiB) are not kept in a file beside the compressed ones."""
 
@@ -28,7 +31,7 @@ def write(trajectory: Trajectory, path: str | Path) -> None:
     arrays |= bases
     network = trajectory.problem.network
     configuration = {
-        "schema": 1,
+        "schema": SCHEMA,
         "dims": network.dims,
         "scale": network.scale,
         "origin": dict(network.origin),
@@ -116,7 +119,7 @@ def load(path: str | Path, loss: Any = None, network: LinearNetwork | None = Non
 
     `loss` restores a user's own loss, `network` initial weights that were too large for the file (1 GiB).
 
-    Raises InputError when the file is missing, damaged, or not one of flowsim's.
+    Raises InputError when the file is missing, damaged, not one of flowsim's, or a newer flowsim's.
     """
     import xarray
 
@@ -126,6 +129,7 @@ def load(path: str | Path, loss: Any = None, network: LinearNetwork | None = Non
         with xarray.open_dataset(path, engine="h5netcdf") as opened:
             dataset = opened.load()
         configuration = json.loads(dataset.attrs["flowsim"])
+        check_schema(configuration["schema"], SCHEMA, f"File {path}")
         return _restore(dataset, configuration, loss, network)
     except InputError:
         raise

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowsim.checks import as_count
+from flowsim.citations import citation
 from flowsim.errors import InputError
 from flowsim.integrators import start
 from flowsim.losses import minimum_of
@@ -302,6 +303,10 @@ class Trajectory:
 
     def __repr__(self) -> str:
         return self.summary()
+
+    def citation(self) -> str:
+        """What to cite for this run, as BibTeX: the paper, flowsim, the method's library and formula."""
+        return citation(self.method)
 
     def save(self, path: str | Path) -> None:
         """Write NetCDF: the dataset, the checkpoints, the loss, and the configuration as one JSON attribute.
