@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Collection
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
@@ -46,9 +47,9 @@ class RunConfig(BaseModel):
         """The method with its settings. Raises InputError for an unknown one."""
         return method_named(self.method, rtol=self.rtol, atol=self.atol, step_size=self.step_size, backend=self.backend)
 
-    def simulate_arguments(self) -> dict[str, Any]:
-        """The keyword arguments of simulate that are neither the problem nor the method."""
-        return self.model_dump(exclude={"method", "step_size", "rtol", "atol", "backend"})
+    def simulate_arguments(self, but: Collection[str] = ()) -> dict[str, Any]:
+        """The keyword arguments of simulate that are neither the problem nor the method (nor one of `but`)."""
+        return self.model_dump(exclude={"method", "step_size", "rtol", "atol", "backend", *but})
 
 
 @cache

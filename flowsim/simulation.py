@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -101,7 +101,7 @@ def resume(
     times = save_times(method, t1, save_points)
     stopping = _stopping(problem, stop_loss, stop_gradient, max_steps, wall_limit, trajectory.stats["steps"])
     run = _Run(problem, method, times[times > begun], stopping, progress)
-    return run.to_end(t1, lambda: run.go_on(trajectory))
+    return replace(run.to_end(t1, lambda: run.go_on(trajectory)), provenance=trajectory.provenance)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,68 @@ def test_limits_and_divergence_exit_with_three(weights, capsys, tmp_path):
     assert fs.load(out).status == "diverged"
 
 
+def test_a_saved_run_is_gone_on_with(weights, capsys, tmp_path):
+    half, both = tmp_path / "half.nc", tmp_path / "both.nc"
+    assert call(capsys, "simulate", weights, "--t1", 0.25, "--method", "rk45", "--out", half, "--json")[0] == 0
+    code, printed, _ = call(
+        capsys, "simulate", "--resume", half, "--t1", 0.5, "--save-points", 3, "--out", both, "--json"
+    )
+    result, run = strict(printed), fs.load(both)
+    assert (code, result["method"], len(result["time"])) == (0, "rk45", 103)
+    whole = strict(call(capsys, "simulate", weights, "--t1", 0.5, "--method", "rk45", "--json")[1])
+    assert result["loss"][-1] == pytest.approx(whole["loss"][-1], rel=1e-5)
+    assert run.provenance["configuration"]["t1"] == 0.5
+    assert run.provenance["configuration"]["weights"] == str(weights)
+    for given in (("--method", "dop853", "--rtol", 1e-5), ("--reduce", "never"), ("--target", tmp_path / "y.npy")):
+        code, _, err = call(capsys, "simulate", "--resume", half, "--t1", 0.5, *given)
+        assert code == 2
+        assert "must not be given with --resume" in err
+    assert "--resume" in call(capsys, "simulate", "--t1", 0.5)[2]
+
+
+def test_options_from_a_file_flags_win(weights, capsys, tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(f'[simulate]\nweights = "{weights}"\nt1 = 0.5\nmethod = "rk45"\nsave_points = 3\njson = true\n')
+    code, printed, _ = call(capsys, "simulate", "--config", path, "--t1", 0.25)
+    assert code == 0
+    assert strict(printed)["time"] == [0.0, 0.125, 0.25]
+    assert strict(printed)["method"] == "rk45"
+    complete = call(capsys, "simulate", f"--config={path}", "--print-config", "--rtol", 1e-5)[1]
+    assert "rtol = 1e-05" in complete
+    assert "# step_size is not set" in complete
+    path.write_text(complete)
+    again = call(capsys, "simulate", "--config", path)[1]
+    assert strict(again)["time"] == [0.0, 0.25, 0.5]
+    assert call(capsys, "simulate", weights, "--t1", 0.5, "--print-config")[1].count("=") >= 8
+    assert "[compare]" in call(capsys, "compare", "staircase", "--print-config")[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[simulat]\nt1 = 1", "did you mean simulate"),
+        ("[simulate\n", "must be TOML"),
+        ("t1 = 1\n", "a table a command"),
+        ("[simulate]\nt2 = 1\nt1 = 1\n", "t2"),
+        ('[simulate]\nt1 = "soon"\n', "soon"),
+    ],
+)
+def test_bad_configurations(text, words, weights, capsys, tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    code, printed, err = call(capsys, "simulate", weights, "--config", path)
+    assert (code, printed) == (2, "")
+    assert words in err
+    assert call(capsys, "simulate", weights, "--config", tmp_path / "none.toml")[0] == 2
+    assert "given once" in call(capsys, "simulate", weights, "--config")[2]
+
+
+def test_cite(weights, capsys, tmp_path):
+    assert "Mallada" in call(capsys, "cite")[1]
+    call(capsys, "simulate", weights, "--t1", 0.1, "--out", tmp_path / "run.nc")
+    assert "virtanen2020scipy" in strict(call(capsys, "cite", tmp_path / "run.nc", "--json")[1])["bibtex"]
+
+
 def test_certify_keeps_the_contract(weights, capsys):
     code, printed, _ = call(capsys, "certify", weights, "--json")
     result = strict(printed)

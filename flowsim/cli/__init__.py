@@ -10,17 +10,23 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from cyclopts import App, CycloptsError
 
 from flowsim import __version__
-from flowsim.cli import lists, networks, simulations, sweeps
+from flowsim.cli import configuration, lists, networks, simulations, sweeps
 from flowsim.cli.output import note
 from flowsim.errors import ConversionNotice, FlowsimError
 
 app = App(
     name="flowsim",
     help="Gradient flow on multi-layer linear models: simulation, invariants, certified convergence rates.",
+    help_epilogue=(
+        "Every command also takes --config FILE.toml (a table a command, such as [simulate], keys called as the flags;"
+        " flags win), --print-config (its complete configuration, to be kept as such a file) and --debug"
+        " (tracebacks).\n"
+    ),
     version=__version__,
     help_format="plaintext",
     version_format="plaintext",
@@ -33,6 +39,7 @@ for _command in (
     simulations.simulate,
     simulations.diagnose,
     simulations.compare,
+    lists.cite,
     sweeps.sweep,
     lists.methods,
     lists.problems,
@@ -40,16 +47,17 @@ for _command in (
     app.command(_command)
 
 
+app.register_install_completion_command(help="Install completion for this shell (bash, zsh or fish).")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; no traceback unless --debug is among the arguments."""
-    tokens = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in tokens
-    tokens = [token for token in tokens if token != "--debug"]
+    tokens, debug = configuration.without(list(sys.argv[1:] if arguments is None else arguments), "--debug")
     with warnings.catch_warnings():
         warnings.simplefilter("always", ConversionNotice)
         warnings.showwarning = lambda message, *_, **__: note(str(message))
         try:
-            return app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0
+            return _run(tokens)
         except KeyboardInterrupt:
             note("Interrupted.")
             return 130
@@ -57,6 +65,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if debug:
                 raise
             return _explain(error)
+
+
+def _run(tokens: list[str]) -> int:
+    tokens, print_only = configuration.without(tokens, "--print-config")
+    tokens, path = configuration.split_file(tokens)
+    quiet: Any = {"exit_on_error": False, "print_error": False}
+    commands = [name for name in app if not name.startswith("-")]
+    app.config = () if path is None else (configuration.read(path, commands),)
+    if print_only:
+        command, bound, _ = app.parse_args(tokens, **quiet)
+        bound.apply_defaults()
+        print(configuration.complete(command.__name__, bound.arguments))
+        return 0
+    return app(tokens, **quiet, result_action="return_value") or 0
 
 
 def entry() -> None:

@@ -1,4 +1,4 @@
-"""flowsim reproduce, problems, methods: what takes no input."""
+"""flowsim reproduce, problems, methods, cite: what needs no input."""
 
 from __future__ import annotations
 
@@ -16,6 +16,20 @@ def reproduce(*, out: Path = Path("."), seed: int = 0, json_: Json = False) -> i
 
     result = draw(make_folder(out), seed=seed, note=note)
     show(result, json_, lambda: table(result) + f"\nWrote figure1.png, figure1.pdf and figure1.json in {out}.")
+    return 0
+
+
+def cite(run: Path | None = None, *, json_: Json = False) -> int:
+    """What to cite, as BibTeX: the paper, flowsim, and for a saved run its method."""
+    from flowsim.citations import citation
+
+    if run is None:
+        text = citation()
+    else:
+        from flowsim.trajectory import load
+
+        text = load(run).citation()
+    show({"bibtex": text}, json_, lambda: text)
     return 0
 
 

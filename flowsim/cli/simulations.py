@@ -13,13 +13,14 @@ from flowsim.cli.output import Bar, finite, note, show
 from flowsim.errors import InputError
 
 if TYPE_CHECKING:
+    from flowsim.config import RunConfig
     from flowsim.trajectory import Trajectory
 
 DEFAULT_COMPARISON = "dop853,rk45,lsoda,rkc,gauss-legendre-4"
 
 
 def simulate(
-    weights: Path,
+    weights: Path | None = None,
     *,
     t1: float,
     target: Target = None,
@@ -37,16 +38,15 @@ def simulate(
     wall_limit: Annotated[float | None, Parameter(help="Stop after this many seconds.")] = None,
     reduce: Annotated[str, Parameter(help="Compress the width: auto, always or never.")] = "auto",
     backend: Annotated[str, Parameter(help="numpy or jax, for gradient descent.")] = "numpy",
+    resume: Annotated[Path | None, Parameter(help="Go on with this saved run to t1.")] = None,
     out: Annotated[Path | None, Parameter(help="Write the trajectory there as NetCDF.")] = None,
     json_: Json = False,
 ) -> int:
-    """Simulate gradient flow or descent from weights in an .npz file, or a folder of W1.npy, W2.npy, ..."""
+    """Simulate gradient flow or descent from weights in a file or a folder, or go on with a saved run."""
     from dataclasses import replace
 
     from flowsim.config import RunConfig, provenance
-    from flowsim.files import check_writable, read_weights
-    from flowsim.problem import Problem
-    from flowsim.simulation import simulate as run
+    from flowsim.files import check_writable
 
     config = RunConfig.build(
         t1=t1,
@@ -62,23 +62,60 @@ def simulate(
         reduce=reduce,
         backend=backend,
     )
-    chosen = config.method_value()
+    config.method_value()
     check_loss_flags(target, data, loss, mask)
     if out is not None:
         check_writable(out)
-    network = read_weights(weights)
-    chosen_loss = loss_of(weights, target, data, loss, mask)
-    if chosen_loss is None:
-        raise InputError(f"Argument `--target` or `--data` must be given: {weights} has no key Y.")
-    with Bar(config.t1) as bar:
-        trajectory = run(Problem(chosen_loss, network), chosen, progress=bar, **config.simulate_arguments())
-    trajectory = replace(trajectory, provenance={**provenance(), "configuration": config.model_dump()})
+    inputs: dict[str, Any] = {"weights": weights, "target": target, "data": data, "loss": loss, "mask": mask}
+    if resume is not None:
+        trajectory = _resumed(resume, config, inputs)
+        record = {**trajectory.provenance.get("configuration", {}), "t1": t1}
+    else:
+        trajectory = _simulated(config, **inputs)
+        record = config.model_dump() | {name: str(value) for name, value in inputs.items() if value is not None}
+    trajectory = replace(trajectory, provenance={**provenance(), "configuration": record})
     if out is not None:
         trajectory.save(out)
     if trajectory.exit_code:
         note(trajectory.message)
-    show({**simulation_json(trajectory), "method": config.method.lower()}, json_, trajectory.summary)
+    show(
+        {**simulation_json(trajectory), "method": record.get("method", trajectory.method.name).lower()},
+        json_,
+        trajectory.summary,
+    )
     return trajectory.exit_code
+
+
+def _simulated(
+    config: RunConfig, weights: Path | None, target: Path | None, data: Path | None, loss: str, mask: Path | None
+) -> Trajectory:
+    from flowsim.files import read_weights
+    from flowsim.problem import Problem
+    from flowsim.simulation import simulate as run
+
+    if weights is None:
+        raise InputError("Argument `weights` must be given: a file of weights, or --resume with a saved run.")
+    network, chosen = read_weights(weights), loss_of(weights, target, data, loss, mask)
+    if chosen is None:
+        raise InputError(f"Argument `--target` or `--data` must be given: {weights} has no key Y.")
+    with Bar(config.t1) as bar:
+        return run(Problem(chosen, network), config.method_value(), progress=bar, **config.simulate_arguments())
+
+
+def _resumed(path: Path, config: RunConfig, inputs: dict[str, Any]) -> Trajectory:
+    """The saved run gone on with; what it brings itself must not be given."""
+    from flowsim.config import RunConfig
+    from flowsim.simulation import resume as run
+    from flowsim.trajectory import load
+
+    usual = RunConfig.build(t1=config.t1)
+    own = ("method", "step_size", "rtol", "atol", "reduce", "backend")
+    given = [name for name in own if getattr(config, name) != getattr(usual, name)]
+    given += [name for name, value in inputs.items() if value not in (None, "squared")]
+    if given:
+        raise InputError(f"Argument `{given[0]}` must not be given with --resume: the saved run brings its own.")
+    with Bar(config.t1) as bar:
+        return run(load(path), progress=bar, **config.simulate_arguments(but={"reduce"}))
 
 
 def compare(
@@ -116,7 +153,7 @@ def compare(
     }
     folder = None if out is None else make_folder(out)
     result = run(subject_of(subject, target, data, loss, mask), note=note, **settings)
-    printed = {"subject": subject, **result.to_json()}
+    printed = {"subject": subject, **result.to_json(), "configuration": {**settings, "loss": loss}}
     if folder is not None:
         from flowsim.plots import work_precision_figure
 
