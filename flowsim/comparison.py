@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from flowsim.checks import as_choice, as_count, as_number
+from flowsim.display import Shown, Table
 from flowsim.errors import FlowsimError, InputError
 from flowsim.integrators import start
 from flowsim.methods import METHODS, GaussLegendre, Method, Scipy, method_named
@@ -87,8 +88,8 @@ class Row:
     reason: str | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Shown):
     """All rows of a comparison, and the reference they were measured against."""
 
     rows: tuple[Row, ...]
@@ -144,18 +145,17 @@ class Comparison:
             "slopes": self.slopes(),
         }
 
-    def summary(self) -> str:
-        """A table for a terminal."""
-        heads = ("method", "rtol", "error t1", "error worst", "drift", "rhs", "steps", "rejected", "seconds", "compile")
-        lines = ["".join(f"{head:>12}" if k else f"{head:<22}" for k, head in enumerate(heads))]
+    def shown(self) -> Table:
+        """A row a run, the reference below."""
+        heads = ("method", "rtol/step", "error(t1)", "worst", "drift", "rhs", "steps", "rejected", "seconds", "compile")
+        rows = []
         for r in self.rows:
             setting = r.rtol if r.step_size is None else r.step_size
-            precision = setting, r.error_t1, r.error_worst, r.drift
-            cells = (*precision, r.rhs_evaluations, r.steps, r.rejected_steps, r.seconds, r.compile_seconds)
-            tail = "" if r.status == "completed" else f"  {r.status}: {r.reason}"
-            lines.append(f"{r.method:<22}" + "".join(f"{_cell(cell):>12}" for cell in cells) + tail)
-        lines.append(f"reference: {REFERENCE}; a second method differs from it by {self.reference.uncertainty:.1e}")
-        return "\n".join(lines)
+            numbers = setting, r.error_t1, r.error_worst, r.drift, r.rhs_evaluations, r.steps, r.rejected_steps
+            remark = "" if r.status == "completed" else f"{r.status}: {r.reason}"
+            rows.append((r.method, *(_cell(x) for x in (*numbers, r.seconds, r.compile_seconds)), remark))
+        foot = f"reference: {REFERENCE}; a second method differs from it by {self.reference.uncertainty:.1e}"
+        return Table(rows, (*heads, "remark"), foot=foot)
 
 
 def compare(

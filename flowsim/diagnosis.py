@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flowsim.display import Shown, Table
 from flowsim.errors import FlowsimError
 from flowsim.integrators import IntegrationFailure, start
 from flowsim.methods import GaussLegendre, GradientDescent, Method, Projected, Scipy
@@ -16,7 +17,7 @@ from flowsim.network import backpropagate, imbalance_change, unflatten
 from flowsim.problem import Problem
 from flowsim.rates import certify
 from flowsim.simulation import simulate
-from flowsim.trajectory import Trajectory, UnknownLoss
+from flowsim.trajectory import CHEAP_FROM, Trajectory, UnknownLoss
 
 TIGHT = Scipy("DOP853", 1e-12, 1e-15)
 MARGIN = 10.0
@@ -25,8 +26,6 @@ LOCAL_ERRORS = 100.0
 """An error-controlled step may err by LOCAL_ERRORS times the tolerance; more is not excused by the method itself."""
 ROUND_OFF = 1e-12
 """Relative to the weights (or to what a law compares): below this is round-off."""
-CHEAP_FROM = 10**6
-"""From this many weights on the certificates are those of a few products with the hidden layers."""
 UNREMARKABLE = 0.01
 """Errors below this share of the tolerance are never held against a method."""
 PROBES = 4
@@ -48,8 +47,8 @@ class Law:
     reason: str | None = None
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Shown):
     """All laws of one trajectory."""
 
     laws: tuple[Law, ...]
@@ -85,18 +84,20 @@ class Diagnosis:
         """The object that `flowsim diagnose --json` prints."""
         return {"verdict": self.verdict, "holds": not self.broken, "laws": [asdict(law) for law in self.laws]}
 
-    def summary(self) -> str:
-        """A table for a terminal."""
-        lines = [f"{'law':28}{'residual':>11}{'expected':>11}  {'verdict':12}{'at t':>10}  equation"]
-        for law in self.laws:
-            numbers = "".join(f"{'-' if x is None else f'{x:.2e}':>11}" for x in (law.residual, law.expected))
-            verdict = {True: "holds", False: "BROKEN", None: "not checked"}[law.holds]
-            place = "-" if law.time is None else f"{law.time:.4g}"
-            lines.append(f"{law.name:28}{numbers}  {verdict:12}{place:>10}  {law.reason or law.equation}")
-        return "\n".join([*lines, self.verdict])
-
-    def __repr__(self) -> str:
-        return self.summary()
+    def shown(self) -> Table:
+        """A row a law, the verdict below."""
+        verdicts = {True: "holds", False: "BROKEN", None: "not checked"}
+        rows = [
+            (
+                law.name,
+                *("-" if x is None else f"{x:.2e}" for x in (law.residual, law.expected)),
+                verdicts[law.holds],
+                "-" if law.time is None else f"{law.time:.4g}",
+                law.reason or law.equation,
+            )
+            for law in self.laws
+        ]
+        return Table(rows, ("law", "residual", "expected", "verdict", "at t", "equation"), foot=self.verdict)
 
 
 def diagnose(trajectory: Trajectory) -> Diagnosis:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from flowsim.checks import as_choice, as_count, as_number
+from flowsim.display import Shown, Table
 from flowsim.errors import FlowsimError
 from flowsim.losses import BuiltIn, minimum_of
 from flowsim.methods import Diffrax, GradientDescent, Method
@@ -30,8 +31,8 @@ BATCH = 256
 """Members that are integrated side by side."""
 
 
-@dataclass(frozen=True, eq=False)
-class Ensemble:
+@dataclass(frozen=True, eq=False, repr=False)
+class Ensemble(Shown):
     """What many members did.
 
     time (S): the common grid; excess (M, S): L - f* of each member; from where a member stopped (at its level, or
@@ -67,22 +68,20 @@ class Ensemble:
         variables["excess_loss"] = (("member", "time"), self.excess, {"long_name": "L(t) - f*"})
         return xarray.Dataset(variables, {"time": self.time, "member": np.arange(len(self))})
 
-    def summary(self) -> str:
-        """A few lines for a terminal."""
+    def shown(self) -> Table:
+        """How many ended how, and what the curves and the invariants did."""
         words, counts = np.unique(self.scalars["status"].astype(str), return_counts=True)
-        ends = self.quantiles()[:, -1]
-        return "\n".join(
+        ends = " ".join(f"{end:.3g}" for end in self.quantiles()[:, -1])
+        return Table(
             [
-                f"members  {len(self)}: " + ", ".join(f"{n} {word}" for word, n in zip(words, counts, strict=True)),
-                f"method   {self.method}, {self.seconds:.3g} s, {len(self) / self.seconds:.3g} members a second",
-                "loss     (L - f*) / (L(0) - f*) at the end, quantiles 5 25 50 75 95 %: "
-                + " ".join(f"{end:.3g}" for end in ends),
-                f"drift    at most {np.nanmax(self.scalars['drift']):.2g}",
+                ("members", f"{len(self)}: " + ", ".join(f"{n} {word}" for word, n in zip(words, counts, strict=True))),
+                ("method", f"{self.method}"),
+                ("work", f"{self.seconds:.3g} s, {len(self) / self.seconds:.3g} members a second"),
+                ("loss", f"(L - f*) / (L(0) - f*) at the end, quantiles 5 25 50 75 95 %: {ends}"),
+                ("drift", f"at most {np.nanmax(self.scalars['drift'], initial=0.0):.2g}"),
+                ("memory", f"{self.excess.nbytes / 2**20:.3g} MiB of loss curves"),
             ]
         )
-
-    def __repr__(self) -> str:
-        return self.summary()
 
 
 def ensemble(

@@ -80,5 +80,5 @@ def certify(
     check_loss_flags(target, data, loss, mask)
     network, chosen = read_weights(weights), loss_of(weights, target, data, loss, mask)
     certificates = run(network if chosen is None else Problem(chosen, network), tolerance=allowed, cheap=cheap)
-    show(certificates.to_json(), json_, certificates.summary)
+    show(certificates.to_json(), json_, certificates)
     return 0

@@ -8,15 +8,26 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from flowsim.display import Shown
+
 
 def note(text: str) -> None:
     """A sentence on standard error."""
     print(text, file=sys.stderr)
 
 
-def show(result: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
-    """One JSON object, or the text, on standard output."""
-    print(json.dumps(finite(result), allow_nan=False) if as_json else text())
+def show(result: dict[str, Any], as_json: bool, text: Callable[[], str] | Shown) -> None:
+    """One JSON object, or the text, or a result's table (by rich in a terminal) on standard output."""
+    if as_json:
+        print(json.dumps(finite(result), allow_nan=False))
+    elif not isinstance(text, Shown):
+        print(text())
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(text)
+    else:
+        print(text.summary())
 
 
 def finite(value: Any) -> Any:

@@ -163,7 +163,7 @@ def compare(
             result.dataset.to_netcdf(place, engine="h5netcdf")
         with write_atomically(folder / "compare.png") as place:
             work_precision_figure(result, subject).savefig(place, dpi=200)
-    show(printed, json_, result.summary)
+    show(printed, json_, result)
     return 0 if any(row.status == "completed" for row in result.rows) else 3
 
 
@@ -173,7 +173,7 @@ def diagnose(run: Path, *, json_: Json = False) -> int:
     from flowsim.trajectory import load
 
     found = check(load(run))
-    show(found.to_json(), json_, found.summary)
+    show(found.to_json(), json_, found)
     return found.exit_code
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from flowsim.display import Shown, Table
 from flowsim.errors import InputError
 from flowsim.losses import constants_of, excess
 
@@ -79,8 +80,8 @@ def along_trajectory(name: str, network: Any, loss: Any, alpha: float, remark: s
     )
 
 
-@dataclass(frozen=True)
-class Certificates:
+@dataclass(frozen=True, repr=False)
+class Certificates(Shown):
     """All theorems on one problem, in a fixed order; index by position or by name."""
 
     dims: tuple[int, ...]
@@ -107,18 +108,19 @@ class Certificates:
         valid = [c for c in self.entries if c.applies and c.scope == "trajectory" and c.alpha is not None]
         return max(valid, key=lambda c: (c.rate if c.rate is not None else -1.0, c.alpha or 0.0), default=None)
 
-    def summary(self) -> str:
-        """A table for a terminal."""
-        lines = [f"dims {self.dims}, lambda_min(T) = {self.lambda_min_T:.6g}"]
-        lines.append(f"{'':24}{'applies':9}{'alpha':13}{'rate':13}")
-        for entry in self.entries:
-            alpha = "-" if entry.alpha is None else f"{entry.alpha:.6g}"
-            rate = "-" if entry.rate is None else f"{entry.rate:.6g}"
-            holds = "yes" if entry.applies else "no"
-            lines.append(f"{entry.name:24}{holds:9}{alpha:13}{rate:13}{entry.reason or ''}".rstrip())
+    def shown(self) -> Table:
+        """A row a theorem."""
+        rows = [
+            (c.name, "yes" if c.applies else "no", _number(c.alpha), _number(c.rate), c.scope, c.reason or "")
+            for c in self.entries
+        ]
         best = self.best
-        lines.append(f"best: {best.name}" if best else "best: none applies")
-        return "\n".join(lines)
+        return Table(
+            rows,
+            ("certificate", "applies", "alpha", "rate", "holds for", "remark"),
+            f"dims {self.dims}, lambda_min(T) = {self.lambda_min_T:.6g}",
+            f"best: {best.name}" if best else "best: none applies",
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The object that `flowsim certify --json` prints."""
@@ -128,3 +130,7 @@ class Certificates:
             "best": None if self.best is None else self.best.to_json(),
             "certificates": [entry.to_json() for entry in self.entries],
         }
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6g}"

@@ -3,6 +3,25 @@
 from __future__ import annotations
 
 from flowsim.trajectory.netcdf import load
-from flowsim.trajectory.result import EXIT_CODES, REMEDIES, Checkpoints, Reduction, Steps, Trajectory, UnknownLoss
+from flowsim.trajectory.result import (
+    CHEAP_FROM,
+    EXIT_CODES,
+    REMEDIES,
+    Checkpoints,
+    Reduction,
+    Steps,
+    Trajectory,
+    UnknownLoss,
+)
 
-__all__ = ["EXIT_CODES", "REMEDIES", "Checkpoints", "Reduction", "Steps", "Trajectory", "UnknownLoss", "load"]
+__all__ = [
+    "CHEAP_FROM",
+    "EXIT_CODES",
+    "REMEDIES",
+    "Checkpoints",
+    "Reduction",
+    "Steps",
+    "Trajectory",
+    "UnknownLoss",
+    "load",
+]

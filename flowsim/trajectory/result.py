@@ -12,12 +12,14 @@ import numpy as np
 
 from flowsim.checks import as_count
 from flowsim.citations import citation
+from flowsim.display import Shown, Table
 from flowsim.errors import InputError
 from flowsim.integrators import start
 from flowsim.losses import minimum_of
 from flowsim.methods import Method
 from flowsim.network import LinearNetwork, product, unflatten
 from flowsim.problem import Problem
+from flowsim.rates import Certificate, certify
 from flowsim.reduction import CompressedNetwork
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ REMEDIES = {
 }
 """status -> what it means and what to do."""
 
+CHEAP_FROM = 10**6
+"""From this many weights on certificates are those of a few products with the hidden layers."""
 EXIT_CODES = {"completed": 0, "converged": 0, "diverged": 3, "step_limit": 3, "wall_limit": 3, "interrupted": 130}
 
 
@@ -78,8 +82,8 @@ class UnknownLoss:
     gradient = value
 
 
-@dataclass(frozen=True, eq=False)
-class Trajectory:
+@dataclass(frozen=True, eq=False, repr=False)
+class Trajectory(Shown):
     """A simulated gradient flow or gradient descent.
 
     time (S): saved times; excess (S): L - f* (L where f* is unknown); gradient_norm (S): ||grad L||_F;
@@ -275,22 +279,54 @@ class Trajectory:
             attrs={"status": self.status, "message": self.message},
         )
 
-    def summary(self) -> str:
-        """A few lines for a terminal."""
+    @property
+    def rate_seen(self) -> float | None:
+        """log((L(0) - f*) / (L(t) - f*)) / t at the end: the mean rate; None where nothing fell."""
+        first, last, end = float(self.excess[0]), float(self.excess[-1]), float(self.time[-1])
+        return float(np.log(first / last)) / end if 0 < last < np.inf and first > 0 and end > 0 else None
+
+    @cached_property
+    def certificate(self) -> Certificate | None:
+        """The best certificate of the problem, cheap for a wide network; None where none applies."""
+        if isinstance(self.problem.loss, UnknownLoss):
+            return None
+        return certify(self.problem, cheap=self.problem.network.size > CHEAP_FROM).best
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that the record takes, the problem's weights apart."""
+        arrays = [self.time, self.excess, self.gradient_norm, self.imbalance_change, self.error_estimate]
+        arrays += [*vars(self.steps).values(), *vars(self.checkpoints).values()]
+        return sum(array.nbytes for array in arrays)
+
+    def shown(self) -> Table:
+        """What there is to say of the run, in a few lines."""
         step = np.diff(self.step_time)
         sizes = f"steps {step.min():.3g} to {step.max():.3g}" if len(step) else "no step"
         ratio = self.excess[-1] / self.excess[0] if self.excess[0] else 0.0
-        return "\n".join(
+        seen, best = self.rate_seen, self.certificate
+        certified = "none" if best is None or best.rate is None else f"{best.rate:.4g} by {best.name}, {best.law}"
+        return Table(
             [
-                f"status   {self.status}: {self.message}",
-                f"network  dims {self.problem.network.dims}, {self.problem.network.size} weights",
-                f"method   {self.method}",
-                f"work     {self.stats['steps']} steps, {self.stats['rhs_evaluations']} right-hand sides, {sizes},"
-                f" {self.stats['seconds']:.3g} s",
-                f"loss     {self.loss[0]:.6g} to {self.loss[-1]:.6g} at t = {self.time[-1]:.6g}"
-                f" (excess fell to {ratio:.3g})",
-                f"width    {self.reduction.reason}{self._compression()}",
-                f"drift    imbalance {self.imbalance_drift.max():.3g}, energy {np.abs(self.energy_residual).max():.3g}",
+                ("status", f"{self.status}: {self.message}"),
+                ("network", f"dims {self.problem.network.dims}, {self.problem.network.size} weights"),
+                ("width", f"{self.reduction.reason}{self._compression()}"),
+                ("method", str(self.method)),
+                (
+                    "work",
+                    f"{self.stats['steps']} steps, {self.stats['rhs_evaluations']} right-hand sides, {sizes},"
+                    f" {self.stats['seconds']:.3g} s, {self.nbytes / 2**20:.3g} MiB",
+                ),
+                (
+                    "loss",
+                    f"{self.loss[0]:.6g} to {self.loss[-1]:.6g} at t = {self.time[-1]:.6g}"
+                    f" (excess fell to {ratio:.3g})",
+                ),
+                ("rate", f"seen {'-' if seen is None else f'{seen:.4g}'}, certified {certified}"),
+                (
+                    "drift",
+                    f"imbalance {self.imbalance_drift.max():.3g}, energy {np.abs(self.energy_residual).max():.3g}",
+                ),
             ]
         )
 
@@ -300,9 +336,6 @@ class Trajectory:
             return ""
         relative = self.error_estimate[-1] / (self.weights_change or 1.0)
         return f", widths {compressed.core.dims[1:-1]}, estimated error {relative:.2g} of the change of the weights"
-
-    def __repr__(self) -> str:
-        return self.summary()
 
     def citation(self) -> str:
         """What to cite for this run, as BibTeX: the paper, flowsim, the method's library and formula."""
