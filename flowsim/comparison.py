@@ -145,6 +145,11 @@ class Comparison(Shown):
             "slopes": self.slopes(),
         }
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended it."""
+        return self.rows[-1].status == "interrupted"
+
     def shown(self) -> Table:
         """A row a run, the reference below."""
         heads = ("method", "rtol/step", "error(t1)", "worst", "drift", "rhs", "steps", "rejected", "seconds", "compile")
@@ -178,8 +183,9 @@ def compare(
     errors and drift are taken. repeats: how often a quick run is timed after a warm-up. time_limit: seconds for one
     run. t1: may be left out for a named problem. note: called with each method as it begins.
 
-    A method that fails gives a row with its status and reason. The reference is DOP853 at rtol 1e-13 on the full
-    weights (on the core of a network that has no others); Gauss-Legendre collocation checks it.
+    A method that fails gives a row with its status and reason; Ctrl-C ends with the rows so far. The reference is
+    DOP853 at rtol 1e-13 on the full weights (on the core of a network that has no others); Gauss-Legendre collocation
+    checks it.
     Raises InputError for arguments out of range.
     """
     name, problem = (subject.name, subject.problem) if isinstance(subject, NamedProblem) else ("", subject)
@@ -201,6 +207,8 @@ def compare(
             setting = getattr(method, "rtol", None) or getattr(method, "step_size", None)
             note(f"{method.name.lower()} at {setting:g}")
         rows.append(_row(name, problem, method, reference, *limits, reduce))
+        if rows[-1].status == "interrupted":
+            break
     return Comparison(tuple(rows), reference, end)
 
 
@@ -295,6 +303,8 @@ def _timed(
     for _ in range(repeats + 1):
         left = max(deadline - clock.perf_counter(), 1e-3)
         run = simulate(problem, method, t1=float(times[-1]), save_points=times, wall_limit=left, reduce=reduce)
+        if run.status == "interrupted":
+            return run, float(run.stats["seconds"])
         if first is None:
             first = run
             if run.status != "completed" or run.stats["seconds"] > QUICK:

@@ -18,6 +18,7 @@ from flowsim.methods import Diffrax, GradientDescent, Method
 from flowsim.model import tolerances
 from flowsim.network import flatten, imbalance_change, product, unflatten
 from flowsim.problem import Problem
+from flowsim.progress import Count, counting
 from flowsim.rates import certify
 from flowsim.reduction import CompressedNetwork, compress
 from flowsim.simulation import save_times, simulate
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import xarray
 
 Draw = Callable[[np.random.SeedSequence], Problem]
+INTERRUPTED = {"status": "interrupted", "reason": "Ctrl-C came before this member was finished"}
 BATCH = 256
 """Members that are integrated side by side."""
 
@@ -95,7 +97,7 @@ def ensemble(
     max_steps: int = 100_000,
     certificates: Literal["all", "cheap", "none"] = "none",
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Count | bool | None = None,
 ) -> Ensemble:
     """Gradient flow (or descent) of many members: member k starts from draw(SeedSequence(seed).spawn(members)[k]).
 
@@ -105,8 +107,9 @@ def ensemble(
     simulate one member after the other. Members may have targets of their own; those of another shape than their
     neighbours are simulated by themselves.
 
-    One member's failure never spoils the others: its row has its status and the reason. save_points, t1, stop_loss,
-    max_steps as for simulate. Raises InputError for arguments out of range.
+    One member's failure never spoils the others: its row has its status and the reason; after Ctrl-C the rows of those
+    that were not finished say so. progress(done, members) is called after each batch; True shows a bar. save_points,
+    t1, stop_loss, max_steps as for simulate. Raises InputError for arguments out of range.
     """
     method = Diffrax("Dopri8") if method is None else method
     end = as_number(t1, "t1", above=0.0)
@@ -116,16 +119,18 @@ def ensemble(
     as_choice(certificates, "certificates", ("all", "cheap", "none"))
     settings = _Settings(method, end, grid, level, limit, certificates)
     begun, excess, rows = clock.perf_counter(), np.full((count, len(grid)), np.nan), []
-    for first in range(0, count, BATCH):
-        block = range(first, min(first + BATCH, count))
-        problems = [_drawn(draw, seed, k) for k in block]
-        with np.errstate(over="ignore", invalid="ignore"):  # a member that diverges is a row, not a warning
-            results = _block(problems, settings)
-        for k, (curve, row) in zip(block, results, strict=True):
-            excess[k] = curve
-            rows.append(row)
-        if progress is not None:
-            progress(block.stop, count)
+    with counting(progress) as tell:
+        for first in range(0, count, BATCH):
+            block = range(first, min(first + BATCH, count))
+            results = _results(draw, seed, block, settings)
+            for k, (curve, row) in zip(block, results, strict=True):
+                excess[k] = curve
+                rows.append(row)
+            if any(row["status"] == "interrupted" for row in rows[first:]):
+                break
+            if tell is not None:
+                tell(block.stop, count)
+    rows += [INTERRUPTED] * (count - len(rows))
     names = dict.fromkeys(name for row in rows for name in row)
     scalars = {name: column(name, [row.get(name) for row in rows]) for name in names}
     return Ensemble(grid, excess, scalars, method, clock.perf_counter() - begun)
@@ -151,6 +156,15 @@ def _drawn(draw: Draw, seed: int, k: int) -> Problem | str:
         return draw(np.random.SeedSequence(seed, spawn_key=(k,)))
     except (FlowsimError, MemoryError) as error:
         return str(error) or type(error).__name__
+
+
+def _results(draw: Draw, seed: int, block: range, settings: _Settings) -> list[Result]:
+    """Those of a batch; after Ctrl-C rows that say so."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # a member that diverges is a row, not a warning
+            return _block([_drawn(draw, seed, k) for k in block], settings)
+    except KeyboardInterrupt:
+        return [(np.full(len(settings.times), np.nan), INTERRUPTED)] * len(block)
 
 
 def _block(problems: Sequence[Problem | str], settings: _Settings) -> list[Result]:

@@ -19,6 +19,7 @@ from flowsim.methods import GradientDescent, Method, Scipy
 from flowsim.model import CompressedModel, Model, Refused, choose_model, continued
 from flowsim.network import product, unflatten
 from flowsim.problem import Problem
+from flowsim.progress import Progress, following
 from flowsim.trajectory import Checkpoints, Reduction, Steps, Trajectory, UnknownLoss
 
 GROWTH_LIMIT = 1e4
@@ -27,8 +28,6 @@ CHECKPOINT_BYTES = 2**26
 """Checkpoints take at most about this much memory, apart from the first and the last."""
 PENDING_BYTES = 2**22
 """Saved states wait for their diagnostics, which are computed many at once, until they take this much memory."""
-
-Progress = Callable[[float, float, float], None]
 
 
 def simulate(
@@ -42,14 +41,15 @@ def simulate(
     max_steps: int | None = None,
     wall_limit: float | None = None,
     reduce: Literal["auto", "always", "never"] = "auto",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Trajectory:
     """Gradient flow dW_l/dt = -dL/dW_l (or gradient descent) from problem.network's weights at t = 0 to t1.
 
     method: Scipy("DOP853") by default. save_points: how many times to save, evenly, both ends included, or the times
     themselves (0 and the end are added). stop_loss: stop when L - f* <= stop_loss (L(0) - f*); the flow's time of
     crossing is located. stop_gradient: stop when ||grad L||_F <= stop_gradient. max_steps, wall_limit (seconds): stop
-    after that many accepted steps or that long. progress(t, excess, initial_excess) is called after every segment.
+    after that many accepted steps or that long. progress(t, excess, initial_excess) is called after every segment; True
+    shows a bar.
     Ctrl-C returns what there is.
 
     reduce: "auto" simulates the network in compressed form where that pays, with as many Krylov steps as keep the
@@ -65,8 +65,9 @@ def simulate(
     t1 = as_number(t1, "t1", above=0.0)
     as_choice(reduce, "reduce", ("auto", "always", "never"))
     stopping = _stopping(problem, stop_loss, stop_gradient, max_steps, wall_limit)
-    run = _Run(problem, method, save_times(method, t1, save_points), stopping, progress)
-    return run.to_end(t1, lambda: run.begin(reduce))
+    with following(progress, t1) as tell:
+        run = _Run(problem, method, save_times(method, t1, save_points), stopping, tell)
+        return run.to_end(t1, lambda: run.begin(reduce))
 
 
 def resume(
@@ -78,7 +79,7 @@ def resume(
     stop_gradient: float | None = None,
     max_steps: int | None = None,
     wall_limit: float | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Trajectory:
     """The same simulation gone on with, from where the trajectory ends to t1: one trajectory from 0 to t1.
 
@@ -100,8 +101,9 @@ def resume(
         save_points = np.linspace(begun, t1, as_count(save_points, "save_points", least=2))
     times = save_times(method, t1, save_points)
     stopping = _stopping(problem, stop_loss, stop_gradient, max_steps, wall_limit, trajectory.stats["steps"])
-    run = _Run(problem, method, times[times > begun], stopping, progress)
-    return replace(run.to_end(t1, lambda: run.go_on(trajectory)), provenance=trajectory.provenance)
+    with following(progress, t1) as tell:
+        run = _Run(problem, method, times[times > begun], stopping, tell)
+        return replace(run.to_end(t1, lambda: run.go_on(trajectory)), provenance=trajectory.provenance)
 
 
 @dataclass(frozen=True)

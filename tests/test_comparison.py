@@ -127,3 +127,21 @@ def test_the_command_on_weights(tmp_path, capsys):
     assert cli.main(["compare", str(tmp_path / "w.npz"), "--t1", "0.5", "--methods", "dop853", "--rtols", "1e-6"]) == 0
     assert cli.main(["compare", str(tmp_path / "w.npz"), "--methods", "dop853", "--rtols", "1e-6"]) == 2
     assert "`t1`" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_the_rows_so_far(monkeypatch, capsys):
+    """The signal comes within a step of the second method."""
+    from flowsim.integrators import scipy_steps
+
+    advance, told = scipy_steps.ScipySteps.advance, []
+
+    def interrupted(self):
+        if told and told[-1].startswith("rk45"):
+            raise KeyboardInterrupt
+        return advance(self)
+
+    monkeypatch.setattr(scipy_steps.ScipySteps, "advance", interrupted)
+    problem = fs.problem_named("homogeneous").problem
+    found = fs.compare(problem, ["dop853", "rk45", "lsoda"], t1=0.1, rtols=(1e-4,), repeats=1, note=told.append)
+    assert [row.status for row in found.rows] == ["completed", "interrupted"]
+    assert found.interrupted

@@ -164,3 +164,17 @@ def test_descent_side_by_side():
     wild = fs.ensemble(sampled, 3, method=fs.GradientDescent(0.05, "jax"), t1=5.0, save_points=3)
     assert (wild.scalars["status"] == "diverged").all()
     assert all("step_size" in reason for reason in wild.scalars["reason"])
+
+
+def test_ctrl_c_keeps_the_members_that_are_finished():
+    def draw(seed):
+        if seed.spawn_key == (19,):
+            raise KeyboardInterrupt
+        return sampled(seed)
+
+    runs = fs.ensemble(draw, 40, t1=0.05, stop_loss=1e-3, save_points=3)
+    words = list(runs.scalars["status"])
+    assert set(words[:16]) == {"converged"}
+    assert set(words[16:]) == {"interrupted"}
+    assert np.isfinite(runs.excess[:16]).all()
+    assert len(runs.failed) == 24

@@ -243,3 +243,11 @@ def test_saved_times_that_are_ends_of_steps_up_to_round_off(problem, method):
     fine = fs.simulate(problem, fs.Scipy("DOP853", 1e-12, 1e-14), t1=1.0, save_points=21)
     run = fs.simulate(problem, method, t1=1.0, save_points=21)
     assert np.abs(run.checkpoints.states - fine.checkpoints.states).max() < 1e-2
+
+
+def test_a_progress_bar_by_request(capsys):
+    problem = fs.Problem(fs.SquaredLoss(np.ones((2, 1))), fs.fan_in((2, 6, 1), seed=0))
+    fs.simulate(problem, t1=0.2, progress=True)
+    assert "log10(L-f*)=" in capsys.readouterr().err
+    fs.simulate(problem, t1=0.2, progress=False)
+    assert capsys.readouterr().err == ""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from flowsim.cli.inputs import Data, Json, Loss, Mask, Target, check_loss_flags, loss_of, numbers, subject_of
-from flowsim.cli.output import Bar, finite, note, show
+from flowsim.cli.output import finite, note, show
 from flowsim.errors import InputError
 
 if TYPE_CHECKING:
@@ -98,8 +99,12 @@ def _simulated(
     network, chosen = read_weights(weights), loss_of(weights, target, data, loss, mask)
     if chosen is None:
         raise InputError(f"Argument `--target` or `--data` must be given: {weights} has no key Y.")
-    with Bar(config.t1) as bar:
-        return run(Problem(chosen, network), config.method_value(), progress=bar, **config.simulate_arguments())
+    return run(
+        Problem(chosen, network),
+        config.method_value(),
+        progress=sys.stderr.isatty(),
+        **config.simulate_arguments(),
+    )
 
 
 def _resumed(path: Path, config: RunConfig, inputs: dict[str, Any]) -> Trajectory:
@@ -114,8 +119,7 @@ def _resumed(path: Path, config: RunConfig, inputs: dict[str, Any]) -> Trajector
     given += [name for name, value in inputs.items() if value not in (None, "squared")]
     if given:
         raise InputError(f"Argument `{given[0]}` must not be given with --resume: the saved run brings its own.")
-    with Bar(config.t1) as bar:
-        return run(load(path), progress=bar, **config.simulate_arguments(but={"reduce"}))
+    return run(load(path), progress=sys.stderr.isatty(), **config.simulate_arguments(but={"reduce"}))
 
 
 def compare(
@@ -164,6 +168,9 @@ def compare(
         with write_atomically(folder / "compare.png") as place:
             work_precision_figure(result, subject).savefig(place, dpi=200)
     show(printed, json_, result)
+    if result.interrupted:
+        note("Interrupted; the methods that had their turn are there.")
+        return 130
     return 0 if any(row.status == "completed" for row in result.rows) else 3
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from flowsim.cli.inputs import Json, numbers
-from flowsim.cli.output import Count, note, show
+from flowsim.cli.output import note, show
 from flowsim.errors import InputError
 
 
@@ -30,10 +31,8 @@ def sweep(
     if len(parts) != 2:
         raise InputError(f"Argument `shard` must look like 2/4, but it is {shard!r}.")
     spec = SweepSpec.read(specification)
-    with Count() as bar:
-        result = run(
-            spec, out, workers=workers, scheduler=scheduler, shard=(parts[0], parts[1]), note=note, progress=bar
-        )
+    settings: dict[str, Any] = {"workers": workers, "scheduler": scheduler, "shard": (parts[0], parts[1])}
+    result = run(spec, out, note=note, progress=sys.stderr.isatty(), **settings)
     if result.interrupted:
         note("Interrupted; what was finished is kept: run the same command again to go on.")
     if plot:
