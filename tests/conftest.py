@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,20 @@ class Huber:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20230724)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[str], None]]]:
+    """A small file system of its own, and a function that mounts it again with other options: "size=32m", "ro"."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        yield place, lambda options: subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.fixture(params=sorted(CASES))

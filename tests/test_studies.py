@@ -57,3 +57,11 @@ def test_diagnosis(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert ": 0 false alarms" in printed
     assert ": 10 found" in printed
+
+
+def test_resilience(monkeypatch, capsys):
+    pytest.importorskip("distributed")
+    run("resilience.py", monkeypatch)
+    printed = capsys.readouterr().out
+    assert printed.count("| identical |") == 4
+    assert "records rewritten: 0" in printed

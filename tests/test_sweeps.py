@@ -173,6 +173,105 @@ def test_workers_that_always_die_end_with_a_sentence(tmp_path, monkeypatch):
         sweep(spec(seeds=5), tmp_path / "out", workers=2)
 
 
+@contextlib.contextmanager
+def dask_cluster(workers=2, **settings):
+    """A Dask cluster of worker processes on this machine, at its settings."""
+    distributed, dask = pytest.importorskip("distributed"), pytest.importorskip("dask")
+    with (
+        dask.config.set({f"distributed.scheduler.{name}": value for name, value in settings.items()}),
+        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+    ):
+        yield cluster
+
+
+def test_a_dead_dask_worker_is_replaced(tmp_path):
+    plan, out, kept = spec(seeds=40), tmp_path / "out", {}
+
+    def kill(done, todo):
+        if done == 8:
+            os.kill(cluster.workers[0].pid, signal.SIGKILL)
+            kept.update(records(out))
+
+    with dask_cluster() as cluster:
+        result = sweep(plan, out, scheduler=cluster.scheduler_address, progress=kill)
+    assert (result.done, result.failed) == (40, 0)
+    now = records(out)
+    assert len(kept) >= 8
+    assert all(now[path] == stamp for path, stamp in kept.items())
+    sweep(plan, tmp_path / "undisturbed")
+    same(opened(tmp_path / "undisturbed"), opened(out))
+
+
+def test_a_member_that_kills_dask_workers(tmp_path, monkeypatch):
+    """Dask gives it up; all others are done, and it is tried again: first it then succeeds, then it never does."""
+    plan, told, here = spec(seeds=10), [], os.getpid()
+
+    def dying(folder, member, always):
+        flag = Path(folder) / "died"
+        if os.getpid() != here and member.settings["seed"] == 5 and (always or not flag.exists()):
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return execute(folder, member)
+
+    with dask_cluster(**{"allowed-failures": 0}) as cluster:
+        monkeypatch.setattr(running, "_execute", lambda folder, member: dying(folder, member, False))
+        result = sweep(plan, tmp_path / "once", scheduler=cluster.scheduler_address, note=told.append)
+        assert (result.done, result.failed) == (10, 0)
+        assert any("a worker died" in text for text in told)
+        monkeypatch.setattr(running, "_execute", lambda folder, member: dying(folder, member, True))
+        with pytest.raises(StorageError, match=r"Workers died 3 times.*more memory.*1 members are left"):
+            sweep(plan, tmp_path / "always", scheduler=cluster.scheduler_address)
+    monkeypatch.undo()
+    result = sweep(plan, tmp_path / "always")
+    assert (result.skipped, result.done) == (9, 1)
+    same(opened(tmp_path / "once"), opened(tmp_path / "always"))
+
+
+CLUSTER = """
+import distributed
+
+with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    print(cluster.scheduler_address, flush=True)
+    input()
+"""
+
+
+@pytest.mark.parametrize("how", ["closed", "killed"])
+def test_a_dask_scheduler_that_goes_away(how, tmp_path):
+    pytest.importorskip("distributed")
+    text, out = SPEC.replace("seeds = 4", "seeds = 20"), tmp_path / "out"
+    (tmp_path / "spec.toml").write_text(text)
+    command = [sys.executable, "-m", "flowsim", "sweep", str(tmp_path / "spec.toml"), "--out", str(out)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", CLUSTER], **pipes) as cluster:
+        address = cluster.stdout.readline().strip()
+        started = subprocess.Popen([*command, "--scheduler", address], stderr=subprocess.PIPE, text=True)
+        while started.poll() is None and len(records(out)) < 30:
+            time.sleep(0.01)
+        if how == "killed":
+            cluster.kill()
+        else:
+            cluster.communicate("\n")
+    _, errors = started.communicate(timeout=60)
+    assert started.returncode == 3, errors
+    *_, error = lines = errors.splitlines()
+    assert len(lines) == 3, errors  # the plan, the estimate, and this one
+    assert error.startswith(f"Error: The Dask cluster at {address} was lost; what was finished is kept. Start it again")
+    kept = records(out)
+    result = sweep(SweepSpec.build(tomllib.loads(text)), out)
+    assert result.skipped == len(kept)
+    assert result.done == 160 - len(kept)
+    now = records(out)
+    assert all(now[path] == stamp for path, stamp in kept.items())
+
+
+def test_a_dask_cluster_without_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "PATIENCE", 1.5)
+    with dask_cluster(0) as cluster, pytest.raises(StorageError, match=r"no worker for 2 s.*4 members are left"):
+        sweep(spec(), tmp_path / "out", scheduler=cluster.scheduler_address)
+    assert len(records(tmp_path / "out")) == 2
+
+
 def test_damaged_records_are_computed_again(tmp_path):
     plan = spec()
     sweep(plan, tmp_path / "out")
@@ -229,23 +328,90 @@ def test_a_full_disk(tmp_path, monkeypatch, capsys, spec_file):
     assert json.loads(capsys.readouterr().out)["skipped"] == 5
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
-def test_a_really_full_disk(tmp_path, spec_file, capsys):
-    place = tmp_path / "small"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True).returncode:
-        pytest.skip("mounting is not allowed here")
-    try:
-        assert cli.main(["sweep", str(spec_file), "--out", str(place / "out")]) == 3
-        assert "make room" in capsys.readouterr().err
-        assert cli.main(["sweep", str(spec_file), "--out", str(place / "out")]) == 3
-        kept = len(list((place / "out" / "records").glob("*/*.json")))
-        assert kept > 0
-        subprocess.run(["mount", "-o", "remount,size=32m", str(place)], check=True)
-        assert cli.main(["sweep", str(spec_file), "--out", str(place / "out"), "--json"]) == 0
-        assert json.loads(capsys.readouterr().out)["skipped"] >= kept
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
+def test_a_really_full_disk(disk, spec_file, capsys):
+    place, remount = disk
+    remount("size=64k")
+    assert cli.main(["sweep", str(spec_file), "--out", str(place / "out")]) == 3
+    assert "make room" in capsys.readouterr().err
+    assert cli.main(["sweep", str(spec_file), "--out", str(place / "out")]) == 3
+    kept = len(list((place / "out" / "records").glob("*/*.json")))
+    assert kept > 0
+    remount("size=32m")
+    assert cli.main(["sweep", str(spec_file), "--out", str(place / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["skipped"] >= kept
+
+
+def test_a_disk_too_full_for_the_table(disk, spec_file, capsys):
+    """In a process of its own: HDF5 may break down when the process ends."""
+    place, remount = disk
+    remount("size=2m")
+    command = [sys.executable, "-m", "flowsim", "sweep", str(spec_file), "--out", str(place / "out")]
+    subprocess.run(command, check=True, capture_output=True)
+    kept, table = records(place / "out"), place / "out" / "table.nc"
+    size = table.stat().st_size
+    table.unlink()
+    with contextlib.suppress(OSError), open(place / "ballast", "wb", buffering=0) as ballast:
+        while ballast.write(b"x" * 4096):
+            pass
+    os.truncate(place / "ballast", (place / "ballast").stat().st_size - size // 2)
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 3
+    assert ended.stderr.splitlines()[1:] == [
+        f"Error: File {table} could not be written: No space left on device. The records are kept; mend that, and run"
+        " the same command again."
+    ]
+    assert records(place / "out") == kept
+    assert {path.name for path in (place / "out").iterdir()} == {"specification.json", "records"}
+    (place / "ballast").unlink()
+    assert cli.main(["sweep", str(spec_file), "--out", str(place / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["skipped"] == 32
+
+
+def test_a_read_only_file_system(disk, spec_file, capsys):
+    place, remount = disk
+    remount("size=2m")
+    assert cli.main(["sweep", str(spec_file), "--out", str(place / "finished")]) == 0
+    (place / "empty").mkdir()
+    remount("ro")
+    before = sorted((path, path.lstat().st_mtime_ns) for path in place.rglob("*"))
+    capsys.readouterr()
+    refusals = {
+        "new": "cannot be made: Read-only file system; choose another.",
+        "empty": "cannot be written: Read-only file system; mend that, or choose another.",
+        "finished": "cannot be written: Read-only file system; mend that, or choose another.",
+    }
+    for name, words in refusals.items():
+        assert cli.main(["sweep", str(spec_file), "--out", str(place / name)]) == 2
+        assert capsys.readouterr().err == f"Error: Folder {place / name} {words}\n"
+    assert sorted((path, path.lstat().st_mtime_ns) for path in place.rglob("*")) == before
+
+
+def test_a_file_system_that_becomes_read_only(disk, tmp_path):
+    """While the sweep runs, as after an error of the disk."""
+    place, remount = disk
+    remount("size=2m")
+
+    def freeze(done, todo):
+        if done == 4:
+            remount("ro")
+
+    with pytest.raises(StorageError, match=r"records.*could not be written: Read-only file system.*run the same"):
+        sweep(spec(), place / "out", progress=freeze)
+    remount("rw")
+    result = sweep(spec(), place / "out")
+    assert (result.skipped, result.done) == (4, 2)
+    sweep(spec(), tmp_path / "undisturbed")
+    same(opened(tmp_path / "undisturbed"), opened(place / "out"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(tmp_path, spec_file, capsys):
+    assert cli.main(["sweep", str(spec_file), "--out", str(tmp_path / "out")]) == 0
+    (tmp_path / "out").chmod(0o555)
+    capsys.readouterr()
+    assert cli.main(["sweep", str(spec_file), "--out", str(tmp_path / "out")]) == 2
+    assert "cannot be written: Permission denied; mend that" in capsys.readouterr().err
+    (tmp_path / "out").chmod(0o755)
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path):
@@ -299,7 +465,8 @@ kind = "twos"
     ("changes", "words"),
     [
         ({"method": "gd"}, "step_size must be given"),
-        ({"draw": "sampled", "scheme": ["orthogonal"]}, "draw must be full"),
+        ({"draw": "sampled", "scheme": ["balanced"]}, "draw must be full"),
+        ({"draw": "sampled", "scheme": ["orthogonal"]}, "need one hidden width"),
         ({"dims": [[5, 10**6, 10**6, 1]]}, "sampled"),
     ],
 )

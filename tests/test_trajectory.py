@@ -134,6 +134,14 @@ def test_a_truncated_run_is_refused(problem, tmp_path):
         fs.load(path)
 
 
+def test_a_full_disk(problem, disk):
+    place, _ = disk
+    run = fs.simulate(problem, t1=0.1, save_points=2000)
+    with pytest.raises(InputError, match=r"run\.nc could not be written: No space left on device"):
+        run.save(place / "run.nc")
+    assert not list(place.iterdir())
+
+
 def test_the_summary_names_what_matters(problem):
     text = fs.simulate(problem, t1=0.1).summary()
     for word in ("completed", "DOP853", "drift", "energy", "(3, 6, 5, 2)"):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import time as clock
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from flowsim.config import provenance
 from flowsim.ensembles import certified, scalars_of
 from flowsim.errors import FlowsimError, InputError, StorageError
 from flowsim.problem import Problem
+from flowsim.progress import Count, counting
 from flowsim.simulation import simulate
 from flowsim.store import Store, canonical
 from flowsim.sweeps.specification import Member, SweepSpec
@@ -24,6 +26,8 @@ from flowsim.trajectory import EXIT_CODES, Trajectory
 
 RETRIES = 3
 """How often in a row workers may die without finishing anything."""
+PATIENCE = 60.0
+"""Seconds after which a Dask cluster without a worker is given up."""
 
 
 def run_member(member: Member) -> dict[str, Any]:
@@ -52,7 +56,7 @@ def run_member(member: Member) -> dict[str, Any]:
 
 def _simulated(member: Member, problem: Problem) -> Trajectory:
     s = member.settings
-    return simulate(
+    run = simulate(
         problem,
         member.method(),
         t1=s["t1"],
@@ -62,6 +66,9 @@ def _simulated(member: Member, problem: Problem) -> Trajectory:
         wall_limit=s["wall_limit"],
         reduce=s["reduce"],
     )
+    if run.status == "interrupted":  # a member is finished or it has no record
+        raise KeyboardInterrupt
+    return run
 
 
 def _plain(value: Any) -> Any:
@@ -112,13 +119,14 @@ def sweep(
     scheduler: str | None = None,
     shard: tuple[int, int] = (1, 1),
     note: Callable[[str], None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Count | bool | None = None,
 ) -> SweepResult:
     """Simulate every member of a specification that has no valid record in the folder `out`, and write out/table.nc.
 
     workers: processes of this machine; scheduler: the address of a Dask cluster that shares the folder, in their place;
     shard (i, n): members i, i + n, ... only, i from 1. note: called with sentences on the plan; progress(done, todo)
-    after each member. Ctrl-C, kill -9, a dead worker or a full disk lose no finished member: call again to go on.
+    after each member (True: a bar). Ctrl-C, kill -9, a dead worker, a full disk lose no finished member: call again to
+    go on.
 
     Raises InputError for arguments out of range or a folder of another specification, StorageError when a record could
     not be written.
@@ -136,10 +144,11 @@ def sweep(
     tell(_plan(len(mine), len(todo), damaged))
     interrupted, done = False, 0
     try:
-        for _ in _executed(store, todo, workers, scheduler, tell):
-            done += 1
-            if progress is not None:
-                progress(done, len(todo))
+        with counting(progress) as count:
+            for _ in _executed(store, todo, workers, scheduler, tell):
+                done += 1
+                if count is not None:
+                    count(done, len(todo))
     except KeyboardInterrupt:
         interrupted = True
     records = {member.key: store.read(member.key) for member in mine}
@@ -156,83 +165,157 @@ def _plan(members: int, todo: int, damaged: int) -> str:
 
 
 def _execute(folder: Path, member: Member) -> float:
-    """Run one member and keep its record; its seconds."""
-    record = run_member(member)
-    Store(folder).write(member.key, record)
+    """Run one member and keep its record, unless another process has kept it meanwhile; its seconds."""
+    store = Store(folder)
+    record = store.read(member.key)
+    if record is None:
+        record = run_member(member)
+        store.write(member.key, record)
     return float(record["scalars"]["seconds"])
 
 
 def _executed(
     store: Store, todo: list[Member], workers: int, scheduler: str | None, tell: Callable[[str], None]
-) -> Iterator[float]:
-    """Run the members; the first ones here, for an estimate of the time."""
+) -> Iterator[None]:
+    """Run the members, with a yield after each; the first ones here, for an estimate of the time."""
     first, rest = todo[:2], todo[2:]
     for member in first:
         seconds = _execute(store.folder, member)
-        yield seconds
+        yield
     if not rest:
         return
     if workers == 1 and scheduler is None:
         tell(f"about {_duration(seconds * len(rest))} for the other {len(rest)}, one process")
         for member in rest:
-            yield _execute(store.folder, member)
+            _execute(store.folder, member)
+            yield
         return
     where = f"the cluster at {scheduler}" if scheduler else f"{workers} processes"
     tell(f"about {_duration(seconds * len(rest) / workers)} for the other {len(rest)} on {where}")
     yield from _in_parallel(store, rest, workers, scheduler, tell)
 
 
+class _WorkersDied(Exception):
+    """Members are left because the workers that ran them died."""
+
+
 def _in_parallel(
     store: Store, todo: list[Member], workers: int, scheduler: str | None, tell: Callable[[str], None]
-) -> Iterator[float]:
-    """By joblib, again and again while workers die but something gets finished."""
-    from concurrent.futures.process import BrokenProcessPool
-
-    from joblib import Parallel, delayed
-
+) -> Iterator[None]:
+    """Again and again while workers die but something gets finished."""
     fruitless = 0
     while todo:
         finished = 0
         try:
-            with _backend(workers, scheduler):
-                jobs = (delayed(_execute)(store.folder, member) for member in todo)
-                for seconds in Parallel(return_as="generator_unordered")(jobs):
-                    finished += 1
-                    yield seconds
+            for _ in _on_cluster(store, todo, scheduler) if scheduler else _on_processes(store, todo, workers):
+                finished += 1
+                yield
             return
-        except BrokenProcessPool:
-            left = [member for member in todo if store.read(member.key) is None]
+        except _WorkersDied:
+            left = _left(store, todo)
             fruitless = 0 if len(left) < len(todo) else fruitless + 1
             if fruitless == RETRIES:
                 raise StorageError(
                     f"Workers died {RETRIES} times without finishing a member (out of memory?); what was finished is"
-                    f" kept. Lower `workers`, and run again: {len(left)} members are left."
+                    f" kept. {'Give the workers more memory' if scheduler else 'Lower `workers`'}, and run again:"
+                    f" {len(left)} members are left."
                 ) from None
             tell(f"a worker died; going on with the {len(left)} members that are left")
             for _ in range(len(todo) - len(left) - finished):
-                yield 0.0
+                yield
             todo = left
 
 
-@contextmanager
-def _backend(workers: int, scheduler: str | None) -> Iterator[None]:
-    """joblib on processes of this machine, or on a Dask cluster, whose client lives as long as the block."""
-    from joblib import parallel_config
+def _left(store: Store, todo: list[Member]) -> list[Member]:
+    return [member for member in todo if store.read(member.key) is None]
 
-    if scheduler is None:
+
+def _on_processes(store: Store, todo: list[Member], workers: int) -> Iterator[None]:
+    """By joblib, on processes of this machine. Raises _WorkersDied when one died."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    from joblib import Parallel, delayed, parallel_config
+
+    try:
         with parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
-            yield
-        return
+            jobs = (delayed(_execute)(store.folder, member) for member in todo)
+            for _ in Parallel(return_as="generator_unordered")(jobs):
+                yield
+    except BrokenProcessPool:
+        raise _WorkersDied from None
+
+
+def _on_cluster(store: Store, todo: list[Member], scheduler: str) -> Iterator[None]:
+    """On a Dask cluster, which itself repeats a member some times if its worker dies. Raises _WorkersDied, when all
+    others are done, if it gave members up; StorageError when the scheduler is lost, or shows no worker for PATIENCE."""
+    with _client(scheduler) as client:
+        from distributed import as_completed
+        from distributed.scheduler import KilledWorker
+
+        seen, died, folders = clock.monotonic(), False, [store.folder.absolute()] * len(todo)
+        waiting = as_completed(client.map(_execute, folders, todo, pure=False), loop=client.loop)
+        while waiting.count():
+            ready = waiting.next_batch(block=False)
+            for future in ready:
+                error = future.exception() if future.status == "error" else None
+                if future.status == "cancelled":
+                    raise _cluster_lost(scheduler, "was lost", store, todo)
+                if isinstance(error, KilledWorker):
+                    died = True
+                elif error is not None:
+                    raise error
+                else:
+                    yield
+            seen = clock.monotonic() if ready else _wait_a_moment(client, seen)
+            if clock.monotonic() - seen > PATIENCE:
+                raise _cluster_lost(scheduler, f"has shown no worker for {PATIENCE:.0f} s", store, todo)
+    if died:
+        raise _WorkersDied
+
+
+def _wait_a_moment(client: Any, seen: float) -> float:
+    """When a worker was last seen: once a second, the scheduler is asked. A lost one cancels what is waited for."""
+    clock.sleep(0.05)
+    if clock.monotonic() - seen > 1:
+        with suppress(OSError):
+            return clock.monotonic() if client.nthreads(callback_timeout=10) else seen
+    return seen
+
+
+def _cluster_lost(scheduler: str, how: str, store: Store, todo: list[Member]) -> StorageError:
+    return StorageError(
+        f"The Dask cluster at {scheduler} {how}; what was finished is kept. Start it again, and run the same command:"
+        f" {len(_left(store, todo))} members are left."
+    )
+
+
+@contextmanager
+def _client(scheduler: str) -> Iterator[Any]:
+    """A client of a Dask cluster, which lives as long as the block, without Dask's own messages."""
     try:
         from distributed import Client
     except ImportError as error:
         raise InputError("Argument `scheduler` needs Dask; pip install 'flowsim[dask]'.") from error
+    with _silenced("distributed", "distributed.client"):
+        try:
+            client = Client(scheduler, timeout=10, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"Argument `scheduler` must be the address of a Dask scheduler, but {error}.") from error
+        with client:
+            yield client
+
+
+@contextmanager
+def _silenced(*names: str) -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
-        client = Client(scheduler, timeout=10, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"Argument `scheduler` must be the address of a Dask scheduler, but {error}.") from error
-    with client, parallel_config("dask", n_jobs=-1, client=client):
         yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _duration(seconds: float) -> str:
