@@ -13,6 +13,7 @@ The `# %%` marks are cells: editors that know the percent format open this file 
 
 # %%
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -27,7 +28,7 @@ HERE = Path(__file__).parent if "__file__" in globals() else Path()
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--out", type=Path, default=HERE, help="the folder for how_wide.png")
 parser.add_argument("--small", action="store_true", help="fewer draws and widths")
-arguments, _ = parser.parse_known_args()
+arguments = parser.parse_args([] if "ipykernel" in sys.modules else None)
 WIDTHS = [10**k for k in ((1, 3, 6, 9) if arguments.small else range(1, 10))]
 DRAWS = 8 if arguments.small else 30
 LOSS = fs.SquaredLoss([[2.0]])

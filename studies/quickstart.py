@@ -12,6 +12,7 @@ The `# %%` marks are cells: editors that know the percent format open this file 
 
 # %%
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -26,7 +27,7 @@ HERE = Path(__file__).parent if "__file__" in globals() else Path()
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--out", type=Path, default=HERE, help="the folder for quickstart.png")
 parser.add_argument("--small", action="store_true", help="no difference here: it takes seconds as it is")
-arguments, _ = parser.parse_known_args()
+arguments = parser.parse_args([] if "ipykernel" in sys.modules else None)
 
 # %% [markdown]
 # ## Simulate

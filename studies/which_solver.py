@@ -12,6 +12,7 @@ The `# %%` marks are cells: editors that know the percent format open this file 
 
 # %%
 import argparse
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -26,7 +27,7 @@ HERE = Path(__file__).parent if "__file__" in globals() else Path()
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--out", type=Path, default=HERE, help="the folder for which_solver.png")
 parser.add_argument("--small", action="store_true", help="fewer tolerances")
-arguments, _ = parser.parse_known_args()
+arguments = parser.parse_args([] if "ipykernel" in sys.modules else None)
 RTOLS = (1e-3, 1e-6) if arguments.small else (1e-3, 1e-4, 1e-6, 1e-8)
 METHODS = ("rk45", "dop853", "lsoda", "rkc", "gauss-legendre-4", "projected-rk45")
 
