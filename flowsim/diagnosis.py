@@ -49,7 +49,19 @@ class Law:
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis(Shown):
-    """All laws of one trajectory."""
+    """All laws of one trajectory.
+
+    A record that was tampered with: the loss at the end is half of what the saved weights give.
+
+    >>> import dataclasses
+    >>> import flowsim as fs
+    >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[1.0]], [[0.5]])))
+    >>> flow = fs.simulate(problem, t1=1.0, save_points=11)
+    >>> forged = dataclasses.replace(flow, excess=flow.excess * [*[1.0] * 10, 0.5])
+    >>> diagnosis = fs.diagnose(forged)
+    >>> diagnosis.verdict, diagnosis.exit_code
+    ('broken: record', 3)
+    """
 
     laws: tuple[Law, ...]
 
@@ -113,6 +125,14 @@ def diagnose(trajectory: Trajectory) -> Diagnosis:
     same problem, but (unless its steps are fixed) never more than LOCAL_ERRORS tolerances a step; for methods that
     promise the imbalance to round-off, round-off. The run is repeated once, and integrated twice at rtol 1e-12: a few
     times the work of the run.
+
+    >>> import numpy as np
+    >>> import flowsim as fs
+    >>> problem = fs.Problem(fs.SquaredLoss(np.ones((2, 2))), fs.fan_in((2, 4, 2), seed=0))
+    >>> flow = fs.simulate(problem, t1=1.0, save_points=11)
+    >>> law = fs.diagnose(flow)["imbalance D_1"]
+    >>> law.equation, law.holds, law.residual < law.expected
+    ('D_1(t) = D_1(0)', True, True)
     """
     if isinstance(trajectory.problem.loss, UnknownLoss):
         reason = "the file does not hold the user's own loss; pass it to load(path, loss=...)"

@@ -18,6 +18,14 @@ def saxe_mode(t: Any, s: float, u0: float) -> np.ndarray:
     """u(t) = s e^{2st} / (e^{2st} - 1 + s/u0): a singular value of W_1 W_2, balanced and aligned (Saxe et al. 2014).
 
     It solves du/dt = 2 u (s - u), u(0) = u0. Raises InputError unless s > 0 and u0 > 0.
+
+    A small mode waits, for about log(s / u0) / 2s, and then is learned:
+
+    >>> import numpy as np
+    >>> import flowsim as fs
+    >>> half = np.log(1e6 - 1) / 4  # u = s/2 where s = 2, u0 = 2e-6
+    >>> fs.exact.saxe_mode([0.0, half, 2 * half + 5], s=2.0, u0=2e-6).round(6).tolist()
+    [2e-06, 1.0, 2.0]
     """
     s, u0 = as_number(s, "s", above=0.0), as_number(u0, "u0", above=0.0)
     decay = np.exp(-2 * s * as_float_array(t, "t"))
@@ -29,6 +37,12 @@ def balanced_mode(t: Any, s: float, u0: float, depth: int) -> np.ndarray:
 
     With v = u^{1/L}, dv/dt = v^{L-1} (s - v^L); integrated in w = log(u) by DOP853 at rtol 1e-13, which holds for
     every depth (Arora et al. 2018). Depth 2 is saxe_mode. Raises InputError unless s > 0, u0 > 0, depth >= 2.
+
+    >>> import numpy as np
+    >>> import flowsim as fs
+    >>> t = np.linspace(0.0, 3.0, 7)
+    >>> np.allclose(fs.exact.balanced_mode(t, s=2.0, u0=0.1, depth=2), fs.exact.saxe_mode(t, s=2.0, u0=0.1))
+    True
     """
     from scipy.integrate import solve_ivp
 
@@ -56,6 +70,13 @@ def riccati(network: LinearNetwork, Y: Any, t: Any, tolerance: float = 1e-10) ->
     block. Evaluated in the eigenbasis of F, bounded and accurate until e^{|F|t} reaches e^600.
     Raises InputError unless depth is 2, scale is 1, ||D_1 - lambda I||_F <= tolerance max(1, ||D_1||_F), and for a t
     beyond that.
+
+    >>> import numpy as np
+    >>> import flowsim as fs
+    >>> network = fs.lambda_balanced((4, 3, 3), imbalance=1.5, seed=0)
+    >>> W = fs.exact.riccati(network, np.ones((4, 3)), [0.0, 50.0])
+    >>> np.allclose(W[0], network.product), np.allclose(W[1], np.ones((4, 3)))
+    (True, True)
     """
     if network.depth != 2 or network.scale != 1.0:
         raise InputError("Argument `network` must have two layers and scale 1, but it has others.")

@@ -38,7 +38,15 @@ NAMES = {
 
 
 def plot(trajectory: Trajectory, ax: Axes | None = None, certificate: Certificate | None = None, **style: Any) -> Axes:
-    """The excess loss L - f* against t on a log axis, relative to its start; a certificate's bound dashed."""
+    """The excess loss L - f* against t on a log axis, relative to its start; a certificate's bound dashed.
+
+    >>> from matplotlib.figure import Figure
+    >>> import flowsim as fs
+    >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
+    >>> ax = fs.plot(fs.simulate(problem, t1=0.5), Figure().subplots(), fs.certify(problem).best)
+    >>> [line.get_label() for line in ax.lines]
+    ['simulated', 'bound of theorem-1-A2']
+    """
     if ax is None:
         import matplotlib.pyplot as plt
 
@@ -54,7 +62,16 @@ def plot(trajectory: Trajectory, ax: Axes | None = None, certificate: Certificat
 
 
 def plot_quantiles(ensemble: Ensemble, ax: Axes | None = None, color: str = COLOURS[0]) -> Axes:
-    """Quantiles over the members of (L - f*) / (L(0) - f*) against t: the median, 25 to 75 % and 5 to 95 % shaded."""
+    """Quantiles over the members of (L - f*) / (L(0) - f*) against t: the median, 25 to 75 % and 5 to 95 % shaded.
+
+    >>> from matplotlib.figure import Figure
+    >>> import flowsim as fs
+    >>> def draw(seed):
+    ...     return fs.Problem(fs.SquaredLoss([[1.0]]), fs.fan_out((1, 8, 8, 1), seed=seed))
+    >>> ax = fs.plot_quantiles(fs.ensemble(draw, 5, t1=0.1, method=fs.Scipy("RK45")), Figure().subplots())
+    >>> ax.get_legend_handles_labels()[1]
+    ['5 to 95 %', '25 to 75 %', 'median of 5 members']
+    """
     if ax is None:
         import matplotlib.pyplot as plt
 
@@ -73,6 +90,14 @@ def sweep_figure(table: xarray.Dataset) -> Figure:
 
     Colours tell the values of the first setting that varies, lines and markers those of the second; members that differ
     in others are pooled.
+
+    >>> import tempfile, xarray
+    >>> import flowsim as fs
+    >>> settings = {"dims": [[1, 9, 1]], "scheme": ["fan_in", "fan_out"], "seeds": 2, "t1": 9.0, "stop_loss": 0.1}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     table = xarray.load_dataset(fs.sweep(fs.SweepSpec.build({"sweep": settings}), folder).table)
+    >>> [ax.get_xlabel() for ax in fs.sweep_figure(table).axes]
+    ['time $t$ to the level stop_loss', 'certified rate', 'greatest drift of $D_l$']
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -156,6 +181,14 @@ def plot_work_precision(
     """Column y of a comparison against column x on log axes, a line a method; the reference's uncertainty shaded.
 
     A method's style follows from its place among the methods compared, whether or not the others have results.
+
+    >>> from matplotlib.figure import Figure
+    >>> import flowsim as fs
+    >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[1.0]], [[0.5]])))
+    >>> comparison = fs.compare(problem, ["rk45", "dop853"], t1=1.0, rtols=(1e-4, 1e-6), repeats=1)
+    >>> ax = fs.plot_work_precision(comparison, Figure().subplots(), x="rhs_evaluations")
+    >>> ax.get_xlabel(), [line.get_label() for line in ax.lines]
+    ('right-hand sides', ['rk45', 'dop853'])
     """
     if ax is None:
         import matplotlib.pyplot as plt

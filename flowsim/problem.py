@@ -20,6 +20,14 @@ class Problem:
     network: a LinearNetwork, or a CompressedNetwork where the full weights are not there or not wanted.
 
     Raises InputError when the loss is not one, or its shape is not that of the network's product.
+
+    >>> import numpy as np
+    >>> import flowsim as fs
+    >>> problem = fs.Problem(fs.SquaredLoss(np.ones((3, 2))), fs.fan_in((3, 5, 4, 2), seed=0))
+    >>> W, gradients = problem.gradients(problem.network.weights)
+    >>> E = problem.loss.gradient(W)  # dL/dt is -<T E, E>, and minus the square of the gradient
+    >>> np.isclose((problem.network.apply_T(E) * E).sum(), sum((G**2).sum() for G in gradients)).item()
+    True
     """
 
     loss: Any

@@ -18,7 +18,15 @@ from flowsim.problem import Problem
 
 @dataclass(frozen=True, eq=False)
 class NamedProblem:
-    """A problem, the time to simulate it to, and, if known, the product W(t) in closed form (times -> stacks n x m)."""
+    """A problem, the time to simulate it to, and, if known, the product W(t) in closed form (times -> stacks n x m).
+
+    >>> import numpy as np
+    >>> import flowsim as fs
+    >>> named = fs.problem_named("homogeneous")
+    >>> flow = fs.simulate(named.problem, t1=named.t1)
+    >>> np.allclose(flow.product_at(named.t1), named.closed_form(np.array([named.t1]))[0], atol=1e-6)
+    True
+    """
 
     name: str
     problem: Problem
@@ -100,7 +108,16 @@ PROBLEMS: dict[str, Callable[[], NamedProblem]] = {
 
 
 def problem_named(name: str) -> NamedProblem:
-    """The problem of that name (a key of PROBLEMS). Raises InputError for an unknown one, listing the known."""
+    """The problem of that name (a key of PROBLEMS). Raises InputError for an unknown one, listing the known.
+
+    >>> import flowsim as fs
+    >>> named = fs.problem_named("staircase")
+    >>> named.problem.network.dims, named.t1
+    ((10, 100, 10), 400.0)
+    >>> fs.problem_named("stairs")
+    Traceback (most recent call last):
+    flowsim.errors.InputError: Argument `name` must be one of ..., but it is 'stairs' (did you mean staircase?).
+    """
     return PROBLEMS[as_choice(name, "name", PROBLEMS)]()
 
 

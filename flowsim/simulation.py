@@ -60,6 +60,17 @@ def simulate(
     Gradient descent takes round(t1 / step_size) steps, saves at the nearest steps and reports the times it reached.
     Numerical failure never raises: see Trajectory.status. Raises InputError for arguments out of range, and where the
     full weights would be needed but the network has none.
+
+    One unit a layer, balanced: the product is a Saxe mode.
+
+    >>> import numpy as np
+    >>> import flowsim as fs
+    >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[0.1]], [[0.1]])))
+    >>> flow = fs.simulate(problem, t1=3.0, save_points=4)
+    >>> np.allclose(flow.products.ravel(), fs.exact.saxe_mode(flow.time, s=2.0, u0=0.01), atol=1e-7)
+    True
+    >>> fs.simulate(problem, t1=30.0, stop_loss=1e-6).status
+    'converged'
     """
     method = Scipy() if method is None else method
     t1 = as_number(t1, "t1", above=0.0)

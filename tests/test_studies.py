@@ -23,6 +23,10 @@ def run(name, monkeypatch, *arguments):
         ("invariants", "exact law", ()),
         ("descent_vs_flow", "diverged", ()),
         ("initialization", "160 draws, 0 failed", ()),
+        ("quickstart", "every law that was checked holds", ()),
+        ("good_initialization", "best: theorem-2", ()),
+        ("which_solver", "greatest drift of the D_l", ()),
+        ("how_wide", "slopes of the error", ()),
     ],
 )
 def test_it_prints_and_draws(name, words, only, monkeypatch, tmp_path, capsys):
@@ -65,3 +69,12 @@ def test_resilience(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert printed.count("| identical |") == 4
     assert "records rewritten: 0" in printed
+
+
+def test_the_gallery_names_every_study_and_every_picture():
+    page = (STUDIES / "README.md").read_text()
+    for study in STUDIES.glob("*.py"):
+        assert f"\n### {study.stem}\n" in page, study.name
+        assert f"`python studies/{study.name}" in page, study.name
+    for picture in STUDIES.glob("*.png"):
+        assert f"({picture.name})" in page, picture.name

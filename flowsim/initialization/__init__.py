@@ -58,6 +58,11 @@ def initialize(scheme: str, dims: Any, *, seed: Seed, scale: float = 1.0, **sett
     """The scheme of that name (a key of SCHEMES or WITH_SETTINGS); settings: what it needs besides.
 
     Raises InputError for an unknown scheme, listing the known, and for settings that are missing or not its own.
+
+    >>> import flowsim as fs
+    >>> network = fs.initialize("unimodal", (4, 6, 6, 4), seed=0, peak=2, imbalance=[1.0, 2.0])
+    >>> round(fs.certify(network)["theorem-3-unimodal"].alpha, 9)  # 1 x 2
+    2.0
     """
     as_choice(scheme, "scheme", [*SCHEMES, *WITH_SETTINGS])
     make, needed = WITH_SETTINGS[scheme] if scheme in WITH_SETTINGS else (SCHEMES[scheme], ())

@@ -23,6 +23,17 @@ def spectral(dims: Any, *, seed: Seed, scale: float = 1.0, target: Any = None) -
     U_0 and U_L hold the singular vectors of `target` Y (n x m; random ones without), the hidden U_l random orthonormal
     columns; the r = min(n, m) entries of each S_l come from N(0, scale^2) (Saxe et al. 2014; [MVM23], section 3.3).
     Raises InputError for dims, seed, scale or target out of range.
+
+    The product keeps the target's singular vectors along the flow:
+
+    >>> import numpy as np
+    >>> import flowsim as fs
+    >>> Y = np.array([[2.0, 1.0], [1.0, 2.0]])
+    >>> U = np.linalg.svd(Y)[0]
+    >>> flow = fs.simulate(fs.Problem(fs.SquaredLoss(Y), fs.spectral((2, 4, 2), seed=0, target=Y)), t1=1.0)
+    >>> W = U.T @ flow.product_at(0.7) @ U
+    >>> bool(abs(W[0, 1]) + abs(W[1, 0]) < 1e-7 < abs(W[0, 0]))
+    True
     """
     sizes, generator, factor = arguments(dims, seed, scale)
     n, m = sizes[0], sizes[-1]
@@ -37,6 +48,13 @@ def diagonal(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """W_l = diag(w_l), w_l from N(0, scale^2): f(w_1 o ... o w_L) as long as grad f is diagonal ([MVM23], section 3.3).
 
     Raises InputError when the sizes in dims differ, or seed or scale is out of range.
+
+    >>> import numpy as np
+    >>> import flowsim as fs
+    >>> network = fs.diagonal((3, 3, 3), seed=0)
+    >>> w1, w2 = (np.diag(W) for W in network.weights)
+    >>> np.allclose(network.product, np.diag(w1 * w2))
+    True
     """
     sizes, generator, factor = arguments(dims, seed, scale)
     if len(set(sizes)) > 1:
@@ -53,6 +71,11 @@ def homogeneous(dims: Any, *, imbalance: Any, seed: Seed, scale: float = 1.0) ->
     exists in some layers only (unequal widths) fixes its own squares: not every imbalance fits all widths.
 
     Raises InputError when no such weights exist, or an argument is out of range.
+
+    >>> import flowsim as fs
+    >>> network = fs.homogeneous((3, 3, 3, 3), imbalance=[2.0, -1.0], seed=0)
+    >>> [eigenvalues.round(9).tolist() for eigenvalues in network.imbalance_eigenvalues]
+    [[2.0, 2.0, 2.0], [-1.0, -1.0, -1.0]]
     """
     sizes, generator, factor = arguments(dims, seed, scale)
     d = _levels(imbalance, len(sizes) - 2)
@@ -111,6 +134,15 @@ def lambda_balanced(dims: Any, *, imbalance: float, seed: Seed, scale: float = 1
     """D_l = lambda I for all l, lambda = imbalance: `homogeneous` with one number for all layers.
 
     For L = 2, lambda > 0 needs h_1 <= n and lambda < 0 needs h_1 <= m. Raises InputError as homogeneous.
+
+    The flow of two such layers has a closed form:
+
+    >>> import numpy as np
+    >>> import flowsim as fs
+    >>> Y, network = np.ones((3, 2)), fs.lambda_balanced((3, 2, 2), imbalance=0.5, seed=0)
+    >>> flow = fs.simulate(fs.Problem(fs.SquaredLoss(Y), network), t1=1.0)
+    >>> np.allclose(flow.product_at(1.0), fs.exact.riccati(network, Y, 1.0)[0], atol=1e-7)
+    True
     """
     depth = len(arguments(dims, seed, scale)[0]) - 1
     return homogeneous(dims, imbalance=np.full(depth - 1, imbalance), seed=seed, scale=scale)
@@ -124,6 +156,12 @@ def unimodal(dims: Any, *, peak: int, imbalance: Any, seed: Seed, scale: float =
     W_{l*} is scale times a Gaussian matrix; the others follow outwards, W_l^T W_l = W_{l+1} W_{l+1}^T + D_l.
 
     Raises InputError when peak or an entry of imbalance is out of range, or dims, seed or scale is.
+
+    >>> import flowsim as fs
+    >>> network = fs.unimodal((3, 5, 4, 2), peak=2, imbalance=[0.5, 2.0], seed=0)
+    >>> least, greatest = network.imbalance_eigenvalues[0][2], network.imbalance_eigenvalues[1][-2]
+    >>> round(float(least), 9), round(float(greatest), 9)  # l_n(D_1) and -l_m(-D_2)
+    (0.5, -2.0)
     """
     sizes, generator, factor = arguments(dims, seed, scale)
     depth = len(sizes) - 1

@@ -79,6 +79,16 @@ class ExponentialLoss(_Classification):
     ([MVM23], section 3.4). Without separability nothing is known: `constants` say so, f* is None.
 
     Raises InputError when X or y is not a finite real matrix, their rows differ in number, or a label is not +-1.
+
+    The margin of the points (2, 0) and (0, 1), one class, is that of the unit vector (1, 2) / 5^(1/2); those of an XOR
+    cannot be separated:
+
+    >>> import flowsim as fs
+    >>> loss = fs.ExponentialLoss([[2.0, 0.0], [0.0, 1.0]], [1, 1])
+    >>> round(loss.margin, 9), round(2 / 5**0.5, 9), loss.minimum
+    (0.894427191, 0.894427191, 0.0)
+    >>> fs.ExponentialLoss([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]], [1, 1, -1, -1]).minimum is None
+    True
     """
 
     @property
@@ -112,6 +122,14 @@ class LogisticLoss(_Classification):
     data, else None. K = sigma_1(X)^2 / 4.
 
     Raises InputError as ExponentialLoss.
+
+    >>> import numpy as np
+    >>> import flowsim as fs
+    >>> loss = fs.LogisticLoss([[1.0, 0.5], [-1.0, 0.5]], [1, -1])
+    >>> bool(np.isclose(loss.value(np.zeros((2, 1))), 2 * np.log(2))), round(loss.constants.K, 12)
+    (True, 0.5)
+    >>> fs.certify(fs.Problem(loss, fs.fan_out((2, 9, 1), seed=0)))["theorem-4"].reason
+    "assumption A1' (||grad f||_F >= gamma (f - f*)) is not known for this loss"
     """
 
     @property

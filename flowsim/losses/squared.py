@@ -17,6 +17,13 @@ class SquaredLoss(BuiltIn):
     """f(W) = 1/2 ||Y - W||_F^2 for a target Y (n x m). f* = 0, mu = K = 1, gamma = 2.
 
     Raises InputError when Y is not a finite, non-empty real matrix.
+
+    >>> import flowsim as fs
+    >>> loss = fs.SquaredLoss([[1.0, 2.0], [3.0, 4.0]])
+    >>> W = 0 * loss.minimiser
+    >>> value, square = float(loss.value(W)), float((loss.gradient(W) ** 2).sum())
+    >>> value, square, loss.constants.gamma * value  # A1 holds with equality
+    (15.0, 30.0, 30.0)
     """
 
     Y: np.ndarray
@@ -71,6 +78,17 @@ class LeastSquares(BuiltIn):
     Singular values below `rank_tolerance` sigma_1 (default max(rows, n) eps) count as zero.
 
     Raises InputError when X or Y is not a finite real matrix, X is zero, or their rows differ in number.
+
+    Of the rows of the data only X^T X, X^T Y and ||Y||^2 count:
+
+    >>> import numpy as np
+    >>> import flowsim as fs
+    >>> X = np.array([[1.0, 1.0], [1.0, -1.0], [2.0, 0.0], [0.0, 2.0]])  # X^T X = 6 I
+    >>> loss = fs.LeastSquares(X, [[3.0], [1.0], [4.0], [1.0]])
+    >>> loss.minimiser.round(12).tolist(), round(loss.minimum, 12), loss.factor.shape
+    ([[2.0], [0.666666666667]], 0.166666666667, (2, 2))
+    >>> round(loss.constants.K, 12), round(loss.constants.mu, 12), round(loss.constants.gamma, 12)
+    (6.0, 6.0, 12.0)
     """
 
     def __init__(self, X: Any, Y: Any, rank_tolerance: float | None = None) -> None:
@@ -140,6 +158,17 @@ class MaskedSquaredLoss(BuiltIn):
     sum M_ij^2 (Y_ij - W_ij)^2 >= gamma f. What A1 does not give is recovery of the entries that are not seen.
 
     Raises InputError when the mask is negative, all zero or of another shape than Y, or Y is not finite where seen.
+
+    The flow fits the three entries that are seen; what becomes of the fourth follows from the initial weights:
+
+    >>> import numpy as np
+    >>> import flowsim as fs
+    >>> loss = fs.MaskedSquaredLoss([[1.0, 2.0], [2.0, np.nan]], mask=[[1, 1], [1, 0]])
+    >>> ends = [fs.simulate(fs.Problem(loss, fs.fan_in((2, 9, 2), seed=k)), t1=20.0).product_at(20.0) for k in (0, 1)]
+    >>> ends[0].round(3).ravel()[:3].tolist(), ends[1].round(3).ravel()[:3].tolist()
+    ([1.0, 2.0, 2.0], [1.0, 2.0, 2.0])
+    >>> bool(abs(ends[0][1, 1] - ends[1][1, 1]) > 0.1), loss.constants.gamma, loss.constants.mu
+    (True, 2.0, 0.0)
     """
 
     def __init__(self, Y: Any, mask: Any) -> None:

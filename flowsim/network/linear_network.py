@@ -32,6 +32,13 @@ class LinearNetwork:
     lives here; the gradients carry scale, T carries scale^2). origin: where the weights came from, kept with results.
 
     Raises InputError when there are fewer than two layers, shapes do not chain, or an entry is not a finite real.
+
+    For scalar weights T is a number, w_2^2 + w_1^2, and so is the imbalance, w_1^2 - w_2^2:
+
+    >>> import flowsim as fs
+    >>> network = fs.LinearNetwork(([[3.0]], [[4.0]]))
+    >>> network.product.item(), network.lambda_min_T, network.imbalance(1).item()
+    (12.0, 25.0, -7.0)
     """
 
     weights: tuple[np.ndarray, ...]
@@ -94,7 +101,14 @@ class LinearNetwork:
         return [(self.scale * A @ A.T, self.scale * B.T @ B) for A, B in pairs]
 
     def apply_T(self, E: np.ndarray) -> np.ndarray:
-        """T E = scale^2 sum_l A_l A_l^T E B_l^T B_l for E of shape n x m ([MVM23], section 2)."""
+        """T E = scale^2 sum_l A_l A_l^T E B_l^T B_l for E of shape n x m ([MVM23], section 2).
+
+        >>> import numpy as np
+        >>> import flowsim as fs
+        >>> network, E = fs.fan_in((3, 5, 4, 2), seed=0), np.ones((3, 2))
+        >>> np.allclose(network.apply_T(E).ravel(), network.dense_T() @ E.ravel())
+        True
+        """
         return np.sum([P @ E @ Q for P, Q in self._grams], axis=0)
 
     def dense_T(self) -> np.ndarray:
@@ -120,7 +134,14 @@ class LinearNetwork:
         return max(float(value[0]), 0.0)
 
     def imbalance(self, layer: int) -> np.ndarray:
-        """D_l = W_l^T W_l - W_{l+1} W_{l+1}^T (h_l x h_l), l = layer = 1 .. L-1."""
+        """D_l = W_l^T W_l - W_{l+1} W_{l+1}^T (h_l x h_l), l = layer = 1 .. L-1.
+
+        >>> import numpy as np
+        >>> import flowsim as fs
+        >>> network = fs.lambda_balanced((4, 3, 2), imbalance=1.5, seed=0)
+        >>> np.allclose(network.imbalance(1), 1.5 * np.eye(3))
+        True
+        """
         if not self.is_dense:
             raise InputError(
                 "Argument `network` must have arrays as layers for its imbalance matrices; it has operators."
@@ -153,7 +174,15 @@ class LinearNetwork:
         return [max(total, 0.0) ** 0.5 for total in sums]
 
     def with_weights(self, weights: Sequence[np.ndarray]) -> LinearNetwork:
-        """The same model at other weights."""
+        """The same model at other weights.
+
+        Scaling every weight by 2 scales T of a network with L layers by 4^{L-1}:
+
+        >>> import flowsim as fs
+        >>> network = fs.fan_in((3, 5, 4, 2), seed=0)
+        >>> round(network.with_weights([2 * W for W in network.weights]).lambda_min_T / network.lambda_min_T, 9)
+        16.0
+        """
         return LinearNetwork(tuple(weights), self.scale, self.origin)
 
 

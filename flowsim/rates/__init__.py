@@ -58,6 +58,16 @@ def certify(
     tolerance: an eigenvalue of D_l within tolerance max(||W_l||_F^2, ||W_{l+1}||_F^2) of 0 counts as 0 where a theorem
     asks for a sign, for balance or for a multiple of I. cheap: use a few products with the hidden layers instead of all
     eigenvalues of the imbalance; what needs them all is refused, and Theorem 2 gives a smaller, valid bound.
+
+    Scalar weights 3 and 1: Theorem 1 has alpha = |D_1| = 8 of lambda_min(T) = 10, and it stays valid along the flow.
+
+    >>> import flowsim as fs
+    >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
+    >>> certificates = fs.certify(problem)
+    >>> certificates.lambda_min_T, certificates["theorem-1-A1"].alpha, certificates["theorem-1-A1"].rate
+    (10.0, 8.0, 16.0)
+    >>> certificates["theorem-2"].reason
+    'it is for three layers, the network has 2'
     """
     network: Any = subject.network if isinstance(subject, Problem) else subject
     loss: Any = subject.loss if isinstance(subject, Problem) else None

@@ -22,6 +22,12 @@ class Certificate:
     scope "trajectory": lambda_min(T(t)) >= alpha for all t; "instant": at the present weights only.
     law "exponential": L(t) - f* <= excess exp(-rate t), rate = alpha gamma (assumption A1 of [MVM23]);
     law "hyperbolic": L(t) - f* <= excess / (1 + excess rate t), rate = alpha gamma^2 (assumption A1').
+
+    >>> import flowsim as fs
+    >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
+    >>> flow, best = fs.simulate(problem, t1=0.5), fs.certify(problem).best
+    >>> bool((flow.excess <= best.bound(flow.time) + 1e-9).all())
+    True
     """
 
     name: str
@@ -37,6 +43,11 @@ class Certificate:
         """The upper bound on L(t) - f* at the times t (t >= 0).
 
         Raises InputError when the certificate has no rate (see its reason).
+
+        >>> import flowsim as fs
+        >>> certificate = fs.Certificate("mine", True, alpha=2.0, rate=4.0, excess=1.0)
+        >>> certificate.bound([0.0, 0.5]).round(4).tolist()  # exp(-4 t)
+        [1.0, 0.1353]
         """
         if self.rate is None or self.excess is None:
             raise InputError(f"Certificate {self.name} has no rate and so no bound: {self.reason}")
@@ -82,7 +93,19 @@ def along_trajectory(name: str, network: Any, loss: Any, alpha: float, remark: s
 
 @dataclass(frozen=True, repr=False)
 class Certificates(Shown):
-    """All theorems on one problem, in a fixed order; index by position or by name."""
+    """All theorems on one problem, in a fixed order; index by position or by name.
+
+    Balanced weights have no imbalance to certify with; what is left is the margin of the product, and not even
+    that where the flow runs into the saddle W = 0:
+
+    >>> import flowsim as fs
+    >>> network = fs.LinearNetwork(([[1.0]], [[1.0]]))
+    >>> for Y in (2.0, -1.0):
+    ...     problem = fs.Problem(fs.SquaredLoss([[Y]]), network)
+    ...     print(fs.certify(problem).best.rate, fs.simulate(problem, t1=30.0).product_at(30.0).round(3).item())
+    4.0 2.0
+    0.0 0.0
+    """
 
     dims: tuple[int, ...]
     lambda_min_T: float

@@ -32,6 +32,18 @@ class CompressedNetwork:
     The core has the same product and loss. Its trajectory lifts to W_l(0) + P_{l-1} (What_l(t) - What_l(0)) P_l^T,
     which fails the full flow by the defect: exactly 0 for two layers or complete bases, else super-exponentially small
     in `steps`. The true widths are in `dims`.
+
+    >>> import numpy as np
+    >>> import flowsim as fs
+    >>> network = fs.fan_out((2, 300, 400, 1), seed=0)
+    >>> compressed = fs.compress(network)
+    >>> compressed.steps, compressed.widths
+    (3, (2, 6, 6, 1))
+    >>> for steps in (0, 1):  # the product needs no step, T needs one: W_1 W_2 and W_2 W_3 too have to be in the bases
+    ...     core = compressed.with_steps(steps).core
+    ...     print(np.allclose(core.product, network.product), np.isclose(core.lambda_min_T, network.lambda_min_T))
+    True False
+    True True
     """
 
     bases: Bases
@@ -200,6 +212,13 @@ def compress(network: LinearNetwork, steps: int | None = None) -> CompressedNetw
     Only products with W_l and W_l^T are used, about 2 (steps + 1) a hidden layer. Two layers are compressed exactly to
     width n + m; for more, the error of a trajectory falls super-linearly with the steps. simulate chooses the steps by
     itself and controls the error.
+
+    >>> import numpy as np
+    >>> import flowsim as fs
+    >>> network = fs.fan_in((3, 1000, 2), seed=0)
+    >>> compressed = fs.compress(network)
+    >>> compressed.widths, compressed.exact, np.allclose(compressed.product, network.product)  # (n, n + m, m)
+    ((3, 5, 2), True, True)
     """
     level = first_level(network.depth) if steps is None else as_count(steps, "steps", least=0)
     return CompressedNetwork(KrylovBases(network.weights), level, network.scale, network.origin)

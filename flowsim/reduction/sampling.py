@@ -131,6 +131,14 @@ def sample_compressed(
     draws from that seed). steps: the number of Krylov steps to begin with.
     Raises InputError for another scheme, for orthogonal layers whose hidden widths differ or are less than n + m, and
     for dims, seed, scale or steps out of range.
+
+    >>> import flowsim as fs
+    >>> network = fs.sample_compressed("fan_out", (5, 10**9, 10**9, 1), seed=0)
+    >>> f"{network.size:.3g} weights", network.widths
+    ('1e+18 weights', (5, 12, 12, 1))
+    >>> flow = fs.simulate(fs.Problem(fs.SquaredLoss([[1.0]] * 5), network), t1=1e-9)
+    >>> flow.status, bool(flow.error_estimate[-1] < 1e-8 * flow.weights_change)
+    ('completed', True)
     """
     as_choice(scheme, "scheme", SAMPLED)
     sizes, factor, generator = as_dims(dims), as_number(scale, "scale", above=0.0), generator_of(seed)

@@ -130,6 +130,14 @@ def sweep(
 
     Raises InputError for arguments out of range or a folder of another specification, StorageError when a record could
     not be written.
+
+    >>> import tempfile
+    >>> import flowsim as fs
+    >>> spec = fs.SweepSpec.build({"sweep": {"dims": [[1, 9, 1]], "seeds": 3, "t1": 1.0}})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     first, again = fs.sweep(spec, folder), fs.sweep(spec, folder)
+    >>> first.done, again.done, again.skipped  # what has a record is not run again
+    (3, 0, 3)
     """
     part, parts = shard
     if not 1 <= part <= parts:

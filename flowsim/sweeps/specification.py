@@ -142,7 +142,13 @@ class Member:
 
 
 class SweepSpec(BaseModel):
-    """A whole specification, as `flowsim sweep` reads it from TOML."""
+    """A whole specification, as `flowsim sweep` reads it from TOML.
+
+    >>> import flowsim as fs
+    >>> tables = {"sweep": {"dims": [[1, 9, 1], [1, 9, 9, 1]], "scheme": ["fan_in", "ntk"], "seeds": 5, "t1": 1.0}}
+    >>> len(fs.SweepSpec.build(tables).members())  # 2 dims x 2 schemes x 5 seeds
+    20
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

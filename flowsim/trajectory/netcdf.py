@@ -120,6 +120,15 @@ def load(path: str | Path, loss: Any = None, network: LinearNetwork | None = Non
     `loss` restores a user's own loss, `network` initial weights that were too large for the file (1 GiB).
 
     Raises InputError when the file is missing, damaged, not one of flowsim's, or a newer flowsim's.
+
+    >>> import tempfile
+    >>> import flowsim as fs
+    >>> flow = fs.simulate(fs.Problem(fs.SquaredLoss([[2.0]]), fs.fan_out((1, 100, 100, 1), seed=0)), t1=0.01)
+    >>> with tempfile.NamedTemporaryFile(suffix=".nc") as file:
+    ...     flow.save(file.name)
+    ...     again = fs.load(file.name)
+    >>> bool((again.weights_at(0.005)[1] == flow.weights_at(0.005)[1]).all())  # bases and solver are in the file
+    True
     """
     import xarray
 

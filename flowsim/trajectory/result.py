@@ -91,6 +91,16 @@ class Trajectory(Shown):
     width was compressed, with the error estimate;
     stats: steps, rhs_evaluations, rejected_steps, jacobians, seconds, compile_seconds (apart). Times are in the
     flow's own unit, 1 / [loss per squared weight]; for gradient descent t = k step_size.
+
+    >>> import numpy as np
+    >>> import flowsim as fs
+    >>> problem = fs.Problem(fs.SquaredLoss(np.ones((5, 1))), fs.fan_out((5, 60, 80, 1), seed=0))
+    >>> flow = fs.simulate(problem, t1=0.05)
+    >>> weights = flow.weights_at(0.02)  # between two saved times: integrated again from the last one
+    >>> np.allclose(flow.product_at(0.02), np.linalg.multi_dot(weights))
+    True
+    >>> bool(flow.imbalance_drift.max() < 1e-6), bool(abs(flow.energy_residual).max() < 1e-6)
+    (True, True)
     """
 
     problem: Problem
