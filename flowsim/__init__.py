@@ -48,18 +48,21 @@ if TYPE_CHECKING:
     from flowsim.plots import plot_quantiles as plot_quantiles
     from flowsim.plots import plot_work_precision as plot_work_precision
     from flowsim.plots import sweep_figure as sweep_figure
+    from flowsim.posterior import PosteriorRate as PosteriorRate
     from flowsim.posterior import a_posteriori as a_posteriori
     from flowsim.problem import Problem as Problem
     from flowsim.problems import PROBLEMS as PROBLEMS
     from flowsim.problems import NamedProblem as NamedProblem
     from flowsim.problems import problem_named as problem_named
     from flowsim.rates import Certificate as Certificate
+    from flowsim.rates import Certificates as Certificates
     from flowsim.rates import certify as certify
     from flowsim.reduction import CompressedNetwork as CompressedNetwork
     from flowsim.reduction import compress as compress
     from flowsim.reduction import sample_compressed as sample_compressed
     from flowsim.simulation import resume as resume
     from flowsim.simulation import simulate as simulate
+    from flowsim.sweeps import SweepResult as SweepResult
     from flowsim.sweeps import SweepSpec as SweepSpec
     from flowsim.sweeps import sweep as sweep
     from flowsim.trajectory import Trajectory as Trajectory
@@ -96,13 +99,13 @@ _HOMES = {
     "methods": ("RKC", "Diffrax", "GaussLegendre", "GradientDescent", "Projected", "Scipy", "method_named"),
     "network": ("LinearNetwork",),
     "plots": ("plot", "plot_quantiles", "plot_work_precision", "sweep_figure"),
-    "posterior": ("a_posteriori",),
+    "posterior": ("PosteriorRate", "a_posteriori"),
     "problem": ("Problem",),
     "problems": ("PROBLEMS", "NamedProblem", "problem_named"),
-    "rates": ("Certificate", "certify"),
+    "rates": ("Certificate", "Certificates", "certify"),
     "reduction": ("CompressedNetwork", "compress", "sample_compressed"),
     "simulation": ("resume", "simulate"),
-    "sweeps": ("SweepSpec", "sweep"),
+    "sweeps": ("SweepResult", "SweepSpec", "sweep"),
     "trajectory": ("Trajectory", "load"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

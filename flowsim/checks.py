@@ -141,8 +141,9 @@ def as_choice(value: Any, name: str, known: Iterable[str]) -> str:
     options = list(known)
     if value in options:
         return value
-    near = get_close_matches(str(value), options, n=1, cutoff=0.6)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    plain = {option.casefold(): option for option in options}
+    near = get_close_matches(str(value).casefold(), plain, n=1, cutoff=0.6)
+    hint = f" (did you mean {plain[near[0]]}?)" if near else ""
     raise InputError(f"Argument `{name}` must be one of {', '.join(options)}, but it is {value!r}{hint}.")
 
 

@@ -176,7 +176,7 @@ class Comparison(Shown):
 
 def compare(
     subject: Problem | NamedProblem,
-    methods: Iterable[str | Method] = DEFAULT_METHODS,
+    methods: Iterable[str | Method] | str | Method = DEFAULT_METHODS,
     *,
     t1: float | None = None,
     rtols: Sequence[float] = RTOLS,
@@ -214,7 +214,7 @@ def compare(
         raise InputError("Argument `t1` must be given, the time to simulate to.")
     end = as_number(t1, "t1", above=0.0)
     grid = np.linspace(0.0, end, as_count(times, "times", least=2))
-    methods = list(methods)
+    methods = [methods] if isinstance(methods, (str, Method)) else list(methods)
     runs = [run for method in methods for run in _expanded(method, rtols, step_sizes)]
     if not runs:
         raise InputError("Argument `methods` must name at least one method.")
@@ -236,6 +236,8 @@ def _expanded(method: str | Method, rtols: Sequence[float], step_sizes: Sequence
         return [method]
     key = as_choice(method.lower(), "methods", METHODS)
     if key == "gd" or key.removeprefix("projected-") == "euler":
+        if not len(step_sizes):
+            raise InputError(f"Argument `step_sizes` must be given for {key}, which has no error estimate.")
         return [method_named(key, step_size=float(step)) for step in step_sizes]
     return [method_named(key, rtol=float(rtol), atol=ATOL_SHARE * float(rtol)) for rtol in rtols]
 

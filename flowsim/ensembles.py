@@ -12,9 +12,9 @@ import numpy as np
 
 from flowsim.checks import as_choice, as_count, as_number
 from flowsim.display import Shown, Table
-from flowsim.errors import FlowsimError
+from flowsim.errors import FlowsimError, InputError
 from flowsim.losses import BuiltIn, minimum_of
-from flowsim.methods import Diffrax, GradientDescent, Method
+from flowsim.methods import Diffrax, GradientDescent, Method, as_method
 from flowsim.model import tolerances
 from flowsim.network import flatten, imbalance_change, product, unflatten
 from flowsim.problem import Problem
@@ -82,14 +82,16 @@ class Ensemble(Shown):
     def shown(self) -> Table:
         """How many ended how, and what the curves and the invariants did."""
         words, counts = np.unique(self.scalars["status"].astype(str), return_counts=True)
-        ends = " ".join(f"{end:.3g}" for end in self.quantiles()[:, -1])
+        known = np.isfinite(self.excess[:, -1])
+        ends = " ".join(f"{end:.3g}" for end in self.quantiles()[:, -1]) if known.any() else "none"
+        drift = self.scalars.get("drift", np.full(len(self), np.nan))
         return Table(
             [
                 ("members", f"{len(self)}: " + ", ".join(f"{n} {word}" for word, n in zip(words, counts, strict=True))),
                 ("method", f"{self.method}"),
                 ("work", f"{self.seconds:.3g} s, {len(self) / self.seconds:.3g} members a second"),
                 ("loss", f"(L - f*) / (L(0) - f*) at the end, quantiles 5 25 50 75 95 %: {ends}"),
-                ("drift", f"at most {np.nanmax(self.scalars['drift'], initial=0.0):.2g}"),
+                ("drift", f"at most {np.nanmax(drift, initial=0.0):.2g}"),
                 ("memory", f"{self.excess.nbytes / 2**20:.3g} MiB of loss curves"),
             ]
         )
@@ -100,7 +102,7 @@ def ensemble(
     members: int,
     *,
     t1: float,
-    method: Method | None = None,
+    method: Method | str | None = None,
     save_points: int | Sequence[float] | np.ndarray = 33,
     stop_loss: float | None = None,
     max_steps: int = 100_000,
@@ -113,8 +115,8 @@ def ensemble(
     method: Diffrax("Dopri8") by default. An explicit method of diffrax, or gradient descent with backend "jax", takes
     BATCH members side by side, each with its own steps, on a GPU where jax has one; the width is compressed, and a
     member whose estimated error exceeds the tolerance, or that fails, is simulated again by itself. Other methods
-    simulate one member after the other. Members may have targets of their own; those of another shape than their
-    neighbours are simulated by themselves.
+    simulate one member after the other; with a handful of members that is quicker, for nothing is compiled. Members may
+    have targets of their own; those of another shape than their neighbours are simulated by themselves.
 
     One member's failure never spoils the others: its row has its status and the reason; after Ctrl-C the rows of those
     that were not finished say so. progress(done, members) is called after each batch; True shows a bar. save_points,
@@ -131,7 +133,7 @@ def ensemble(
     >>> np.allclose(few.excess, more.excess[:2]), len(set(more.scalars["final_excess"]))
     (True, 3)
     """
-    method = Diffrax("Dopri8") if method is None else method
+    method = Diffrax("Dopri8") if method is None else as_method(method)
     end = as_number(t1, "t1", above=0.0)
     grid = save_times(method, end, save_points)
     count, limit = as_count(members, "members"), as_count(max_steps, "max_steps")
@@ -173,9 +175,12 @@ Result = tuple[np.ndarray, dict[str, Any]]
 def _drawn(draw: Draw, seed: int, k: int) -> Problem | str:
     """Member k, or why there is none."""
     try:
-        return draw(np.random.SeedSequence(seed, spawn_key=(k,)))
+        problem = draw(np.random.SeedSequence(seed, spawn_key=(k,)))
     except (FlowsimError, MemoryError) as error:
         return str(error) or type(error).__name__
+    if not isinstance(problem, Problem):
+        raise InputError(f"Argument `draw` must return a Problem, but it returns a {type(problem).__name__}.")
+    return problem
 
 
 def _results(draw: Draw, seed: int, block: range, settings: _Settings) -> list[Result]:

@@ -327,6 +327,20 @@ METHODS = _entries()
 """name -> (constructor with rtol, atol and step_size, what is known of it)."""
 
 
+def as_method(value: Any) -> Method:
+    """A method, or the one of a name; the default for None. Raises InputError for anything else."""
+    if value is None:
+        return Scipy()
+    if isinstance(value, str):
+        return method_named(value)
+    if not isinstance(value, Method):
+        what = f"the class {value.__name__}" if isinstance(value, type) else f"of type {type(value).__name__}"
+        raise InputError(
+            f"Argument `method` must be a method such as Scipy('DOP853') or a name such as 'dop853', but it is {what}."
+        )
+    return value
+
+
 def method_named(
     name: str = "dop853",
     *,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from flowsim.checks import as_number
+from flowsim.display import Shown, Table
 from flowsim.errors import InputError
 from flowsim.integrators import start
 from flowsim.losses import constants_of
@@ -23,8 +24,8 @@ MOST_BISECTIONS = 200
 """In one interval between steps; what is then left of the error is known and subtracted."""
 
 
-@dataclass(frozen=True, eq=False)
-class PosteriorRate:
+@dataclass(frozen=True, eq=False, repr=False)
+class PosteriorRate(Shown):
     """lambda_min(T(t)) along a flow. Ours, not in [MVM23].
 
     time (S): the trajectory's saved times; lambda_min_T (S); integral (S): of lambda_min(T) from 0 to each; error (S):
@@ -32,6 +33,14 @@ class PosteriorRate:
     bound (S): L(t) - f* <= (L(0) - f*) exp(-gamma (integral - error)) under A1, and
     (L(0) - f*) / (1 + (L(0) - f*) gamma^2 (integral - error)) under A1'; None where the loss obeys neither.
     The trajectory's own error is not in it.
+
+    Scalar weights 3 and 1 on the way to their product 2: T = w_1^2 + w_2^2 falls, and w_1^2 - w_2^2 = 8 keeps it above.
+
+    >>> import flowsim as fs
+    >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
+    >>> rate = fs.a_posteriori(fs.simulate(problem, t1=2.0))
+    >>> rate.lambda_min_T[0].round(6).item(), round(rate.least, 6), round((64 + 16) ** 0.5, 6)
+    (10.0, 8.944272, 8.944272)
     """
 
     trajectory: Trajectory
@@ -41,6 +50,17 @@ class PosteriorRate:
     least: float
     law: Literal["exponential", "hyperbolic"] | None
     bound: np.ndarray | None
+
+    def shown(self) -> Table:
+        """The mean rate, the least lambda_min(T), and what is left between loss and bound."""
+        rows = [
+            ("lambda_min(T)", f"{self.lambda_min_T[0]:.6g} at t = 0, least {self.least:.6g}, mean {self.alpha:.6g}"),
+            ("quadrature", f"error of the integral {self.error[-1]:.2g} of {self.integral[-1]:.6g}"),
+            ("law", "none: the loss obeys neither A1 nor A1'" if self.law is None else self.law),
+        ]
+        if self.bound is not None:
+            rows.append(("at the end", f"L - f* = {self.trajectory.excess[-1]:.6g}, bound {self.bound[-1]:.6g}"))
+        return Table(rows)
 
     @property
     def time(self) -> np.ndarray:

@@ -13,7 +13,7 @@ from flowsim.losses import check_loss, excess, vectorized
 from flowsim.network import backpropagate, flatten, hessian_product, unflatten
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Problem:
     """A loss on the product of a network, with the network's weights as the initial point: a frozen value.
 
@@ -35,12 +35,21 @@ class Problem:
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
+        if not hasattr(self.network, "dims"):
+            kind = type(self.network).__name__
+            raise InputError(
+                f"Argument `network` must be a LinearNetwork or a CompressedNetwork, but it is of type {kind};"
+                " LinearNetwork(weights) makes one."
+            )
         dims = self.network.dims
         if tuple(self.loss.shape) != (dims[0], dims[-1]):
             raise InputError(
                 f"Argument `loss` must be on {dims[0]} x {dims[-1]} matrices, the shape of the product of a network"
                 f" with dims {dims}, but it is on {' x '.join(map(str, self.loss.shape))}; check the target's shape."
             )
+
+    def __repr__(self) -> str:
+        return f"Problem({type(self.loss).__name__}, {self.network!r})"
 
     @property
     def initial_state(self) -> np.ndarray:

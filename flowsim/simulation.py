@@ -15,7 +15,7 @@ from flowsim.integrators import IntegrationFailure, Segment, compile_seconds, st
 from flowsim.integrators.base import Counts, dissipation
 from flowsim.integrators.descent import count_steps
 from flowsim.losses import excess, minimum_of
-from flowsim.methods import GradientDescent, Method, Scipy
+from flowsim.methods import GradientDescent, Method, Projected, as_method
 from flowsim.model import CompressedModel, Model, Refused, choose_model, continued
 from flowsim.network import product, unflatten
 from flowsim.problem import Problem
@@ -26,13 +26,15 @@ GROWTH_LIMIT = 1e4
 """A loss above GROWTH_LIMIT times max(L(0), f(0)) counts as diverged."""
 CHECKPOINT_BYTES = 2**26
 """Checkpoints take at most about this much memory, apart from the first and the last."""
+UNRESOLVED = 0.1
+"""A tolerance above this share of the weights' whole change is remarked on."""
 PENDING_BYTES = 2**22
 """Saved states wait for their diagnostics, which are computed many at once, until they take this much memory."""
 
 
 def simulate(
     problem: Problem,
-    method: Method | None = None,
+    method: Method | str | None = None,
     *,
     t1: float,
     save_points: int | Sequence[float] | np.ndarray = 101,
@@ -45,12 +47,12 @@ def simulate(
 ) -> Trajectory:
     """Gradient flow dW_l/dt = -dL/dW_l (or gradient descent) from problem.network's weights at t = 0 to t1.
 
-    method: Scipy("DOP853") by default. save_points: how many times to save, evenly, both ends included, or the times
-    themselves (0 and the end are added). stop_loss: stop when L - f* <= stop_loss (L(0) - f*); the flow's time of
-    crossing is located. stop_gradient: stop when ||grad L||_F <= stop_gradient. max_steps, wall_limit (seconds): stop
-    after that many accepted steps or that long. progress(t, excess, initial_excess) is called after every segment; True
-    shows a bar.
-    Ctrl-C returns what there is.
+    method: Scipy("DOP853") by default, or a name that `flowsim methods` lists. save_points: how many times to save,
+    evenly, both ends included, or the times themselves (0 and the end are added). stop_loss: stop when
+    L - f* <= stop_loss (L(0) - f*); the flow's time of crossing is located, and where it comes long before t1 few of
+    the times to save come before it (Trajectory.step_time and steps have every step). stop_gradient: stop when
+    ||grad L||_F <= stop_gradient. max_steps, wall_limit (seconds): stop after that many accepted steps or that long.
+    progress(t, excess, initial_excess) is called after every segment; True shows a bar. Ctrl-C returns what there is.
 
     reduce: "auto" simulates the network in compressed form where that pays, with as many Krylov steps as keep the
     estimated error of the weights within the method's tolerance (rtol ||W(t) - W(0)||_F + atol; for gradient
@@ -72,7 +74,11 @@ def simulate(
     >>> fs.simulate(problem, t1=30.0, stop_loss=1e-6).status
     'converged'
     """
-    method = Scipy() if method is None else method
+    if not isinstance(problem, Problem):
+        raise InputError(
+            f"Argument `problem` must be a Problem(loss, network), but it is of type {type(problem).__name__}."
+        )
+    method = as_method(method)
     t1 = as_number(t1, "t1", above=0.0)
     as_choice(reduce, "reduce", ("auto", "always", "never"))
     stopping = _stopping(problem, stop_loss, stop_gradient, max_steps, wall_limit)
@@ -99,6 +105,13 @@ def resume(
     method looks for its step size anew.
     Raises InputError for arguments out of range, a t1 that is not beyond the end, a trajectory that has diverged, or
     one that was loaded without what it takes to go on (its own loss; a generator's draw in compressed form).
+
+    >>> import flowsim as fs
+    >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
+    >>> half = fs.simulate(problem, fs.GradientDescent(1e-3), t1=0.1)
+    >>> whole, both = fs.simulate(problem, fs.GradientDescent(1e-3), t1=0.2), fs.resume(half, t1=0.2)
+    >>> bool((both.step_loss == whole.step_loss).all())
+    True
     """
     begun, t1 = float(trajectory.time[-1]), as_number(t1, "t1", above=float(trajectory.time[-1]))
     problem, method = trajectory.problem, trajectory.method
@@ -369,6 +382,18 @@ class _Run:
         self.final = self.pending[-1]
         self.pending = []
 
+    def _unresolved(self) -> str:
+        """A remark where rtol, which is relative to the weights, says little of their change: very wide networks."""
+        method = self.method.method if isinstance(self.method, Projected) else self.method
+        rtol, (_, first), (_, last) = getattr(method, "rtol", 0.0), self.checkpoints[0], self.final
+        if getattr(method, "step_size", None) is not None or len(first) != len(last):
+            return ""
+        change, size = float(np.linalg.norm(last - first)), float(np.linalg.norm(last))
+        if not 0 < change < rtol * size / UNRESOLVED:
+            return ""
+        share = f"{change / size:.1e}"
+        return f"The weights changed by {share} of their norm, which rtol {rtol:g} hardly resolves: lower rtol."
+
     def _trajectory(self) -> Trajectory:
         if self.checkpoints[-1][0] < self.final[0]:
             self.checkpoints.append(self.final)
@@ -378,7 +403,7 @@ class _Run:
             problem=self.problem,
             method=self.method,
             status=self.status,
-            detail=self.detail,
+            detail=" ".join(part for part in (self.detail, self._unresolved()) if part),
             time=time,
             excess=losses,
             gradient_norm=norms,

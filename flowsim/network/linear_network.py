@@ -22,14 +22,14 @@ THIN = 64
 PROBES = 16
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LinearNetwork:
     """The network W = scale W_1 ... W_L, L >= 2, a frozen value.
 
     weights: matrices W_l of shape h_{l-1} x h_l; the hidden ones, 1 < l < L, may be scipy sparse matrices,
     LinearOperators or memory-mapped arrays: then only products with them and their transposes are formed.
-    scale: the factor of the model (the NTK parametrization's 1/sqrt(...)
-    lives here; the gradients carry scale, T carries scale^2). origin: where the weights came from, kept with results.
+    scale: the factor of the model (the NTK parametrization's 1/sqrt(...) lives here; the gradients carry scale, T
+    carries scale^2). origin: where the weights came from, kept with results.
 
     Raises InputError when there are fewer than two layers, shapes do not chain, or an entry is not a finite real.
 
@@ -53,6 +53,10 @@ class LinearNetwork:
         check_chain(weights)
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "scale", as_number(self.scale, "scale", above=0.0))
+
+    def __repr__(self) -> str:
+        scheme = f", {self.origin['scheme']}" if "scheme" in self.origin else ""
+        return f"LinearNetwork(dims {self.dims}, scale {self.scale:g}{scheme})"
 
     @property
     def depth(self) -> int:

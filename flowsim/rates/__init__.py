@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flowsim.errors import InputError
 from flowsim.network import LinearNetwork
 from flowsim.problem import Problem
 from flowsim.rates.certificate import Certificate, Certificates
@@ -70,6 +71,11 @@ def certify(
     'it is for three layers, the network has 2'
     """
     network: Any = subject.network if isinstance(subject, Problem) else subject
+    if not isinstance(network, (LinearNetwork, CompressedNetwork)):
+        raise InputError(
+            f"Argument `subject` must be a Problem or a network, but it is of type {type(network).__name__};"
+            " LinearNetwork(weights) makes one."
+        )
     loss: Any = subject.loss if isinstance(subject, Problem) else None
     if cheap and isinstance(network, LinearNetwork):
         network = compress(network)

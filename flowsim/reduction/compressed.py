@@ -25,7 +25,7 @@ def first_level(depth: int) -> int:
     return 0 if depth == 2 else max(depth - 1, 3)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CompressedNetwork:
     """The core of a network: What_l = P_{l-1}^T W_l P_l in the bases' levels 0 .. steps.
 
@@ -50,6 +50,9 @@ class CompressedNetwork:
     steps: int
     scale: float = 1.0
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"CompressedNetwork(dims {self.dims}, widths {self.widths[1:-1]} after {self.steps} Krylov steps)"
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -87,8 +90,8 @@ class CompressedNetwork:
 
     @property
     def lambda_min_T(self) -> float:
-        """The least eigenvalue of the operator T, from the core."""
-        return self.core.lambda_min_T
+        """The least eigenvalue of the operator T: from the core of at least L - 2 Krylov steps, which has all of T."""
+        return self.with_steps(max(self.steps, self.depth - 2)).core.lambda_min_T
 
     def problem(self, loss: Any) -> CoreProblem:
         """What is integrated in the place of the network: its core with the loss."""
