@@ -11,8 +11,8 @@ from cyclopts import Parameter
 from flowsim.errors import InputError
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object and nothing else.")]
-Target = Annotated[Path | None, Parameter(help="Target Y (n x m) as .npy, or as key Y of an .npz.")]
-Data = Annotated[Path | None, Parameter(help="Data X (rows x n) and Y (rows x m) as .npz.")]
+Target = Annotated[Path | None, Parameter(help="Target Y (n x m) as .npy or .csv, or as key Y of an .npz.")]
+Data = Annotated[Path | None, Parameter(help="Data X (rows x n) and Y (rows x m) as .npz, or .csv with columns y... .")]
 LOSSES = {"squared": "LeastSquares", "exponential": "ExponentialLoss", "logistic": "LogisticLoss"}
 """The losses on data."""
 Loss = Annotated[str, Parameter(help="On data: squared, or with labels Y = +-1 exponential or logistic.")]

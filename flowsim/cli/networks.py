@@ -69,7 +69,7 @@ def certify(
     cheap: Annotated[bool, Parameter(negative="", help="A few products instead of all eigenvalues.")] = False,
     json_: Json = False,
 ) -> int:
-    """Certify convergence rates for the weights in an .npz file."""
+    """Certify convergence rates for weights in an .npz, .safetensors or PyTorch file."""
     from flowsim.checks import as_number
     from flowsim.files import read_weights
     from flowsim.problem import Problem

@@ -40,7 +40,7 @@ def simulate(
     out: Annotated[Path | None, Parameter(help="Write the trajectory there as NetCDF.")] = None,
     json_: Json = False,
 ) -> int:
-    """Simulate gradient flow or descent from weights in an .npz file, or a folder of W1.npy, W2.npy, ..."""
+    """Simulate gradient flow or descent from weights: .npz, .safetensors, PyTorch, or a folder of W1.npy, ..."""
     from dataclasses import replace
 
     from flowsim.config import RunConfig, provenance

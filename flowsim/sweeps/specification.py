@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from flowsim.checks import as_dims
 from flowsim.errors import InputError
+from flowsim.files import read_text
 from flowsim.initialization import SCHEMES, initialize
 from flowsim.losses import SquaredLoss
 from flowsim.methods import METHODS, Method, method_named
@@ -165,11 +166,12 @@ class SweepSpec(BaseModel):
     def read(cls, path: str | Path) -> SweepSpec:
         """The specification in a TOML file. Raises InputError when it is missing, no TOML, or mistaken."""
         try:
-            return cls.build(tomllib.loads(Path(path).read_text("utf-8")))
-        except OSError as error:
-            raise InputError(f"File {path} could not be read: {error.strerror or error}.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            tables = tomllib.loads(read_text(path))
+        except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"File {path} must be TOML, but {error}.") from error
+        return cls.build(tables)
 
     def members(self) -> list[Member]:
         """All members, in a fixed order: seeds fastest."""
