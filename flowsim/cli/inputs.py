@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,20 @@ LOSSES = {"squared": "LeastSquares", "exponential": "ExponentialLoss", "logistic
 """The losses on data."""
 Loss = Annotated[str, Parameter(help="On data: squared, or with labels Y = +-1 exponential or logistic.")]
 Mask = Annotated[Path | None, Parameter(help="With a target: weights >= 0 of its entries as .npy, 0 where unseen.")]
+
+
+def whole(_: Any, tokens: Sequence[Any]) -> int:
+    """A whole number such as 1000 or 1e3; cyclopts by itself rounds 2.5."""
+    text = tokens[0].value
+    try:
+        return int(text)
+    except ValueError:
+        if not float(text).is_integer():
+            raise
+        return int(float(text))
+
+
+Whole = Parameter(converter=whole)
 
 
 def numbers(name: str, text: str, kind: Callable[[str], Any], example: str) -> tuple[Any, ...]:

@@ -11,12 +11,17 @@ from typing import Any
 
 def note(text: str) -> None:
     """A sentence on standard error."""
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """The text with what could steer a terminal, or cannot be encoded, as escapes."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def show(result: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
     """One JSON object, or the text, on standard output."""
-    print(json.dumps(finite(result), allow_nan=False) if as_json else text())
+    print(json.dumps(finite(result), allow_nan=False) if as_json else printable(text()))
 
 
 def finite(value: Any) -> Any:

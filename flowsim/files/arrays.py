@@ -8,6 +8,7 @@ import zlib
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -21,7 +22,18 @@ READERS: dict[tuple[int, int], Any] = {
 }
 PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """What NumPy writes; other ways of packing may take any memory to unpack."""
-BROKEN = (ValueError, KeyError, EOFError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError)
+BROKEN = (
+    ValueError,
+    KeyError,
+    EOFError,
+    SyntaxError,
+    TokenError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+)
+"""What NumPy raises for headers that are none."""
 DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError)
 
 

@@ -58,14 +58,16 @@ def write_netcdf(path: str | Path, dataset: xarray.Dataset) -> None:
 def check_writable(path: str | Path) -> None:
     """Refuse a file that could not be written later. Raises InputError saying why."""
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"File {path} cannot be written: it is a folder; name a file in it.")
-    if not path.parent.is_dir():
-        raise InputError(f"File {path} cannot be written: its folder does not exist; create it first.")
     try:
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise InputError(f"File {path} cannot be written: {error.strerror or error}.") from error
+        if path.is_dir():
+            raise InputError(f"File {path} cannot be written: it is a folder; name a file in it.")
+        if not path.parent.is_dir():
+            raise InputError(f"File {path} cannot be written: its folder does not exist; create it first.")
+        tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent).close()
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"File {path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def make_folder(path: str | Path) -> Path:
@@ -73,8 +75,9 @@ def make_folder(path: str | Path) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"Folder {path} cannot be made: {error.strerror or error}; choose another.") from error
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise InputError(f"Folder {path} cannot be made: {cause}; choose another.") from error
     try:
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from itertools import pairwise, product
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,8 @@ from flowsim.store import digest
 
 LARGEST_DRAWN = 2**28
 """Members with more weights than this are refused unless drawn in compressed form."""
+MOST_MEMBERS = 10**7
+"""A sweep of more members is refused."""
 NEEDS_STEP = ("gd", "euler", "projected-euler")
 
 
@@ -95,9 +98,20 @@ class SweepTable(BaseModel):
                 weights = sum(a * b for a, b in pairwise(sizes))
                 if weights > LARGEST_DRAWN:
                     complaints.append(f"dims[{index}] has {weights:.3g} weights; use draw = 'sampled'")
+        for index, sizes in enumerate(self.dims):
+            if sizes[0] * sizes[-1] > LARGEST_DRAWN:
+                complaints.append(f"dims[{index}] has a target of {sizes[0] * sizes[-1]:.3g} entries; lower its ends")
+        if self.count > MOST_MEMBERS:
+            complaints.append(f"seeds and the lists must make at most {MOST_MEMBERS} members, but they make more")
         if complaints:
             raise ValueError("; ".join(complaints))
         return self
+
+    @property
+    def count(self) -> int:
+        """How many members there are."""
+        lists: tuple[list[Any], ...] = (self.dims, self.scheme, self.scale, self.method, self.rtol, self.atol)
+        return self.seeds * max(len(self.step_size), 1) * prod(len(values) for values in lists)
 
 
 class TargetTable(BaseModel):
