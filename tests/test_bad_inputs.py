@@ -31,6 +31,7 @@ def _machine(monkeypatch, tmp_path):
 @pytest.fixture
 def good(tmp_path):
     np.savez("good.npz", **GOOD)
+    np.savez("m.npz", X=np.ones(3))
     return tmp_path / "good.npz"
 
 
@@ -463,6 +464,7 @@ FLAGS = {
     "word too many": (("--t1", "1", "more"), "more"),
     "both": (("--t1", "1", "--target", "a.npy", "--data", "b.npz"), "--target"),
     "mask and data": (("--t1", "1", "--mask", "a.npy", "--data", "b.npz"), "--mask"),
+    "mask without Y": (("--t1", "1", "--mask", "m.npz"), "m.npz must hold a matrix as key Y"),
     "loss": (("--t1", "1", "--loss", "hinge"), "one of squared"),
     "loss without data": (("--t1", "1", "--loss", "logistic"), "--data"),
     "target": (("--t1", "1", "--target", "none.npy"), "does not exist"),

@@ -9,7 +9,7 @@ QUICK = settings(
 )
 
 
-@settings(QUICK, max_examples=120)
+@settings(QUICK, max_examples=60)
 @given(words=calls())
 def test_any_call_keeps_the_contract(words):
     call(words)

@@ -64,8 +64,11 @@ def loss_of(weights: Path, target: Path | None, data: Path | None, kind: str, ma
     Y = read_target(target if target is not None else weights)
     if Y is None and target is not None:
         raise InputError(f"File {target} must hold the target as key Y, but it does not.")
-    if mask is not None and Y is not None:
-        return losses.MaskedSquaredLoss(Y, read_target(mask))
+    if mask is not None:
+        seen = read_target(mask)
+        if Y is None or seen is None:
+            raise InputError(f"File {mask if seen is None else weights} must hold a matrix as key Y, but it does not.")
+        return losses.MaskedSquaredLoss(Y, seen)
     return None if Y is None else losses.SquaredLoss(Y)
 
 
