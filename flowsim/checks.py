@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+import os
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,33 @@ from flowsim.errors import ConversionNotice, InputError
 
 CHECK_BLOCK = 2**20
 """Large arrays are checked in blocks of about this many entries."""
+
+WIDEST = 2**53
+"""The widest layer: beyond, float64 does not count."""
+UNKNOWN_MEMORY = 2**34
+"""What a machine that does not tell its memory is taken to have (16 GiB)."""
+
+
+def memory_bytes() -> int:
+    """The memory of this machine, or of the container where that has less."""
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        machine = UNKNOWN_MEMORY
+    try:
+        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):
+        return machine
+
+
+def check_memory(needed: float, name: str, value: Any, remedy: str) -> None:
+    """Refuse, before it is allocated, what `needed` bytes are estimated for and the memory cannot hold."""
+    there, needed = memory_bytes(), float(min(needed, sys.float_info.max))
+    if needed > there:
+        raise InputError(
+            f"Argument `{name}` must fit the memory of {there / 2**30:.3g} GiB, but {value} would take about"
+            f" {needed / 2**30:.3g} GiB; {remedy}."
+        )
 
 
 def as_float_array(value: Any, name: str) -> np.ndarray:
@@ -127,6 +157,8 @@ def as_dims(dims: Any, name: str = "dims") -> tuple[int, ...]:
         raise InputError(
             f"Argument `{name}` must name at least three sizes (input, hidden, output), but it has {len(sizes)}."
         )
+    if max(sizes) > WIDEST:
+        raise InputError(f"Argument `{name}` must have sizes of at most {WIDEST}, but the largest is more.")
     needed = min(sizes[0], sizes[-1])
     if min(sizes[1:-1]) < needed:
         raise InputError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from flowsim.checks import as_choice, as_count, as_number
+from flowsim.checks import as_choice, as_count, as_number, check_memory
 from flowsim.display import Shown, Table
 from flowsim.errors import FlowsimError, InputError
 from flowsim.integrators import start
@@ -33,6 +33,8 @@ REFERENCE = Scipy("DOP853", 1e-13, 1e-15)
 CHECK = GaussLegendre(4, 1e-12, 1e-14)
 ATOL_SHARE = 1e-2
 """atol = ATOL_SHARE rtol in the runs that a comparison makes up from names."""
+COPIES = 3
+"""How often the weights at a time of comparison are kept at once."""
 QUICK = 0.5
 """A run that takes longer than this many seconds is timed once."""
 
@@ -213,7 +215,10 @@ def compare(
     if t1 is None:
         raise InputError("Argument `t1` must be given, the time to simulate to.")
     end = as_number(t1, "t1", above=0.0)
-    grid = np.linspace(0.0, end, as_count(times, "times", least=2))
+    count = as_count(times, "times", least=2)
+    kept = problem.network.size if getattr(problem.network, "is_dense", False) else 1
+    check_memory(COPIES * 8 * count * kept, "times", "as many as that", "ask for fewer")
+    grid = np.linspace(0.0, end, count)
     methods = [methods] if isinstance(methods, (str, Method)) else list(methods)
     runs = [run for method in methods for run in _expanded(method, rtols, step_sizes)]
     if not runs:

@@ -26,4 +26,4 @@ class StorageError(FlowsimError, OSError):
 
 
 class ConversionNotice(UserWarning):
-    """Input of another dtype was converted to float64."""
+    """Input was converted: another dtype to float64, layers of PyTorch to matrices W_l."""

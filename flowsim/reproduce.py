@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flowsim.checks import as_count
 from flowsim.files import write_atomically
 from flowsim.initialization import fan_in, fan_out, ntk
 from flowsim.losses import SquaredLoss
@@ -85,8 +86,9 @@ def reproduce(
 
     Left: Delta* over random draws of three initializations. Middle, right: the loss of gradient descent, the flow at
     t = k step_size, and the bound exp(-gamma Delta* k step_size), for three pairs of widths.
-    Raises InputError when `out` cannot be written.
+    Raises InputError for a negative seed, and when `out` cannot be written.
     """
+    as_count(seed, "seed", least=0)
     tell = note or (lambda text: None)
     tell("Delta* over random draws ...")
     boxes = {name: _draws(scheme, setup, seed) for name, scheme in SCHEMES.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time as clock
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from flowsim.checks import as_choice, as_count, as_float_array, as_number
+from flowsim.checks import as_choice, as_count, as_float_array, as_number, check_memory
 from flowsim.errors import InputError
 from flowsim.integrators import IntegrationFailure, Segment, compile_seconds, start
 from flowsim.integrators.base import Counts, dissipation
@@ -28,6 +29,10 @@ CHECKPOINT_BYTES = 2**26
 """Checkpoints take at most about this much memory, apart from the first and the last."""
 UNRESOLVED = 0.1
 """A tolerance above this share of the weights' whole change is remarked on."""
+SAVED_BYTES = 256
+"""About what a saved time takes, its checkpoint apart."""
+STEP_BYTES = 48
+"""About what the record of a step takes."""
 PENDING_BYTES = 2**22
 """Saved states wait for their diagnostics, which are computed many at once, until they take this much memory."""
 
@@ -82,6 +87,7 @@ def simulate(
     t1 = as_number(t1, "t1", above=0.0)
     as_choice(reduce, "reduce", ("auto", "always", "never"))
     stopping = _stopping(problem, stop_loss, stop_gradient, max_steps, wall_limit)
+    _check_steps(method, t1, stopping)
     with following(progress, t1) as tell:
         run = _Run(problem, method, save_times(method, t1, save_points), stopping, tell)
         return run.to_end(t1, lambda: run.begin(reduce))
@@ -159,17 +165,29 @@ def _stopping(
     )
 
 
+def _check_steps(method: Method, t1: float, stopping: Stopping) -> None:
+    """Refuse more steps of a fixed size than the memory can record, unless something may stop them before."""
+    size = getattr(getattr(method, "method", method), "step_size", None)
+    if size is None or not (stopping.level is None and stopping.gradient is None and stopping.deadline is None):
+        return
+    steps = min(t1 / size, stopping.max_steps or math.inf)
+    check_memory(STEP_BYTES * steps, "step_size", f"{steps:.3g} steps", "enlarge it, lower t1 or set max_steps")
+
+
 def save_times(method: Method, t1: float, save_points: Any) -> np.ndarray:
     """The times that simulate saves at, 0 and t1 among them; for gradient descent the nearest steps'."""
     if np.ndim(save_points) == 0:
-        times = np.linspace(0.0, t1, as_count(save_points, "save_points", least=2))
+        count = as_count(save_points, "save_points", least=2)
+        check_memory(SAVED_BYTES * count, "save_points", "as many as that", "ask for fewer")
+        times = np.linspace(0.0, t1, count)
     else:
         times = as_float_array(np.asarray(save_points), "save_points")
         if times.ndim != 1 or (np.diff(times) <= 0).any() or times[0] < 0 or times[-1] > t1:
             raise InputError("Argument `save_points` must ascend strictly within [0, t1], but it does not.")
         times = np.union1d(times, [0.0, t1])
     if isinstance(method, GradientDescent):
-        steps = np.clip(np.round(times / method.step_size), 0, count_steps(method.step_size, t1))
+        last = count_steps(method.step_size, t1)
+        steps = np.clip(np.round(times / method.step_size), 0, last)
         times = np.unique(steps) * method.step_size
     return times
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,12 +11,26 @@ from cyclopts import Parameter
 from flowsim.errors import InputError
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object and nothing else.")]
-Target = Annotated[Path | None, Parameter(help="Target Y (n x m) as .npy, or as key Y of an .npz.")]
-Data = Annotated[Path | None, Parameter(help="Data X (rows x n) and Y (rows x m) as .npz.")]
+Target = Annotated[Path | None, Parameter(help="Target Y (n x m) as .npy or .csv, or as key Y of an .npz.")]
+Data = Annotated[Path | None, Parameter(help="Data X (rows x n) and Y (rows x m) as .npz, or .csv with columns y... .")]
 LOSSES = {"squared": "LeastSquares", "exponential": "ExponentialLoss", "logistic": "LogisticLoss"}
 """The losses on data."""
 Loss = Annotated[str, Parameter(help="On data: squared, or with labels Y = +-1 exponential or logistic.")]
 Mask = Annotated[Path | None, Parameter(help="With a target: weights >= 0 of its entries as .npy, 0 where unseen.")]
+
+
+def whole(_: Any, tokens: Sequence[Any]) -> int:
+    """A whole number such as 1000 or 1e3; cyclopts by itself rounds 2.5."""
+    text = tokens[0].value
+    try:
+        return int(text)
+    except ValueError:
+        if not float(text).is_integer():
+            raise
+        return int(float(text))
+
+
+Whole = Parameter(converter=whole)
 
 
 def numbers(name: str, text: str, kind: Callable[[str], Any], example: str) -> tuple[Any, ...]:
@@ -50,8 +64,11 @@ def loss_of(weights: Path, target: Path | None, data: Path | None, kind: str, ma
     Y = read_target(target if target is not None else weights)
     if Y is None and target is not None:
         raise InputError(f"File {target} must hold the target as key Y, but it does not.")
-    if mask is not None and Y is not None:
-        return losses.MaskedSquaredLoss(Y, read_target(mask))
+    if mask is not None:
+        seen = read_target(mask)
+        if Y is None or seen is None:
+            raise InputError(f"File {mask if seen is None else weights} must hold a matrix as key Y, but it does not.")
+        return losses.MaskedSquaredLoss(Y, seen)
     return None if Y is None else losses.SquaredLoss(Y)
 
 

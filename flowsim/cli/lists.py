@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from flowsim.cli.inputs import Json
+from flowsim.cli.inputs import Json, Whole
 from flowsim.cli.output import note, show
 
 
-def reproduce(*, out: Path = Path("."), seed: int = 0, json_: Json = False) -> int:
+def reproduce(*, out: Path = Path("."), seed: Annotated[int, Whole] = 0, json_: Json = False) -> int:
     """Draw the paper's Figure 1: figure1.png, figure1.pdf, figure1.json, and a table."""
+    from flowsim.checks import as_count
     from flowsim.files import make_folder
     from flowsim.reproduce import reproduce as draw
     from flowsim.reproduce import table
 
+    as_count(seed, "seed", least=0)
     result = draw(make_folder(out), seed=seed, note=note)
     show(result, json_, lambda: table(result) + f"\nWrote figure1.png, figure1.pdf and figure1.json in {out}.")
     return 0

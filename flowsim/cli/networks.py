@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from flowsim.cli.inputs import Data, Json, Loss, Mask, Target, check_loss_flags, loss_of, numbers
+from flowsim.cli.inputs import Data, Json, Loss, Mask, Target, Whole, check_loss_flags, loss_of, numbers
 from flowsim.cli.output import show
 from flowsim.errors import InputError
 
@@ -24,10 +24,10 @@ def initialize(
         str,
         Parameter(help=SCHEME_HELP),
     ] = "fan_out",
-    seed: int = 0,
+    seed: Annotated[int, Whole] = 0,
     scale: float = 1.0,
     imbalance: Annotated[str | None, Parameter(help="d_1,d_2,... (unimodal, homogeneous).")] = None,
-    peak: Annotated[int | None, Parameter(help="The layer l* of unimodal weights.")] = None,
+    peak: Annotated[int | None, Whole, Parameter(help="The layer l* of unimodal weights.")] = None,
     compressed: Annotated[
         bool, Parameter(negative="", help="Draw a Gaussian network of any width compressed.")
     ] = False,
@@ -69,7 +69,7 @@ def certify(
     cheap: Annotated[bool, Parameter(negative="", help="A few products instead of all eigenvalues.")] = False,
     json_: Json = False,
 ) -> int:
-    """Certify convergence rates for the weights in an .npz file."""
+    """Certify convergence rates for weights in an .npz, .safetensors or PyTorch file."""
     from flowsim.checks import as_number
     from flowsim.files import read_weights
     from flowsim.problem import Problem

@@ -13,7 +13,12 @@ from flowsim.display import Shown
 
 def note(text: str) -> None:
     """A sentence on standard error."""
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """The text with what could steer a terminal, or cannot be encoded, as escapes."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def show(result: dict[str, Any], as_json: bool, text: Callable[[], str] | Shown) -> None:
@@ -21,13 +26,13 @@ def show(result: dict[str, Any], as_json: bool, text: Callable[[], str] | Shown)
     if as_json:
         print(json.dumps(finite(result), allow_nan=False))
     elif not isinstance(text, Shown):
-        print(text())
+        print(printable(text()))
     elif sys.stdout.isatty():
         from rich.console import Console
 
         Console().print(text)
     else:
-        print(text.summary())
+        print(printable(text.summary()))
 
 
 def finite(value: Any) -> Any:

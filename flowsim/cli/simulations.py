@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from flowsim.cli.inputs import Data, Json, Loss, Mask, Target, check_loss_flags, loss_of, numbers, subject_of
+from flowsim.cli.inputs import Data, Json, Loss, Mask, Target, Whole, check_loss_flags, loss_of, numbers, subject_of
 from flowsim.cli.output import finite, note, show
 from flowsim.errors import InputError
 
@@ -32,10 +32,10 @@ def simulate(
     step_size: Annotated[float | None, Parameter(help="Step of gradient descent, or a fixed step.")] = None,
     rtol: float = 1e-8,
     atol: float = 1e-10,
-    save_points: int = 101,
+    save_points: Annotated[int, Whole] = 101,
     stop_loss: Annotated[float | None, Parameter(help="Stop when L - f* <= X (L(0) - f*).")] = None,
     stop_gradient: Annotated[float | None, Parameter(help="Stop when ||grad L|| <= X.")] = None,
-    max_steps: int | None = None,
+    max_steps: Annotated[int | None, Whole] = None,
     wall_limit: Annotated[float | None, Parameter(help="Stop after this many seconds.")] = None,
     reduce: Annotated[str, Parameter(help="Compress the width: auto, always or never.")] = "auto",
     backend: Annotated[str, Parameter(help="numpy or jax, for gradient descent.")] = "numpy",
@@ -43,7 +43,7 @@ def simulate(
     out: Annotated[Path | None, Parameter(help="Write the trajectory there as NetCDF.")] = None,
     json_: Json = False,
 ) -> int:
-    """Simulate gradient flow or descent from weights in a file or a folder, or go on with a saved run."""
+    """Simulate gradient flow or descent from weights (.npz, .safetensors, PyTorch, a folder), or go on with a run."""
     from dataclasses import replace
 
     from flowsim.config import RunConfig, provenance
@@ -133,8 +133,8 @@ def compare(
     rtols: Annotated[str, Parameter(help="Relative tolerances; atol is a hundredth.")] = "1e-3,1e-4,1e-6,1e-8,1e-10",
     step_sizes: Annotated[str | None, Parameter(help="Step sizes of gradient descent.")] = None,
     t1: Annotated[float | None, Parameter(help="End time; a named problem has its own.")] = None,
-    times: Annotated[int, Parameter(help="At how many times errors are taken.")] = 11,
-    repeats: Annotated[int, Parameter(help="How often a quick run is timed after a warm-up.")] = 3,
+    times: Annotated[int, Whole, Parameter(help="At how many times errors are taken.")] = 11,
+    repeats: Annotated[int, Whole, Parameter(help="How often a quick run is timed after a warm-up.")] = 3,
     time_limit: Annotated[float, Parameter(help="Seconds for one run.")] = 60.0,
     reduce: Annotated[str, Parameter(help="Compress the width: auto, always or never.")] = "auto",
     out: Annotated[Path | None, Parameter(help="Folder for compare.json, compare.nc and compare.png.")] = None,

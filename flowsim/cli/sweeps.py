@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from flowsim.cli.inputs import Json, numbers
+from flowsim.cli.inputs import Json, Whole, numbers
 from flowsim.cli.output import note, show
 from flowsim.errors import InputError
 
@@ -17,7 +17,7 @@ def sweep(
     specification: Path,
     *,
     out: Path,
-    workers: Annotated[int, Parameter(help="Processes of this machine.")] = 1,
+    workers: Annotated[int, Whole, Parameter(help="Processes of this machine.")] = 1,
     scheduler: Annotated[str | None, Parameter(help="Address of a Dask cluster that shares the folder.")] = None,
     shard: Annotated[str, Parameter(help="i/n: the i-th of n parts, counted from 1.")] = "1/1",
     plot: Annotated[bool, Parameter(negative="", help="Draw the table: table.png in the folder.")] = False,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flowsim.checks import as_dims, as_number
+from flowsim.checks import as_dims, as_number, check_memory
 from flowsim.errors import InputError
 from flowsim.network import LinearNetwork
 
@@ -140,12 +140,14 @@ SCHEMES: dict[str, Callable[..., LinearNetwork]] = {
 def arguments(dims: Any, seed: Seed, scale: float) -> tuple[tuple[int, ...], np.random.Generator, float]:
     """(dims, generator, scale), checked."""
     sizes = as_dims(dims)
-    count = sum(rows * columns for rows, columns in pairwise(sizes))
+    layers = [rows * columns for rows, columns in pairwise(sizes)]
+    count = sum(layers)
     if count > LARGEST_NETWORK:
         raise InputError(
             f"Argument `dims` must ask for at most {LARGEST_NETWORK} weights, but it asks for {count}"
             f" ({8 * count / 2**30:.3g} GiB); choose smaller widths."
         )
+    check_memory(8 * (count + max(layers)), "dims", f"drawing {sizes}", "choose smaller widths")
     return sizes, generator_of(seed), as_number(scale, "scale", above=0.0)
 
 
@@ -163,10 +165,11 @@ def generator_of(seed: Seed) -> np.random.Generator:
 def _gaussian(scheme: str, dims: Any, seed: Seed, scale: float) -> LinearNetwork:
     sizes, generator, factor = arguments(dims, seed, scale)
     variance, model_scale = GAUSSIAN[scheme]
-    weights = tuple(
-        factor * sqrt(variance(rows, columns)) * generator.standard_normal((rows, columns))
-        for rows, columns in pairwise(sizes)
-    )
+    with np.errstate(over="ignore"):  # the network refuses what is infinite
+        weights = tuple(
+            factor * sqrt(variance(rows, columns)) * generator.standard_normal((rows, columns))
+            for rows, columns in pairwise(sizes)
+        )
     return LinearNetwork(weights, model_scale(sizes), origin_of(scheme, sizes, seed, factor))
 
 

@@ -17,13 +17,20 @@ from flowsim.problem import Problem
 SEGMENT_BYTES = 2**25
 """A segment keeps the weights after each of its steps; it is as long as this many bytes allow."""
 LONGEST_SEGMENT = 1024
+MOST_STEPS = 2**53
+"""Beyond, the times of successive steps are no longer told apart."""
 
 States = Callable[[np.ndarray], np.ndarray]
 
 
 def count_steps(step_size: float, span: float) -> int:
     """round(span / step_size), at least one. Raises InputError when the span is shorter than half a step."""
-    steps = round(span / step_size)
+    ratio = span / step_size
+    if ratio > MOST_STEPS:
+        raise InputError(
+            f"Argument `step_size` must be at least t1 / {MOST_STEPS:.3g}, but it is {step_size:g}; raise it."
+        )
+    steps = round(ratio)
     if steps < 1:
         raise InputError(
             f"Argument `t1` must be at least one step of {step_size:g}, but it is {span:g}; lower step_size."

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from flowsim.checks import as_choice, as_count, as_dims, as_number
+from flowsim.checks import as_choice, as_count, as_dims, as_number, check_memory
 from flowsim.errors import InputError
 from flowsim.initialization import GAUSSIAN, Seed, generator_of, origin_of
 from flowsim.reduction.bases import Bases, FixedBases
@@ -29,6 +29,8 @@ SAMPLED = (*GAUSSIAN, "orthogonal")
 """Schemes that can be drawn in compressed form."""
 ROOM = 32
 """Vectors of a basis for which there is room at first; doubled when it is full."""
+
+FEWER = "choose fewer inputs, outputs, layers or steps"
 
 
 class SampledBases(Bases):
@@ -148,6 +150,9 @@ def sample_compressed(
         raise InputError(
             f"Argument `dims` must be others or the network drawn in full: {reason}, but they are {sizes}."
         )
+    widths = [min(width, (sizes[0] + sizes[-1]) * (level + 1)) for width in sizes]
+    cells = sum(rows * columns for rows, columns in pairwise(widths))
+    check_memory(8 * cells, "dims", f"{len(sizes) - 1} layers with {sizes[0]} inputs and {sizes[-1]} outputs", FEWER)
     origin = {**origin_of(scheme, sizes, seed, factor), "form": "sampled"}
     if scheme == "orthogonal":
         return CompressedNetwork(_orthogonal_bases(sizes, factor, generator), level, origin=origin)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from itertools import pairwise, product
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from flowsim.checks import as_dims
 from flowsim.errors import InputError
+from flowsim.files import read_text
 from flowsim.initialization import SCHEMES, initialize
 from flowsim.losses import SquaredLoss
 from flowsim.methods import METHODS, Method, method_named
@@ -22,6 +24,8 @@ from flowsim.store import digest
 
 LARGEST_DRAWN = 2**28
 """Members with more weights than this are refused unless drawn in compressed form."""
+MOST_MEMBERS = 10**7
+"""A sweep of more members is refused."""
 NEEDS_STEP = ("gd", "euler", "projected-euler")
 
 
@@ -94,9 +98,20 @@ class SweepTable(BaseModel):
                 weights = sum(a * b for a, b in pairwise(sizes))
                 if weights > LARGEST_DRAWN:
                     complaints.append(f"dims[{index}] has {weights:.3g} weights; use draw = 'sampled'")
+        for index, sizes in enumerate(self.dims):
+            if sizes[0] * sizes[-1] > LARGEST_DRAWN:
+                complaints.append(f"dims[{index}] has a target of {sizes[0] * sizes[-1]:.3g} entries; lower its ends")
+        if self.count > MOST_MEMBERS:
+            complaints.append(f"seeds and the lists must make at most {MOST_MEMBERS} members, but they make more")
         if complaints:
             raise ValueError("; ".join(complaints))
         return self
+
+    @property
+    def count(self) -> int:
+        """How many members there are."""
+        lists: tuple[list[Any], ...] = (self.dims, self.scheme, self.scale, self.method, self.rtol, self.atol)
+        return self.seeds * max(len(self.step_size), 1) * prod(len(values) for values in lists)
 
 
 class TargetTable(BaseModel):
@@ -171,11 +186,12 @@ class SweepSpec(BaseModel):
     def read(cls, path: str | Path) -> SweepSpec:
         """The specification in a TOML file. Raises InputError when it is missing, no TOML, or mistaken."""
         try:
-            return cls.build(tomllib.loads(Path(path).read_text("utf-8")))
-        except OSError as error:
-            raise InputError(f"File {path} could not be read: {error.strerror or error}.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            tables = tomllib.loads(read_text(path))
+        except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"File {path} must be TOML, but {error}.") from error
+        return cls.build(tables)
 
     def members(self) -> list[Member]:
         """All members, in a fixed order: seeds fastest."""

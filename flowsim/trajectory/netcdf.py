@@ -9,19 +9,23 @@ from typing import Any
 import numpy as np
 
 from flowsim import losses
-from flowsim.checks import check_schema
+from flowsim.checks import as_choice, check_schema
 from flowsim.errors import InputError
-from flowsim.files import write_netcdf
+from flowsim.files import read_netcdf, write_netcdf
 from flowsim.methods import describe, described
 from flowsim.network import LinearNetwork, unflatten
 from flowsim.problem import Problem
 from flowsim.reduction import CompressedNetwork, FixedBases
-from flowsim.trajectory.result import Checkpoints, Reduction, Steps, Trajectory, UnknownLoss
+from flowsim.trajectory.result import REMEDIES, Checkpoints, Reduction, Steps, Trajectory, UnknownLoss
 
 SCHEMA = 1
 """Raised when a file can no longer be read as before."""
 LARGEST_KEPT = 2**30
 """Initial weights of more bytes than this (1 GiB) are not kept in a file beside the compressed ones."""
+
+STATS = ("steps", "rhs_evaluations", "rejected_steps", "jacobians", "seconds", "compile_seconds")
+FOREIGN = (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
+"""What a dataset that is no run raises while it is taken for one."""
 
 
 def write(trajectory: Trajectory, path: str | Path) -> None:
@@ -130,22 +134,19 @@ def load(path: str | Path, loss: Any = None, network: LinearNetwork | None = Non
     >>> bool((again.weights_at(0.005)[1] == flow.weights_at(0.005)[1]).all())  # bases and solver are in the file
     True
     """
-    import xarray
-
-    if not Path(path).is_file():
-        raise InputError(f"Argument `path` must name a file, but {path} is not one.")
+    dataset = read_netcdf(path)
     try:
-        with xarray.open_dataset(path, engine="h5netcdf") as opened:
-            dataset = opened.load()
         configuration = json.loads(dataset.attrs["flowsim"])
         check_schema(configuration["schema"], SCHEMA, f"File {path}")
-        return _restore(dataset, configuration, loss, network)
+        trajectory = _restore(dataset, configuration, loss, network)
+        _check_whole(trajectory)
     except InputError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
+    except FOREIGN as error:
         raise InputError(
             f"Argument `path` must be a run saved by flowsim, but {path} is damaged or foreign."
         ) from error
+    return trajectory
 
 
 def _restore(dataset: Any, configuration: dict[str, Any], loss: Any, network: Any) -> Trajectory:
@@ -167,3 +168,26 @@ def _restore(dataset: Any, configuration: dict[str, Any], loss: Any, network: An
         stats=configuration["stats"],
         provenance=configuration["provenance"],
     )
+
+
+def _check_whole(run: Trajectory) -> None:
+    """Refuse arrays that do not fit each other, or times out of order. Raises InputError or ValueError."""
+    saved, steps, kept = len(run.time), len(run.steps.time), len(run.checkpoints.times)
+    size = sum(W.size for W in run.simulated.network.weights)
+    shapes = (
+        (run.excess, (saved,)),
+        (run.gradient_norm, (saved,)),
+        (run.imbalance_change, (saved, run.problem.network.depth - 1)),
+        (run.reduction.error, (saved,)),
+        (run.steps.excess, (steps,)),
+        (run.steps.dissipated, (steps,)),
+        (run.checkpoints.states, (kept, size)),
+    )
+    if any(array.shape != shape or array.dtype != np.float64 for array, shape in shapes):
+        raise ValueError("arrays that do not fit")
+    for times in (run.time, run.steps.time, run.checkpoints.times):
+        if not len(times) or times[0] != 0.0 or not np.isfinite(times).all() or (np.diff(times) < 0).any():
+            raise ValueError("times out of order")
+    if not set(STATS) <= set(run.stats):
+        raise ValueError("statistics are missing")
+    as_choice(run.status, "status", REMEDIES)

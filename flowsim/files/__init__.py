@@ -1,0 +1,25 @@
+"""Files in and out, hardened: no pickle, sizes checked before anything is allocated, outputs renamed into place.
+
+Weights travel as .npz with keys W1..WL (and optionally `scale`, `origin`, a target Y), as .safetensors, as PyTorch
+state_dicts, or as folders of .npy; a target as .npy, .npz or .csv; data with X and Y as .npz or .csv.
+"""
+
+from flowsim.files.data import read_data, read_target
+from flowsim.files.netcdf import read_netcdf
+from flowsim.files.opening import LARGEST_FILE, read_text
+from flowsim.files.weights import read_weights, save_weights
+from flowsim.files.writing import check_writable, make_folder, write_atomically, write_netcdf
+
+__all__ = [
+    "LARGEST_FILE",
+    "check_writable",
+    "make_folder",
+    "read_data",
+    "read_netcdf",
+    "read_target",
+    "read_text",
+    "read_weights",
+    "save_weights",
+    "write_atomically",
+    "write_netcdf",
+]

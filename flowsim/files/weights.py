@@ -1,0 +1,115 @@
+"""Weights: read in flowsim's own convention or PyTorch's, written as .npz."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from flowsim.checks import as_matrix, as_number
+from flowsim.errors import InputError
+from flowsim.files.arrays import map_folder, read_npz
+from flowsim.files.checkpoints import TORCH_ENDINGS, is_own, linear_layers, read_safetensors, read_state_dict
+from flowsim.files.opening import LARGEST_FILE, is_folder, listed, named
+from flowsim.files.writing import write_atomically
+from flowsim.network import LinearNetwork
+from flowsim.reduction import CompressedNetwork, sample_compressed
+
+LAYER = re.compile(r"W([1-9][0-9]{0,5})")
+
+
+def read_weights(path: str | Path, limit: int = LARGEST_FILE) -> LinearNetwork | CompressedNetwork:
+    """The network in a file: by its ending .safetensors, .pt or .pth, else .npz, or a folder.
+
+    .npz and folders: keys W1..WL, W_l of shape h_{l-1} x h_l, and optionally `scale`. A folder with W1.npy .. WL.npy
+    is mapped into memory rather than read: it may be larger than the memory. A file that `flowsim initialize
+    --compressed` wrote gives the network in compressed form.
+
+    .pt and .pth: a PyTorch state_dict, never a pickled module; .safetensors: the same, or keys W1..WL as above. Their
+    Linear layers without bias hold (out, in) matrices A_l and map x to A_L ... A_1 x, so that W_l = A_l^T: then X W_1
+    ... W_L is the model applied to the rows of X. Layers come in the order of the state_dict, in a .safetensors file in
+    the natural order of the names. Activations are in no such file: the layers are taken as linear.
+
+    Raises InputError when the file is missing, damaged, too large, or does not hold a network.
+    """
+    path = Path(path)
+    ending = path.suffix.lower()
+    if is_folder(path):
+        return _own(path, map_folder(path))
+    if ending in TORCH_ENDINGS or ending == ".safetensors":
+        tensors = (read_safetensors if ending == ".safetensors" else read_state_dict)(path, limit)
+        return _own(path, tensors) if is_own(tensors) else _foreign(path, tensors)
+    return _own(path, read_npz(path, limit))
+
+
+def _own(path: Path, arrays: Mapping[str, np.ndarray]) -> LinearNetwork | CompressedNetwork:
+    """The network of arrays W1..WL, or of a recipe."""
+    if "recipe" in arrays:
+        return _follow(arrays["recipe"], path)
+    layers = sorted(int(found[1]) for key in arrays if (found := LAYER.fullmatch(key)))
+    if not layers:
+        raise InputError(f"File {path} must hold the weights as W1, W2, ..., but it holds {listed(arrays)}.")
+    if layers != list(range(1, len(layers) + 1)):
+        held = ", ".join(f"W{layer}" for layer in layers[:8]) + (", ..." if len(layers) > 8 else "")
+        raise InputError(
+            f"File {path} must hold all of W1 to W{layers[-1]}, but it holds {held}; add or rename layers."
+        )
+    with named(path):
+        weights = tuple(as_matrix(arrays[f"W{layer}"], f"W{layer}") for layer in layers)
+        scale = as_number(arrays["scale"], "scale", above=0.0) if "scale" in arrays else 1.0
+        return LinearNetwork(weights, scale, _origin(arrays))
+
+
+def _foreign(path: Path, tensors: Mapping[str, np.ndarray]) -> LinearNetwork:
+    """The network of a stack of Linear layers."""
+    layers = linear_layers(path, tensors)
+    with named(path):
+        weights = tuple(as_matrix(layer, name).T for name, layer in layers.items())
+        return LinearNetwork(weights, origin={"layers": list(layers)})
+
+
+def save_weights(
+    path: str | Path, network: LinearNetwork | CompressedNetwork, target: np.ndarray | None = None
+) -> None:
+    """Write W1..WL, scale, origin and, if given, the target Y as .npz. Raises InputError when it cannot be written.
+
+    Of a network drawn in compressed form the file keeps how it was drawn: that is all it takes, and it fits any width.
+    """
+    if isinstance(network, CompressedNetwork) and network.origin.get("form") == "sampled":
+        with write_atomically(path) as place, open(place, "wb") as stream:
+            np.savez(stream, recipe=np.array(json.dumps({**network.origin, "steps": network.steps})))
+        return
+    arrays = {f"W{layer}": W for layer, W in enumerate(network.weights, start=1)}
+    if target is not None:
+        arrays["Y"] = target
+    origin = np.array(json.dumps(dict(network.origin)))
+    with write_atomically(path) as place, open(place, "wb") as stream:
+        np.savez(stream, scale=np.array(network.scale), origin=origin, **arrays)  # type: ignore[arg-type]
+
+
+def _follow(recipe: np.ndarray, path: str | Path) -> CompressedNetwork:
+    """The network that was drawn in compressed form as the recipe says."""
+    try:
+        origin = json.loads(str(recipe[()]))
+        words = {key: origin[key] for key in ("scheme", "dims", "seed", "scale", "steps")}
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise InputError(f"File {path} must say how its network was drawn, but its recipe is damaged.") from error
+    with named(path):
+        return sample_compressed(words.pop("scheme"), words.pop("dims"), **words)
+
+
+def _origin(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The network's own account of where it came from; none where it is no plain JSON object."""
+    try:
+        origin = json.loads(str(arrays["origin"]), parse_constant=_no_constant) if "origin" in arrays else {}
+    except (ValueError, RecursionError):
+        return {}
+    return origin if isinstance(origin, dict) else {}
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")

@@ -1,0 +1,93 @@
+"""Files out: written beside and renamed into place, folders and files checked before the work begins."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowsim.errors import InputError
+
+if TYPE_CHECKING:
+    import xarray
+
+
+@contextmanager
+def write_atomically(path: str | Path) -> Iterator[Path]:
+    """A temporary file in the same folder, renamed to `path` when the block ends well, removed when it does not.
+
+    Raises InputError when the folder is missing or cannot be written.
+    """
+    path = Path(path)
+    check_writable(path)
+    place = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        place = Path(name)
+        yield place
+        place.chmod(0o666 & ~_umask())
+        os.replace(place, path)
+    except OSError as error:
+        raise InputError(f"File {path} could not be written: {error.strerror or error}.") from error
+    finally:
+        if place is not None:
+            with suppress(OSError):
+                place.unlink()
+
+
+def write_netcdf(path: str | Path, dataset: xarray.Dataset) -> None:
+    """Write a dataset as NetCDF; beside, then renamed. Raises InputError when the place cannot be written.
+
+    The file is made in memory: HDF5 cannot close a file on a full disk, and takes the process down with it.
+    """
+    import h5netcdf
+    from xarray.backends import H5NetCDFStore
+
+    buffer = io.BytesIO()
+    with h5netcdf.File(buffer, "w") as file:
+        dataset.dump_to_store(H5NetCDFStore(file))
+    with write_atomically(path) as place:
+        place.write_bytes(buffer.getbuffer())
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuse a file that could not be written later. Raises InputError saying why."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise InputError(f"File {path} cannot be written: it is a folder; name a file in it.")
+        if not path.parent.is_dir():
+            raise InputError(f"File {path} cannot be written: its folder does not exist; create it first.")
+        tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent).close()
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"File {path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def make_folder(path: str | Path) -> Path:
+    """The folder, created if need be, and checked to be writable. Raises InputError saying why it is not."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise InputError(f"Folder {path} cannot be made: {cause}; choose another.") from error
+    try:
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise InputError(
+            f"Folder {path} cannot be written: {error.strerror or error}; mend that, or choose another."
+        ) from error
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
