@@ -100,7 +100,7 @@ def _explain(error: Exception) -> int:
         note("Error: the memory does not suffice; use smaller widths or fewer save points.")
         return 2
     if isinstance(error, OSError):
-        note(f"Error: {error.filename or 'a file'}: {error.strerror or error}.")
+        note(f"Error: {error.filename or 'the output'}: {error.strerror or error}.")
         return 2
     note(f"Internal error: {type(error).__name__}: {error}; run again with --debug and report it.")
     return 1
