@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from flowsim import __version__
-from flowsim.cli import lists, networks, simulations, sweeps
+from flowsim.cli import figures, lists, networks, simulations, sweeps
 from flowsim.cli.output import note
 from flowsim.errors import ConversionNotice, FlowsimError
 
@@ -33,6 +33,7 @@ for _command in (
     simulations.simulate,
     simulations.diagnose,
     simulations.compare,
+    figures.plot,
     sweeps.sweep,
     lists.methods,
     lists.problems,

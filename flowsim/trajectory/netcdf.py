@@ -41,9 +41,7 @@ def write(trajectory: Trajectory, path: str | Path) -> None:
         "provenance": dict(trajectory.provenance),
         "reduction": reduction,
     }
-    dataset = trajectory.dataset.assign(
-        checkpoint_state=(("checkpoint_time", "weight"), trajectory.checkpoints.states)
-    )
+    dataset = trajectory.dataset.assign(checkpoint_state=(("checkpoint_time", "weight"), trajectory.checkpoints.states))
     dataset = dataset.assign(
         {name: ((f"{name}_row", f"{name}_column"), value) for name, value in arrays.items()}
     ).assign_attrs(flowsim=json.dumps(configuration, allow_nan=False))
