@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from flowsim.reduction import CompressedNetwork as CompressedNetwork
     from flowsim.reduction import compress as compress
     from flowsim.reduction import sample_compressed as sample_compressed
+    from flowsim.reports import report as report
     from flowsim.simulation import simulate as simulate
     from flowsim.sweeps import SweepSpec as SweepSpec
     from flowsim.sweeps import sweep as sweep
@@ -113,6 +114,7 @@ _HOMES = {
     "problems": ("PROBLEMS", "NamedProblem", "problem_named"),
     "rates": ("Certificate", "certify"),
     "reduction": ("CompressedNetwork", "compress", "sample_compressed"),
+    "reports": ("report",),
     "simulation": ("simulate",),
     "sweeps": ("SweepSpec", "sweep"),
     "trajectory": ("Trajectory", "load"),

@@ -34,6 +34,7 @@ for _command in (
     simulations.diagnose,
     simulations.compare,
     figures.plot,
+    figures.report,
     sweeps.sweep,
     lists.methods,
     lists.problems,

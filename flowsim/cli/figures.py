@@ -1,4 +1,4 @@
-"""flowsim plot: figures of a saved run."""
+"""flowsim plot, report: a saved run as figures and as a page."""
 
 from __future__ import annotations
 
@@ -33,4 +33,29 @@ def plot(
     with write_atomically(place) as path:
         figure.savefig(path, dpi=200)
     show({"run": str(run), "kind": kind, "out": str(place)}, json_, lambda: f"Wrote {place}")
+    return 0
+
+
+def report(
+    run: Path,
+    *,
+    out: Annotated[Path | None, Parameter(help="The page, .html; beside the run unless given.")] = None,
+    laws: Annotated[str, Parameter(help="Check the laws of diagnose: auto (not for long runs), always.")] = "auto",
+    json_: Json = False,
+) -> int:
+    """Write a saved run as one HTML page that loads nothing else: summary, curves to explore, figures, tables."""
+    from flowsim.checks import as_choice
+    from flowsim.diagnosis import diagnose
+    from flowsim.files import check_writable
+    from flowsim.reports import check_name
+    from flowsim.reports import report as write
+    from flowsim.trajectory import load
+
+    place = run.with_suffix(".html") if out is None else out
+    as_choice(laws, "laws", ("auto", "always"))
+    check_name(place)
+    check_writable(place)
+    trajectory = load(run)
+    write(trajectory, place, diagnosis=diagnose(trajectory) if laws == "always" else None)
+    show({"run": str(run), "out": str(place), "bytes": place.stat().st_size}, json_, lambda: f"Wrote {place}")
     return 0

@@ -20,6 +20,8 @@ MOST_POINTS = 2000
 MOST_CURVES = 6
 """More layers than this are drawn as the greatest and the least."""
 MOST_BOUNDS = 3
+WIDE = 10.0
+"""A rate that varies by more than this factor is drawn on a logarithmic axis."""
 MOST_MODES = 32
 """The greatest singular values, this many of them."""
 
@@ -139,9 +141,9 @@ def rate_chart(trajectory: Trajectory, bounds: Sequence[Certificate] = ()) -> Ch
     curves = [Curve("seen", rate)]
     note = ", of the flow" if isinstance(trajectory.method, GradientDescent) else ""
     curves += [Curve(f"certified: {c.name}{note}", _rate_of_bound(c, time), "bound") for c in bounds]
-    finite = rate[np.isfinite(rate)]
-    logarithmic = len(finite) > 0 and bool(finite.min() > 0)
-    missing = None if len(finite) else "no rate: the run has no step, or L − f* is not positive"
+    finite = np.concatenate([c.values[np.isfinite(c.values)] for c in curves])
+    logarithmic = len(finite) > 0 and bool(finite.min() > 0) and bool(finite.max() > WIDE * finite.min())
+    missing = None if np.isfinite(rate).any() else "no rate: no step was taken,\nor L − f* is not positive"
     name = r"\log(L - f^*)" if _minimum_known(trajectory) else r"\log L"
     words = "−d/dt log(L − f*)" if _minimum_known(trajectory) else "−d/dt log L"
     return Chart(
@@ -169,7 +171,7 @@ def drift_chart(trajectory: Trajectory) -> Chart:
             Curve(f"greatest of {layers} layers", values.max(axis=1)),
             Curve(f"least of {layers} layers", values.min(axis=1)),
         ]
-    label = r"$\|D_l(t) - D_l(0)\|_F\,/\,\max(1, \|D_l(0)\|_F)$"
+    label = "relative drift of $D_l$"
     words = "‖D_l(t) − D_l(0)‖_F / max(1, ‖D_l(0)‖_F)"
     time, logarithmic = trajectory.time[keep], bool((values > 0).any())
     return Chart(

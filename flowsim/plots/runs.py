@@ -26,7 +26,10 @@ from flowsim.trajectory import Trajectory
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
+FEW = 2
+"""Points of so few are marked."""
 Bounds = Certificate | Iterable[Certificate] | None
 
 
@@ -97,37 +100,44 @@ def run_figure(trajectory: Trajectory, kind: str, certificates: Certificates) ->
 
 def _draw(chart: Chart, given: Axes | None, **style: Any) -> Axes:
     ax = own_axes(given)
+    ax.set(xlabel="time $t$", ylabel=chart.label)
+    if chart.missing:
+        ax.text(0.5, 0.5, chart.missing, ha="center", va="center", transform=ax.transAxes)
+        ax.set(xticks=[], yticks=[])
+        return ax
     run, bounds, targets = ([c for c in chart.curves if c.role == role] for role in ("run", "bound", "target"))
     lines = []
     for k, (curve, colour) in enumerate(zip(run, colours(len(run)), strict=True)):
         quiet = len(run) > MOST_CURVES and 0 < k < len(run) - 1
         look = {"color": colour, "label": "_" if quiet else curve.name, "linewidth": 1.2, **style}
-        if len(chart.time) == 1:
-            look = {"marker": "o", "markersize": 4, **look}
-        lines += ax.plot(chart.time, _shown(curve, chart), **look)
+        lines += _line(ax, chart, curve, look)
     for k, curve in enumerate(bounds):
         colour = lines[0].get_color() if len(bounds) == 1 else COLOURS[1 + k]
-        ax.plot(chart.time, curve.values, color=colour, linestyle=LINES[1 + k], label=curve.name, linewidth=1)
+        _line(ax, chart, curve, {"color": colour, "linestyle": LINES[1 + k], "label": curve.name, "linewidth": 1})
     for k, curve in enumerate(targets):
         name = "_" if k else "those of the minimiser"
-        ax.plot(chart.time, curve.values, color="0.4", linestyle=":", label=name, linewidth=0.9)
-    _set_axes(chart, ax)
+        _line(ax, chart, curve, {"color": "0.4", "linestyle": ":", "label": name, "linewidth": 0.9})
+    _scale(chart, ax)
     if given is None:
         legend_above(ax)
     return ax
 
 
-def _shown(curve: Curve, chart: Chart) -> np.ndarray:
-    """The values; NaN where a logarithmic axis has no place for them."""
-    return np.where(curve.values > 0, curve.values, np.nan) if chart.logarithmic else curve.values
+def _line(ax: Axes, chart: Chart, curve: Curve, look: dict[str, Any]) -> list[Line2D]:
+    """One curve; its points are marked where there are too few to make a line."""
+    values = np.where(curve.values > 0, curve.values, np.nan) if chart.logarithmic else curve.values
+    if np.isfinite(values).sum() <= FEW:
+        look = {"marker": "o" if curve.role == "run" else "_", "markersize": 4, **look}
+    return ax.plot(chart.time, values, **look)
 
 
-def _set_axes(chart: Chart, ax: Axes) -> None:
-    ax.set_xlabel("time $t$")
-    ax.set_ylabel(chart.label)
-    if chart.missing:
-        ax.text(0.5, 0.5, chart.missing, ha="center", va="center", wrap=True, transform=ax.transAxes)
-    elif chart.logarithmic:
+def _scale(chart: Chart, ax: Axes) -> None:
+    """A logarithmic axis of at least a decade, so that round-off does not look like a landscape; else from 0."""
+    low, high = ax.dataLim.y0, ax.dataLim.y1
+    if chart.logarithmic:
         ax.set_yscale("log")
-    elif chart.key == "singular-values":
+        if low > 0 and high < 10 * low:
+            bottom, top = np.floor(np.log10(low)), np.ceil(np.log10(high))
+            ax.set_ylim(10.0**bottom, 10.0 ** max(top, bottom + 1))
+    elif low >= 0 and high > 0:
         ax.set_ylim(bottom=0)

@@ -63,4 +63,4 @@ def check_format(path: str | Path) -> None:
     """Refuse a file whose suffix is not one of FORMATS. Raises InputError."""
     suffix = Path(path).suffix
     if suffix.lower() not in FORMATS:
-        raise InputError(f"Argument `out` must end in {', '.join(FORMATS)}, but it is {str(path)!r}.")
+        raise InputError(f"File {path} must end in one of {', '.join(FORMATS)}: figures are written as these.")
