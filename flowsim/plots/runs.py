@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 FEW = 2
 """Points of so few are marked."""
+NEAR = 0.1
+"""Decades: data are not drawn nearer than this to the edge of an axis of a few decades."""
 Bounds = Certificate | Iterable[Certificate] | None
 
 
@@ -137,7 +139,6 @@ def _scale(chart: Chart, ax: Axes) -> None:
     if chart.logarithmic:
         ax.set_yscale("log")
         if low > 0 and high < 10 * low:
-            bottom, top = np.floor(np.log10(low)), np.ceil(np.log10(high))
-            ax.set_ylim(10.0**bottom, 10.0 ** max(top, bottom + 1))
+            ax.set_ylim(10.0 ** np.floor(np.log10(low) - NEAR), 10.0 ** np.ceil(np.log10(high) + NEAR))
     elif low >= 0 and high > 0:
         ax.set_ylim(bottom=0)

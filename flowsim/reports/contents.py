@@ -39,23 +39,18 @@ def number(value: Any) -> str:
 def summary(trajectory: Trajectory, certificates: Certificates) -> Rows:
     """The run in a dozen lines; its status apart."""
     compressed, best = trajectory.reduction.network, certificates.best
-    change = trajectory.weights_change or 1.0
-    estimate = float(trajectory.error_estimate[-1])
     known = minimum_of(trajectory.problem.loss) is not None
     return [
         ("method", words(trajectory.method)),
         ("widths, full", "-".join(map(str, trajectory.problem.network.dims))),
         ("widths, as integrated", "full" if compressed is None else "-".join(map(str, compressed.core.dims))),
-        (
-            "compression error",
-            "none" if compressed is None else f"{estimate:.2g}, {estimate / change:.2g} of the weights' change",
-        ),
+        ("estimated compression error", _error(trajectory)),
         ("time reached", number(float(trajectory.time[-1]))),
         ("final loss L", _final_loss(trajectory)),
         ("L − f* at the end, of that at t = 0", _ratio(trajectory) if known else "f* is not known"),
         ("mean rate seen", _mean_rate(trajectory, known)),
         ("best certified rate", _certified(best)),
-        ("greatest drift of D_l", f"{number(float(trajectory.imbalance_drift.max()))}, relative"),
+        ("greatest relative drift of D_l", number(float(trajectory.imbalance_drift.max()))),
         ("steps", number(trajectory.stats.get("steps"))),
         ("seconds", number(trajectory.stats.get("seconds"))),
     ]
@@ -71,6 +66,15 @@ def words(method: Method) -> str:
         if value is not None
     ]
     return ", ".join([str(name), *settings])
+
+
+def _error(trajectory: Trajectory) -> str:
+    estimate, change = float(trajectory.error_estimate[-1]), trajectory.weights_change
+    if trajectory.reduction.network is None and estimate == 0:
+        return "none: the full weights were integrated"
+    if estimate == 0 or change == 0:
+        return number(estimate)
+    return f"{estimate:.2g}, relative to the weights' change {estimate / change:.2g}"
 
 
 def _final_loss(trajectory: Trajectory) -> str:

@@ -7,7 +7,7 @@
   const state = { chart: data.charts[0], logValue: data.charts[0].logarithmic, logTime: false, cross: null };
   let scales = null;
 
-  const text = (x) => (x === null || x === undefined ? "no value" : x === 0 ? "0" : Number(x.toPrecision(5)).toString());
+  const text = (x) => (x === null ? "no value" : String(Number(x.toPrecision(5))));
   const finite = (values, log) => values.filter((x) => x !== null && (!log || x > 0));
 
   // ------------------------------------------------------------------------------------------------ scales and ticks
@@ -17,7 +17,10 @@
     let low = Infinity, high = -Infinity;
     for (const x of known) { low = Math.min(low, x); high = Math.max(high, x); }
     if (!known.length) { low = log ? 0.1 : 0; high = 1; }
-    if (log && high < 10 * low) { low = 10 ** Math.floor(Math.log10(low)); high = Math.max(10 * low, high); }
+    if (log && high < 10 * low) {
+      low = 10 ** Math.floor(Math.log10(low) - 0.1);
+      high = 10 ** Math.ceil(Math.log10(high) + 0.1);
+    }
     if (!log && zero && low > 0) low = 0;
     if (!log && high === low) { low -= low > 0 ? low : 0.5; high += 0.5; }
     const f = log ? Math.log10 : (x) => x;
@@ -46,7 +49,9 @@
   function label(x) {
     if (x === 0) return "0";
     const size = Math.abs(x);
-    return size >= 1e-3 && size < 1e5 ? String(Number(x.toPrecision(4))) : x.toExponential(Number(x.toPrecision(1)) === Number(x.toPrecision(3)) ? 0 : 1).replace("e+", "e");
+    if (size >= 1e-3 && size < 1e5) return String(Number(x.toPrecision(4)));
+    const digits = Number(x.toPrecision(1)) === Number(x.toPrecision(3)) ? 0 : 1;
+    return x.toExponential(digits).replace("e+", "e");
   }
 
   // ------------------------------------------------------------------------------------------------------ drawing
@@ -69,10 +74,12 @@
     });
   }
 
+  const visible = (t, value) => value !== null && (!state.logValue || value > 0) && (!state.logTime || t > 0);
+
   function path(times, values, x, y) {
     let parts = "", pen = false;
     values.forEach((value, k) => {
-      const drawn = value !== null && times[k] !== null && (!state.logValue || value > 0) && (!state.logTime || times[k] > 0);
+      const drawn = visible(times[k], value);
       if (drawn) parts += `${pen ? "L" : "M"}${x(times[k]).toFixed(1)} ${y(value).toFixed(1)}`;
       pen = drawn;
     });
@@ -96,14 +103,10 @@
     const styles = looks(chart);
     chart.curves.forEach((curve, k) => {
       svg.append(node("path", { ...styles[k], d: path(chart.time, curve.values, x, y) }));
-      const shown = finite(curve.values, state.logValue);
-      if (shown.length === 1) {
-        const place = curve.values.indexOf(shown[0]);
-        if (!state.logTime || chart.time[place] > 0) svg.append(node("circle", { cx: x(chart.time[place]), cy: y(shown[0]), r: 4, fill: styles[k].stroke }));
-      }
     });
     svg.append(node("line", { class: "now", id: "now", y1: MARGIN.top, y2: height - MARGIN.bottom }));
     svg.append(node("line", { class: "cross", id: "cross", y1: MARGIN.top, y2: height - MARGIN.bottom, visibility: "hidden" }));
+    styles.forEach((style) => svg.append(node("circle", { class: "dot", r: 4, fill: style.stroke })));
     scales = { x, y };
     read();
   }
@@ -131,19 +134,25 @@
     return best;
   }
 
-  function mark(line, t) {
-    if (!line) return;
-    const visible = t !== null && (!state.logTime || t > 0);
-    line.setAttribute("visibility", visible ? "visible" : "hidden");
-    if (visible) { line.setAttribute("x1", scales.x(t)); line.setAttribute("x2", scales.x(t)); }
+  function put(element, shown, attributes) {
+    element.setAttribute("visibility", shown ? "visible" : "hidden");
+    if (shown) for (const key of Object.keys(attributes)) element.setAttribute(key, attributes[key]());
+  }
+
+  function line(element, t) {
+    put(element, t !== null && (!state.logTime || t > 0), { x1: () => scales.x(t), x2: () => scales.x(t) });
   }
 
   function read() {
     const chart = state.chart, now = frames.time[slider.value];
     const place = state.cross !== null ? state.cross : nearest(chart.time, now);
     if (scales) {
-      mark(at("now"), now);
-      mark(at("cross"), state.cross === null ? null : chart.time[state.cross]);
+      line(at("now"), now);
+      line(at("cross"), state.cross === null ? null : chart.time[state.cross]);
+      svg.querySelectorAll(".dot").forEach((dot, k) => {
+        const t = chart.time[place], value = chart.curves[k].values[place];
+        put(dot, visible(t, value), { cx: () => scales.x(t), cy: () => scales.y(value) });
+      });
     }
     at("moment").textContent = chart.missing ? "" : `at t = ${text(chart.time[place])}`;
     const styles = looks(chart);
