@@ -39,8 +39,8 @@ MOST_FRAMES = 500
 def report(trajectory: Trajectory, path: str | Path, *, diagnosis: Diagnosis | None = None) -> None:
     """Write the run as one self-contained HTML page: summary, curves to explore, figures, tables, provenance.
 
-    diagnosis: `diagnose(trajectory)` where it is at hand; else the laws are checked here, unless the run took more
-    than 10 seconds or 50,000 steps: then the page says so. The file is written beside and renamed.
+    diagnosis: `diagnose(trajectory)` where it is at hand; else the laws are checked here, unless that takes more than
+    a few seconds: then the page says so. The file is written beside and renamed.
 
     Raises InputError when path does not end in .html or cannot be written.
     """
