@@ -22,6 +22,13 @@ MOST_CURVES = 6
 MOST_BOUNDS = 3
 WIDE = 10.0
 """A rate that varies by more than this factor is drawn on a logarithmic axis."""
+LOSS_NAMES = {
+    (True, True): (r"$(L(t) - f^*)\,/\,(L(0) - f^*)$", "(L(t) − f*) / (L(0) − f*)"),
+    (True, False): (r"$L(t) - f^*$", "L(t) − f*"),
+    (False, True): (r"$L(t)\,/\,L(0)$", "L(t) / L(0)"),
+    (False, False): (r"$L(t)$", "L(t)"),
+}
+"""(whether f* is known, whether the values are relative) -> the label and the same in plain text."""
 MOST_MODES = 32
 """The greatest singular values, this many of them."""
 
@@ -40,7 +47,8 @@ class Chart:
     """Curves over the same times. label: of the vertical axis, for matplotlib; words: the same as plain text.
 
     logarithmic: whether a logarithmic axis fits; thinned_from: how many points there were, None where all are kept;
-    missing: why there is nothing to show, None where there is something.
+    missing: why there is nothing to show, None where there is something; round_off: whether it may be round-off, of
+    which an axis of less than a decade would make a landscape; from_zero: whether a linear axis starts at 0.
     """
 
     key: str
@@ -52,6 +60,8 @@ class Chart:
     logarithmic: bool
     thinned_from: int | None = None
     missing: str | None = None
+    round_off: bool = False
+    from_zero: bool = False
 
 
 def certificates_of(trajectory: Trajectory) -> Certificates:
@@ -123,12 +133,9 @@ def loss_chart(trajectory: Trajectory, bounds: Sequence[Certificate] = ()) -> Ch
     time, excess = loss_curve(trajectory)
     keep = thinned(excess)
     initial, known = float(trajectory.steps.excess[0]), _minimum_known(trajectory)
-    logarithmic = initial > 0 and (known or bool(excess.min() > 0))
+    logarithmic = initial > 0 and not (excess < 0).any()
     unit = initial if logarithmic else 1.0
-    if known:
-        names = r"$(L(t) - f^*)\,/\,(L(0) - f^*)$", "(L(t) − f*) / (L(0) − f*)"
-    else:
-        names = (r"$L(t)\,/\,L(0)$", "L(t) / L(0)") if logarithmic else (r"$L(t)$", "L(t)")
+    names = LOSS_NAMES[known, logarithmic]
     curves = [Curve("simulated", excess[keep] / unit)]
     note = " (of the flow)" if isinstance(trajectory.method, GradientDescent) else ""
     curves += [Curve(f"bound of {c.name}{note}", c.bound(time[keep]) / unit, "bound") for c in bounds]
@@ -146,17 +153,8 @@ def rate_chart(trajectory: Trajectory, bounds: Sequence[Certificate] = ()) -> Ch
     missing = None if np.isfinite(rate).any() else "no rate: no step was taken,\nor L − f* is not positive"
     name = r"\log(L - f^*)" if _minimum_known(trajectory) else r"\log L"
     words = "−d/dt log(L − f*)" if _minimum_known(trajectory) else "−d/dt log L"
-    return Chart(
-        "rate",
-        "Rate",
-        rf"$-\mathrm{{d}}/\mathrm{{d}}t\ {name}$",
-        words,
-        time,
-        tuple(curves),
-        logarithmic,
-        None,
-        missing,
-    )
+    label = rf"$-\mathrm{{d}}/\mathrm{{d}}t\ {name}$"
+    return Chart("rate", "Rate", label, words, time, tuple(curves), logarithmic, missing=missing, from_zero=True)
 
 
 def drift_chart(trajectory: Trajectory) -> Chart:
@@ -174,16 +172,8 @@ def drift_chart(trajectory: Trajectory) -> Chart:
     label = "relative drift of $D_l$"
     words = "‖D_l(t) − D_l(0)‖_F / max(1, ‖D_l(0)‖_F)"
     time, logarithmic = trajectory.time[keep], bool((values > 0).any())
-    return Chart(
-        "drift",
-        "Drift of the imbalance",
-        label,
-        words,
-        time,
-        tuple(curves),
-        logarithmic,
-        _before(keep, trajectory.time),
-    )
+    title, before = "Drift of the imbalance", _before(keep, trajectory.time)
+    return Chart("drift", title, label, words, time, tuple(curves), logarithmic, before, round_off=True)
 
 
 def singular_values_chart(trajectory: Trajectory) -> Chart:
@@ -198,7 +188,8 @@ def singular_values_chart(trajectory: Trajectory) -> Chart:
     ]
     before = _before(keep, trajectory.checkpoints.times)
     label, words = "singular values of $W(t)$", "singular values of W(t)"
-    return Chart("singular-values", "Singular values", label, words, times, tuple(curves), False, before)
+    title = "Singular values"
+    return Chart("singular-values", title, label, words, times, tuple(curves), False, before, from_zero=True)
 
 
 def gradient_chart(trajectory: Trajectory) -> Chart:
@@ -207,9 +198,8 @@ def gradient_chart(trajectory: Trajectory) -> Chart:
     keep = thinned(norm)
     curves, time = (Curve("‖∇L‖", norm[keep]),), trajectory.time[keep]
     before = _before(keep, norm)
-    return Chart(
-        "gradient", "Gradient", r"$\|\nabla L(t)\|_F$", "‖∇L(t)‖_F", time, curves, bool(norm.max() > 0), before
-    )
+    label, words = r"$\|\nabla L(t)\|_F$", "‖∇L(t)‖_F"
+    return Chart("gradient", "Gradient", label, words, time, curves, bool(norm.max() > 0), before)
 
 
 def energy_chart(trajectory: Trajectory) -> Chart:
@@ -220,7 +210,7 @@ def energy_chart(trajectory: Trajectory) -> Chart:
     label = r"$|L(0) - L(t) - \int\|\nabla L\|_F^2|\,/\,(L(0) - f^*)$"
     words = "|L(0) − L(t) − ∫‖∇L‖²_F| / (L(0) − f*)"
     time, before = trajectory.step_time[keep], _before(keep, residual)
-    return Chart("energy", "Energy residual", label, words, time, curves, logarithmic, before)
+    return Chart("energy", "Energy residual", label, words, time, curves, logarithmic, before, round_off=True)
 
 
 def target_singular_values(trajectory: Trajectory) -> np.ndarray:
@@ -237,9 +227,11 @@ def subscript(number: int) -> str:
 
 
 def _minimum_known(trajectory: Trajectory) -> bool:
-    """Whether L - f* was recorded; a file without the loss does not tell, and is taken to hold it."""
+    """Whether L - f* was recorded; of a file without the loss it is taken to be so unless there are negative values."""
     loss = trajectory.problem.loss
-    return isinstance(loss, UnknownLoss) or minimum_of(loss) is not None
+    if isinstance(loss, UnknownLoss):
+        return not (trajectory.steps.excess < 0).any()
+    return minimum_of(loss) is not None
 
 
 def _rate_of_bound(certificate: Certificate, time: np.ndarray) -> np.ndarray:

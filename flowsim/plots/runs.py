@@ -134,11 +134,11 @@ def _line(ax: Axes, chart: Chart, curve: Curve, look: dict[str, Any]) -> list[Li
 
 
 def _scale(chart: Chart, ax: Axes) -> None:
-    """A logarithmic axis of at least a decade, so that round-off does not look like a landscape; else from 0."""
+    """A logarithmic axis, of at least a decade where round-off would look like a landscape; a linear one from 0."""
     low, high = ax.dataLim.y0, ax.dataLim.y1
     if chart.logarithmic:
         ax.set_yscale("log")
-        if low > 0 and high < 10 * low:
+        if chart.round_off and low > 0 and high < 10 * low:
             ax.set_ylim(10.0 ** np.floor(np.log10(low) - NEAR), 10.0 ** np.ceil(np.log10(high) + NEAR))
-    elif low >= 0 and high > 0:
+    elif chart.from_zero and low >= 0 and high > 0:
         ax.set_ylim(bottom=0)

@@ -42,7 +42,7 @@ def number(value: Any) -> str:
 
 def summary(trajectory: Trajectory, certificates: Certificates) -> Rows:
     """The run in a dozen lines; its status apart."""
-    compressed, best = trajectory.reduction.network, certificates.best
+    compressed = trajectory.reduction.network
     known = minimum_of(trajectory.problem.loss) is not None
     return [
         ("method", words(trajectory.method)),
@@ -53,7 +53,7 @@ def summary(trajectory: Trajectory, certificates: Certificates) -> Rows:
         ("final loss L", _final_loss(trajectory)),
         ("L − f* at the end, of that at t = 0", _ratio(trajectory) if known else "f* is not known"),
         ("mean rate seen", _mean_rate(trajectory, known)),
-        ("best certified rate", _certified(best)),
+        ("best certified rate", _certified(trajectory, certificates.best)),
         ("greatest relative drift of D_l", number(float(trajectory.imbalance_drift.max()))),
         ("steps", number(trajectory.stats.get("steps"))),
         ("seconds", number(trajectory.stats.get("seconds"))),
@@ -82,7 +82,7 @@ def _error(trajectory: Trajectory) -> str:
 
 
 def _final_loss(trajectory: Trajectory) -> str:
-    if isinstance(trajectory.problem.loss, UnknownLoss):
+    if isinstance(trajectory.problem.loss, UnknownLoss) and trajectory.excess[-1] >= 0:
         return f"{number(float(trajectory.excess[-1]))} above f*, if the loss declares f*"
     return number(float(trajectory.loss[-1]))
 
@@ -98,7 +98,9 @@ def _mean_rate(trajectory: Trajectory, known: bool) -> str:
     return f"{-np.log(last / first) / end:.4g}" + ("" if known else ", of L itself")
 
 
-def _certified(best: Certificate | None) -> str:
+def _certified(trajectory: Trajectory, best: Certificate | None) -> str:
+    if isinstance(trajectory.problem.loss, UnknownLoss):
+        return "not known: the file does not hold the loss"
     if best is None or best.rate is None:
         return "none applies" if best is None else f"none: {best.reason}"
     law = "" if best.law == "exponential" else ", hyperbolic"

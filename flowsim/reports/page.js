@@ -12,19 +12,19 @@
 
   // ------------------------------------------------------------------------------------------------ scales and ticks
 
-  function scale(values, log, from, to, zero) {
+  function scale(values, log, from, to, { padded, roundOff, fromZero }) {
     const known = finite(values, log);
     let low = Infinity, high = -Infinity;
     for (const x of known) { low = Math.min(low, x); high = Math.max(high, x); }
     if (!known.length) { low = log ? 0.1 : 0; high = 1; }
-    if (log && high < 10 * low) {
+    if (log && roundOff && high < 10 * low) {
       low = 10 ** Math.floor(Math.log10(low) - 0.1);
       high = 10 ** Math.ceil(Math.log10(high) + 0.1);
     }
-    if (!log && zero && low > 0) low = 0;
-    if (!log && high === low) { low -= low > 0 ? low : 0.5; high += 0.5; }
+    if (!log && fromZero && low > 0) low = 0;
+    if (high === low) [low, high] = log ? [low / 2, high * 2] : [low - 0.5, high + 0.5];
     const f = log ? Math.log10 : (x) => x;
-    const pad = zero ? 0.04 * (f(high) - f(low)) : 0;
+    const pad = padded ? 0.04 * (f(high) - f(low)) : 0;
     const a = f(low) - (low === 0 ? 0 : pad), b = f(high) + pad;
     const place = (x) => from + ((f(x) - a) / (b - a)) * (to - from);
     place.inverse = (pixel) => { const y = a + ((pixel - from) / (to - from)) * (b - a); return log ? 10 ** y : y; };
@@ -43,7 +43,7 @@
   function decades(a, b) {
     const every = Math.max(1, Math.ceil((b - a) / 7)), ticks = [];
     for (let k = Math.ceil(a - 1e-9); k <= b + 1e-9; k += 1) if (k % every === 0) ticks.push(10 ** k);
-    return ticks.length ? ticks : [10 ** a, 10 ** b];
+    return ticks.length > 1 ? ticks : rounds(10 ** a, 10 ** b);
   }
 
   function label(x) {
@@ -97,8 +97,10 @@
       scales = null;
       return read();
     }
-    const x = scale(chart.time.concat(frames.time), state.logTime, MARGIN.left, width - MARGIN.right, false);
-    const y = scale(chart.curves.flatMap((c) => c.values), state.logValue, height - MARGIN.bottom, MARGIN.top, true);
+    const x = scale(chart.time.concat(frames.time), state.logTime, MARGIN.left, width - MARGIN.right, {});
+    const y = scale(chart.curves.flatMap((c) => c.values), state.logValue, height - MARGIN.bottom, MARGIN.top, {
+      padded: true, ...chart,
+    });
     grid(x, y, width, height);
     const styles = looks(chart);
     chart.curves.forEach((curve, k) => {

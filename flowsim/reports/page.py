@@ -129,6 +129,8 @@ def _chart(chart: Chart) -> dict[str, Any]:
         "words": chart.words,
         "logarithmic": chart.logarithmic,
         "missing": chart.missing,
+        "roundOff": chart.round_off,
+        "fromZero": chart.from_zero,
         "time": _numbers(chart.time, 12),
         "curves": curves,
     }
