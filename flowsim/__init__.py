@@ -45,7 +45,12 @@ if TYPE_CHECKING:
     from flowsim.methods import method_named as method_named
     from flowsim.network import LinearNetwork as LinearNetwork
     from flowsim.plots import plot as plot
+    from flowsim.plots import plot_drift as plot_drift
+    from flowsim.plots import plot_energy as plot_energy
+    from flowsim.plots import plot_gradient_norm as plot_gradient_norm
     from flowsim.plots import plot_quantiles as plot_quantiles
+    from flowsim.plots import plot_rate as plot_rate
+    from flowsim.plots import plot_singular_values as plot_singular_values
     from flowsim.plots import plot_work_precision as plot_work_precision
     from flowsim.plots import sweep_figure as sweep_figure
     from flowsim.posterior import PosteriorRate as PosteriorRate
@@ -60,6 +65,7 @@ if TYPE_CHECKING:
     from flowsim.reduction import CompressedNetwork as CompressedNetwork
     from flowsim.reduction import compress as compress
     from flowsim.reduction import sample_compressed as sample_compressed
+    from flowsim.reports import report as report
     from flowsim.simulation import resume as resume
     from flowsim.simulation import simulate as simulate
     from flowsim.sweeps import SweepResult as SweepResult
@@ -98,12 +104,23 @@ _HOMES = {
     ),
     "methods": ("RKC", "Diffrax", "GaussLegendre", "GradientDescent", "Projected", "Scipy", "method_named"),
     "network": ("LinearNetwork",),
-    "plots": ("plot", "plot_quantiles", "plot_work_precision", "sweep_figure"),
+    "plots": (
+        "plot",
+        "plot_drift",
+        "plot_energy",
+        "plot_gradient_norm",
+        "plot_quantiles",
+        "plot_rate",
+        "plot_singular_values",
+        "plot_work_precision",
+        "sweep_figure",
+    ),
     "posterior": ("PosteriorRate", "a_posteriori"),
     "problem": ("Problem",),
     "problems": ("PROBLEMS", "NamedProblem", "problem_named"),
     "rates": ("Certificate", "Certificates", "certify"),
     "reduction": ("CompressedNetwork", "compress", "sample_compressed"),
+    "reports": ("report",),
     "simulation": ("resume", "simulate"),
     "sweeps": ("SweepResult", "SweepSpec", "sweep"),
     "trajectory": ("Trajectory", "load"),

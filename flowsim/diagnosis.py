@@ -255,6 +255,9 @@ class _Case:
         dims, eta = self.problem.network.dims, getattr(self.method, "step_size", 0.0)
         rng = np.random.default_rng(0)
         probes = [rng.choice((-1.0, 1.0), (h, PROBES)) for h in dims[1:-1]]
+        if not self.end:
+            names = [(f"drift law D_{layer}", _drift_law(layer)) for layer in range(1, len(dims) - 1)]
+            return [Law(*name, None, None, None, reason="no step was taken") for name in names]
         missed = []
         for (t, before), (later, after) in pairwise(zip(self.times, self.states, strict=True)):
             weights, law = unflatten(before, dims), [np.zeros_like(V) for V in probes]
@@ -270,10 +273,8 @@ class _Case:
         for layer, h in enumerate(dims[1:-1], start=1):
             size = self._largest_square_norms()[layer - 1] * np.sqrt(PROBES * h)
             expected = ROUND_OFF * size * steps + 2 * MARGIN * self.compression * np.sqrt(size)
-            equation = f"D_{layer}(k+1) - D_{layer}(k) = step_size^2 (G^T G - G' G'^T)"
-            laws.append(
-                _worst(f"drift law D_{layer}", equation, np.array(missed)[:, layer - 1], expected, self.times[1:])
-            )
+            found = np.array(missed)[:, layer - 1]
+            laws.append(_worst(f"drift law D_{layer}", _drift_law(layer), found, expected, self.times[1:]))
         return laws
 
     # ------------------------------------------------------------------------------------------------------ the levels
@@ -326,6 +327,10 @@ class _Case:
         """The greatest ||Hess L|| at a few checkpoints, by power iterations."""
         chosen = self.states[np.unique(np.linspace(0, len(self.states) - 1, 5).astype(int))]
         return max(_spectral_norm(self.problem, state) for state in chosen)
+
+
+def _drift_law(layer: int) -> str:
+    return f"D_{layer}(k+1) - D_{layer}(k) = step_size^2 (G^T G - G' G'^T)"
 
 
 def _end(problem: Problem, method: Method, t: float, state: np.ndarray, t1: float) -> np.ndarray:

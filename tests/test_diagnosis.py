@@ -94,6 +94,13 @@ def test_descent_that_raises_the_loss_is_not_monotone():
     assert diagnosis["recurrence"].holds
 
 
+def test_descent_that_fails_at_its_first_step_has_laws_that_say_so():
+    problem = random_problem(np.random.default_rng(3), (3, 12, 9, 2))
+    diagnosis = fs.diagnose(fs.simulate(problem, fs.GradientDescent(1e6), t1=1e8))
+    assert not diagnosis.broken
+    assert [diagnosis[f"drift law D_{layer}"].reason for layer in (1, 2)] == ["no step was taken"] * 2
+
+
 def test_a_rate_that_does_not_hold_is_found():
     """A run that is slower than its certificate allows: the losses of another target."""
     run = clean("dop853", 1, (1, 20, 30, 1), 0.5)

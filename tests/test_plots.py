@@ -1,5 +1,7 @@
 """Figures: Axes in, Axes out, and what is drawn is what was computed."""
 
+import json
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import xarray
 
 import flowsim as fs
 from flowsim import cli
+from flowsim.plots import instantaneous_rate, thinned
 
 LOSS = fs.SquaredLoss(np.ones((2, 1)))
 
@@ -58,3 +61,130 @@ def test_a_figure_beside_the_table(tmp_path):
     path.write_text("[sweep]\ndims = [[2, 8, 1]]\nseeds = 2\nt1 = 0.1\n")
     assert cli.main(["sweep", str(path), "--out", str(tmp_path / "out"), "--plot"]) == 0
     assert (tmp_path / "out" / "table.png").stat().st_size > 10_000
+
+
+@pytest.fixture(scope="module")
+def flow():
+    return fs.simulate(fs.Problem(fs.SquaredLoss(np.diag([3.0, 2.0, 1.0])), fs.fan_out((3, 9, 8, 3), seed=0)), t1=1.0)
+
+
+@pytest.fixture
+def descent():
+    return fs.simulate(fs.Problem(LOSS, fs.fan_out((2, 9, 11, 1), seed=0)), fs.GradientDescent(1e-3), t1=0.2)
+
+
+def test_several_bounds_each_with_its_rate(flow):
+    certificates = fs.certify(flow.problem)
+    ax = fs.plot(flow, certificate=certificates)
+    simulated, *bounds = ax.lines
+    assert 1 <= len(bounds) <= 3
+    t = simulated.get_xdata()
+    for line in bounds:
+        assert (simulated.get_ydata() <= line.get_ydata() * (1 + 1e-9)).all()
+        name = line.get_label().removeprefix("bound of ")
+        assert line.get_ydata() == pytest.approx(np.exp(-certificates[name].rate * t), rel=1e-9)
+
+
+def test_the_rate_seen_is_the_slope_of_the_logarithm_of_the_loss(flow):
+    ax = fs.plot_rate(flow, certificate=fs.certify(flow.problem))
+    seen, certified = ax.lines[0], ax.lines[1:]
+    slope = -np.gradient(np.log(flow.excess), flow.time)
+    assert seen.get_ydata()[5:-1] == pytest.approx(slope[5:-1], rel=0.02)
+    assert all((seen.get_ydata() >= line.get_ydata()).all() for line in certified)
+
+
+def test_the_rate_of_descent_sums_to_the_fall_of_the_loss(descent):
+    t, rate = instantaneous_rate(descent)
+    total = (rate * np.diff(descent.step_time)).sum()
+    assert total == pytest.approx(np.log(descent.excess[0] / descent.excess[-1]))
+    assert len(t) == len(descent.step_time) - 1
+    assert "of the flow" in fs.plot_rate(descent, certificate=fs.certify(descent.problem).best).lines[1].get_label()
+
+
+def test_drift_a_curve_a_layer_or_their_range(flow):
+    ax = fs.plot_drift(flow)
+    assert ax.get_yscale() == "log"
+    for line, drift in zip(ax.lines, flow.imbalance_drift.T, strict=True):
+        assert line.get_ydata()[1:] == pytest.approx(drift[1:])
+    deep = fs.simulate(fs.Problem(LOSS, fs.orthogonal((2, *[3] * 8, 1), seed=0)), t1=0.1, save_points=5)
+    greatest, least = fs.plot_drift(deep).lines
+    assert greatest.get_ydata()[1:] == pytest.approx(deep.imbalance_drift[1:].max(axis=1))
+    assert (least.get_ydata()[1:] <= greatest.get_ydata()[1:]).all()
+
+
+def test_singular_values_tend_to_those_of_the_minimiser(flow):
+    lines = fs.plot_singular_values(flow).lines
+    for line, values in zip(lines[:3], flow.singular_values.T, strict=True):
+        assert line.get_ydata() == pytest.approx(values)
+    assert [line.get_ydata()[0] for line in lines[3:]] == pytest.approx([3, 2, 1])
+
+
+def test_gradient_and_energy(flow):
+    assert fs.plot_gradient_norm(flow).lines[0].get_ydata() == pytest.approx(flow.gradient_norm)
+    shown = fs.plot_energy(flow).lines[0].get_ydata()
+    assert shown[1:] == pytest.approx(np.abs(flow.energy_residual[1:]))
+
+
+@pytest.mark.parametrize("draw", [fs.plot, fs.plot_drift, fs.plot_rate, fs.plot_singular_values, fs.plot_energy])
+def test_a_run_that_failed_at_its_first_step_is_drawn(draw):
+    run = fs.simulate(fs.Problem(LOSS, fs.fan_out((2, 9, 11, 1), seed=0)), fs.GradientDescent(1e3), t1=1e6)
+    assert len(run.time) == 1
+    ax = draw(run)
+    ax.figure.canvas.draw()
+    assert ax.lines or "no step was taken" in ax.texts[0].get_text()
+
+
+def test_a_legend_hides_no_data(flow):
+    ax = fs.plot(flow, certificate=fs.certify(flow.problem))
+    ax.figure.canvas.draw()
+    legend, frame = ax.get_legend().get_window_extent(), ax.get_window_extent()
+    assert legend.y0 >= frame.y1 - 1
+    assert legend.x1 <= ax.figure.bbox.x1
+    assert ax.figure.get_size_inches()[0] == pytest.approx(3.4)
+    assert fs.plot(flow, plt.figure().subplots()).get_legend() is None
+
+
+def test_a_loss_of_either_sign_is_drawn_as_it_is():
+    class Linear:
+        shape = (2, 1)
+
+        def value(self, W):
+            return W.sum()
+
+        def gradient(self, W):
+            return np.ones_like(W)
+
+    run = fs.simulate(fs.Problem(Linear(), fs.fan_out((2, 4, 1), seed=0)), t1=0.5)
+    ax = fs.plot(run)
+    assert ax.get_yscale() == "linear"
+    assert ax.lines[0].get_ydata()[-1] == pytest.approx(run.loss[-1])
+
+
+def test_thinning_keeps_the_ends_and_the_extremes():
+    values = np.sin(np.arange(100_000) / 7)
+    values[54_321], values[999] = 9, -9
+    places = thinned(values, 200)
+    assert len(places) <= 202
+    assert (np.diff(places) > 0).all()
+    assert {0, 999, 54_321, 99_999} <= set(places)
+    assert thinned(np.zeros((5, 2))).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("kind", ["loss", "drift", "rate", "singular-values", "all"])
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_the_command_draws_a_saved_run(kind, suffix, flow, tmp_path, capsys):
+    flow.save(tmp_path / "run.nc")
+    out = tmp_path / f"figure.{suffix}"
+    assert cli.main(["plot", str(tmp_path / "run.nc"), "--out", str(out), "--kind", kind, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["out"] == str(out)
+    assert out.read_bytes()[:5].strip() in (b"\x89PNG", b"%PDF-", b"<?xml")
+
+
+def test_the_command_refuses_other_suffixes_and_kinds(flow, tmp_path, capsys):
+    flow.save(tmp_path / "run.nc")
+    assert cli.main(["plot", str(tmp_path / "run.nc"), "--out", str(tmp_path / "x.jpg")]) == 2
+    assert "must end in one of .png, .pdf, .svg" in capsys.readouterr().err
+    assert cli.main(["plot", str(tmp_path / "run.nc"), "--kind", "los"]) == 2
+    assert "did you mean loss" in capsys.readouterr().err
+    assert cli.main(["plot", str(tmp_path / "run.nc")]) == 0
+    assert (tmp_path / "run.png").stat().st_size > 10_000

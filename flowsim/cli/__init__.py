@@ -15,7 +15,7 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 from flowsim import __version__
-from flowsim.cli import configuration, lists, networks, simulations, sweeps
+from flowsim.cli import configuration, figures, lists, networks, simulations, sweeps
 from flowsim.cli.output import note
 from flowsim.errors import ConversionNotice, FlowsimError
 
@@ -40,6 +40,8 @@ for _command in (
     simulations.diagnose,
     simulations.compare,
     lists.cite,
+    figures.plot,
+    figures.report,
     sweeps.sweep,
     lists.methods,
     lists.problems,

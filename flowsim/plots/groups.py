@@ -1,4 +1,4 @@
-"""Figures: functions that take and return matplotlib Axes; colours that colour-blind readers tell apart."""
+"""Figures of many runs: an ensemble, a sweep, a comparison of methods."""
 
 from __future__ import annotations
 
@@ -10,19 +10,13 @@ import numpy as np
 
 from flowsim.comparison import Comparison
 from flowsim.ensembles import Ensemble
-from flowsim.rates import Certificate
-from flowsim.trajectory import Trajectory
+from flowsim.plots.style import COLOURS, LINES, MARKERS, STYLE, colours, own_axes
 
 if TYPE_CHECKING:
     import xarray
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-STYLE: Any = {"font.size": 8, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7}
-"""Readable when a figure is printed at column width."""
-MARKERS = "osD^vPX*<>"
-LINES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
 GROUPING = ("dims", "scheme", "scale", "method", "step_size", "rtol", "atol")
 """The settings by which members of a sweep are told apart in a figure, the first two of those that vary."""
 NAMES = {
@@ -37,30 +31,6 @@ NAMES = {
 """Columns of a comparison as axis labels; errors are relative to the change of the weights."""
 
 
-def plot(trajectory: Trajectory, ax: Axes | None = None, certificate: Certificate | None = None, **style: Any) -> Axes:
-    """The excess loss L - f* against t on a log axis, relative to its start; a certificate's bound dashed.
-
-    >>> from matplotlib.figure import Figure
-    >>> import flowsim as fs
-    >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
-    >>> ax = fs.plot(fs.simulate(problem, t1=0.5), Figure().subplots(), fs.certify(problem).best)
-    >>> [line.get_label() for line in ax.lines]
-    ['simulated', 'bound of theorem-1-A2']
-    """
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        _, ax = plt.subplots(layout="constrained")
-    initial = trajectory.steps.excess[0] or 1.0
-    (line,) = ax.semilogy(trajectory.step_time, trajectory.steps.excess / initial, **{"label": "simulated", **style})
-    if certificate is not None and certificate.rate is not None:
-        bound = certificate.bound(trajectory.step_time) / initial
-        ax.semilogy(trajectory.step_time, bound, "--", color=line.get_color(), label=f"bound of {certificate.name}")
-    ax.set_xlabel("time $t$")
-    ax.set_ylabel(r"$(L(t) - f^*)\,/\,(L(0) - f^*)$")
-    return ax
-
-
 def plot_quantiles(ensemble: Ensemble, ax: Axes | None = None, color: str = COLOURS[0]) -> Axes:
     """Quantiles over the members of (L - f*) / (L(0) - f*) against t: the median, 25 to 75 % and 5 to 95 % shaded.
 
@@ -72,10 +42,7 @@ def plot_quantiles(ensemble: Ensemble, ax: Axes | None = None, color: str = COLO
     >>> ax.get_legend_handles_labels()[1]
     ['5 to 95 %', '25 to 75 %', 'median of 5 members']
     """
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        _, ax = plt.subplots(layout="constrained")
+    ax = own_axes(ax)
     lowest, low, middle, high, highest = ensemble.quantiles()
     ax.fill_between(ensemble.time, lowest, highest, color=color, alpha=0.2, linewidth=0, label="5 to 95 %")
     ax.fill_between(ensemble.time, low, high, color=color, alpha=0.4, linewidth=0, label="25 to 75 %")
@@ -105,8 +72,8 @@ def sweep_figure(table: xarray.Dataset) -> Figure:
 
     varying = [name for name in GROUPING if len(np.unique(table[name].values.astype(str))) > 1][:2]
     values = [list(dict.fromkeys(table[name].values.astype(str))) for name in varying] + [["all members"], [""]]
-    colours = _colours(len(values[0]))
-    entries = [Line2D([], [], color=colour, label=word) for colour, word in zip(colours, values[0], strict=True)]
+    shades = colours(len(values[0]))
+    entries = [Line2D([], [], color=colour, label=word) for colour, word in zip(shades, values[0], strict=True)]
     entries += [
         Line2D([], [], color="0.3", label=word, **_marks(k)) for k, word in enumerate(values[1]) if len(varying) > 1
     ]
@@ -115,11 +82,11 @@ def sweep_figure(table: xarray.Dataset) -> Figure:
         figure = Figure(figsize=(10.2, 3.3 + 0.17 * rows), layout="constrained")
         reached, rates, drift = figure.subplots(1, 3)
         for (i, j), members in _groups(table, varying, values):
-            line = {"color": colours[i], "linestyle": LINES[j % len(LINES)]}
+            line = {"color": shades[i], "linestyle": LINES[j % len(LINES)]}
             _distribution(reached, members.time_reached.values[members.status.values == "converged"], members, line)
             _distribution(drift, members.drift.values, members, line)
             both = members.certified_rate.values, members.rate_seen.values
-            rates.plot(*both, **{**_marks(j), "linestyle": "none", "markersize": 3, "color": colours[i]})
+            rates.plot(*both, **{**_marks(j), "linestyle": "none", "markersize": 3, "color": shades[i]})
         reached.set(xlabel="time $t$ to the level stop_loss", ylabel="share of the members", ylim=(0, 1.02))
         drift.set(xlabel="greatest drift of $D_l$", ylabel="share of the members", ylim=(0, 1.02))
         rates.set(xlabel="certified rate", ylabel="rate seen: $-\\Delta\\log(L - f^*)\\,/\\,t$")
@@ -136,15 +103,6 @@ def sweep_figure(table: xarray.Dataset) -> Figure:
             handles=entries, title=title, loc="outside lower center", ncols=6, frameon=False, title_fontsize=7
         )
     return figure
-
-
-def _colours(count: int) -> list[Any]:
-    """As many colours as there are values: those of all figures, or steps of viridis where they do not suffice."""
-    import matplotlib
-
-    if count <= len(COLOURS):
-        return list(COLOURS[:count])
-    return list(matplotlib.colormaps["viridis"](np.linspace(0, 0.95, count)))
 
 
 def _marks(place: int) -> dict[str, Any]:
@@ -190,10 +148,7 @@ def plot_work_precision(
     >>> ax.get_xlabel(), [line.get_label() for line in ax.lines]
     ('right-hand sides', ['rk45', 'dop853'])
     """
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        _, ax = plt.subplots(layout="constrained")
+    ax = own_axes(ax)
     curves = comparison.curves(x, y)
     for k, name in enumerate(dict.fromkeys(row.method for row in comparison.rows)):
         if name not in curves:

@@ -1,0 +1,61 @@
+"""flowsim plot, report: a saved run as figures and as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from flowsim.cli.inputs import Json
+from flowsim.cli.output import show
+
+
+def plot(
+    run: Path,
+    *,
+    out: Annotated[Path | None, Parameter(help=".png, .pdf or .svg; beside the run unless given.")] = None,
+    kind: Annotated[str, Parameter(help="loss, drift, rate, singular-values or all.")] = "all",
+    json_: Json = False,
+) -> int:
+    """Draw a saved run: the loss with its certified bounds, the drift of D_l, the rate, the singular values."""
+    from flowsim.checks import as_choice
+    from flowsim.files import check_writable, write_atomically
+    from flowsim.plots import KINDS, certificates_of, check_format, run_figure
+    from flowsim.trajectory import load
+
+    place = run.with_suffix(".png") if out is None else out
+    as_choice(kind, "kind", (*KINDS, "all"))
+    check_format(place)
+    check_writable(place)
+    trajectory = load(run)
+    figure = run_figure(trajectory, kind, certificates_of(trajectory))
+    with write_atomically(place) as path:
+        figure.savefig(path, dpi=200)
+    show({"run": str(run), "kind": kind, "out": str(place)}, json_, lambda: f"Wrote {place}")
+    return 0
+
+
+def report(
+    run: Path,
+    *,
+    out: Annotated[Path | None, Parameter(help="The page, .html; beside the run unless given.")] = None,
+    laws: Annotated[str, Parameter(help="Check the laws of diagnose: auto (not for long runs), always.")] = "auto",
+    json_: Json = False,
+) -> int:
+    """Write a saved run as one HTML page that loads nothing else: summary, curves to explore, figures, tables."""
+    from flowsim.checks import as_choice
+    from flowsim.diagnosis import diagnose
+    from flowsim.files import check_writable
+    from flowsim.reports import check_name
+    from flowsim.reports import report as write
+    from flowsim.trajectory import load
+
+    place = run.with_suffix(".html") if out is None else out
+    as_choice(laws, "laws", ("auto", "always"))
+    check_name(place)
+    check_writable(place)
+    trajectory = load(run)
+    write(trajectory, place, diagnosis=diagnose(trajectory) if laws == "always" else None)
+    show({"run": str(run), "out": str(place), "bytes": place.stat().st_size}, json_, lambda: f"Wrote {place}")
+    return 0

@@ -1,0 +1,65 @@
+"""What all figures share: colours, sizes, line styles, axes of a figure of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flowsim.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STYLE: Any = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+}
+"""Readable when a figure is printed at column width."""
+MARKERS = "osD^vPX*<>"
+LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
+FORMATS = (".png", ".pdf", ".svg")
+"""What figures are written as, by the file's suffix."""
+COLUMN = (3.4, 2.6)
+"""Inches: a figure of one column."""
+
+
+def own_axes(ax: Axes | None) -> Axes:
+    """The axes given, or those of a new figure at column width."""
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(STYLE):
+        return plt.subplots(figsize=COLUMN, layout="constrained")[1]
+
+
+def legend_above(ax: Axes) -> None:
+    """A legend above the axes, where it hides no data; none for a single curve."""
+    handles, labels = ax.get_legend_handles_labels()
+    if len(labels) > 1:
+        ax.legend(
+            handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.2,
+            fontsize=STYLE["legend.fontsize"], columnspacing=1.2, handlelength=2.2,
+        )  # fmt: skip
+
+
+def colours(count: int) -> list[Any]:
+    """As many colours as there are values: those of all figures, or steps of viridis where they do not suffice."""
+    import matplotlib
+
+    if count <= len(COLOURS):
+        return list(COLOURS[:count])
+    return list(matplotlib.colormaps["viridis"](np.linspace(0, 0.95, count)))
+
+
+def check_format(path: str | Path) -> None:
+    """Refuse a file whose suffix is not one of FORMATS. Raises InputError."""
+    suffix = Path(path).suffix
+    if suffix.lower() not in FORMATS:
+        raise InputError(f"File {path} must end in one of {', '.join(FORMATS)}: figures are written as these.")

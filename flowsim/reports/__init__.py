@@ -1,0 +1,5 @@
+"""A run as one self-contained HTML page."""
+
+from flowsim.reports.page import check_name, report
+
+__all__ = ["check_name", "report"]

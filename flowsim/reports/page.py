@@ -1,0 +1,196 @@
+"""The page: figures, tables and data put into the template, everything escaped."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from flowsim import __version__
+from flowsim.diagnosis import Diagnosis
+from flowsim.errors import InputError
+from flowsim.files import write_atomically
+from flowsim.plots import COLOURS, Chart, bounds_of, certificates_of, run_figure
+from flowsim.plots.charts import drift_chart, loss_chart, rate_chart, singular_values_chart
+from flowsim.rates import Certificates
+from flowsim.reports import contents
+from flowsim.trajectory import Trajectory
+
+FIGURES = {
+    "loss": "Loss, relative to its start; bounds of certificates dashed.",
+    "rate": "Rate at which log(L − f*) falls; certified rates dashed.",
+    "drift": "‖D_l(t) − D_l(0)‖_F / max(1, ‖D_l(0)‖_F): 0 for the exact flow.",
+    "singular-values": "Singular values of the product W(t); dotted those of the minimiser.",
+    "gradient": "Norm of the gradient over all layers.",
+    "energy": "Energy residual: what L(0) − L(t) lacks of the integral of ‖∇L‖²; 0 for the exact flow.",
+}
+MOST_FRAMES = 500
+"""Places of the time slider; more checkpoints than this are thinned."""
+
+
+def report(trajectory: Trajectory, path: str | Path, *, diagnosis: Diagnosis | None = None) -> None:
+    """Write the run as one self-contained HTML page: summary, curves to explore, figures, tables, provenance.
+
+    diagnosis: `diagnose(trajectory)` where it is at hand; else the laws are checked here, unless that takes more than
+    a few seconds: then the page says so. The file is written beside and renamed.
+
+    Raises InputError when path does not end in .html or cannot be written.
+    """
+    check_name(path)
+    page = render(trajectory, contents.laws_of(trajectory) if diagnosis is None else diagnosis)
+    with write_atomically(path) as place:
+        place.write_text(page, encoding="utf-8")
+
+
+def check_name(path: str | Path) -> None:
+    """Refuse a name that browsers do not take for a page. Raises InputError."""
+    if Path(path).suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"File {path} must end in .html: the report is a page for a browser.")
+
+
+def render(trajectory: Trajectory, laws: Diagnosis | str) -> str:
+    """The page as text; laws: the diagnosis, or why there is none."""
+    certificates = certificates_of(trajectory)
+    charts = _charts(trajectory, certificates)
+    network = "-".join(map(str, trajectory.problem.network.dims))
+    return Template(_part("page.html")).substitute(
+        title=escape(f"{network}, {contents.words(trajectory.method)}"),
+        style=_part("page.css"),
+        script=_part("page.js"),
+        data=embedded(_data(charts)),
+        status=escape(trajectory.status),
+        mood="good" if trajectory.exit_code == 0 else "bad",
+        message=escape(trajectory.message),
+        summary=_definitions(contents.summary(trajectory, certificates)),
+        notes=_notes(charts),
+        figures="".join(_figure(trajectory, kind, certificates) for kind in FIGURES),
+        certificates=_table(
+            "Certificates", ("name", "applies", "α", "rate", "law", "remark"), contents.certificate_rows(certificates)
+        ),
+        laws=_laws(laws),
+        statistics=_definitions(contents.statistics(trajectory)),
+        configuration=_definitions(contents.flat(contents.configuration(trajectory))),
+        provenance=_definitions(contents.flat(contents.provenance(trajectory))) or "<p>None was stored.</p>",
+        citation=escape(_citation(trajectory)),
+        version=escape(__version__),
+    )
+
+
+def embedded(value: Any) -> str:
+    """JSON for a script element: no NaN, and nothing in it can close the element."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def _part(name: str) -> str:
+    return files("flowsim.reports").joinpath(name).read_text(encoding="utf-8")
+
+
+def _charts(trajectory: Trajectory, certificates: Certificates) -> list[Chart]:
+    bounds = bounds_of(certificates)
+    return [
+        loss_chart(trajectory, bounds),
+        drift_chart(trajectory),
+        rate_chart(trajectory, bounds),
+        singular_values_chart(trajectory),
+    ]
+
+
+def _data(charts: Sequence[Chart]) -> dict[str, Any]:
+    *curves, singular = charts
+    places = np.unique(np.linspace(0, len(singular.time) - 1, min(len(singular.time), MOST_FRAMES)).astype(int))
+    run = [c.values[places] for c in singular.curves if c.role == "run"]
+    return {
+        "colours": COLOURS,
+        "charts": [_chart(chart) for chart in curves],
+        "frames": {
+            "time": _numbers(singular.time[places], 12),
+            "values": [_numbers(row) for row in zip(*run, strict=True)],
+            "targets": _numbers([c.values[0] for c in singular.curves if c.role == "target"]),
+        },
+    }
+
+
+def _chart(chart: Chart) -> dict[str, Any]:
+    curves = [{"name": c.name, "role": c.role, "values": _numbers(c.values)} for c in chart.curves]
+    return {
+        "key": chart.key,
+        "title": chart.title,
+        "words": chart.words,
+        "logarithmic": chart.logarithmic,
+        "missing": chart.missing,
+        "roundOff": chart.round_off,
+        "fromZero": chart.from_zero,
+        "time": _numbers(chart.time, 12),
+        "curves": curves,
+    }
+
+
+def _numbers(values: Iterable[float], digits: int = 6) -> list[float | None]:
+    """Rounded to so many digits; None where they are not finite."""
+    return [float(f"{value:.{digits}g}") if np.isfinite(value) else None for value in values]
+
+
+def _figure(trajectory: Trajectory, kind: str, certificates: Certificates) -> str:
+    import matplotlib
+
+    stream = io.StringIO()
+    silent = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    with matplotlib.rc_context({"svg.hashsalt": kind}):
+        run_figure(trajectory, kind, certificates).savefig(stream, format="svg", metadata=silent)
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'\bid="', f'id="{kind}-', svg)
+    svg = re.sub(r'href="#', f'href="#{kind}-', svg).replace("url(#", f"url(#{kind}-")
+    caption = escape(FIGURES[kind])
+    return f'<figure><div role="img" aria-label="{caption}">{svg}</div><figcaption>{caption}</figcaption></figure>\n'
+
+
+def _definitions(rows: Iterable[tuple[str, str]]) -> str:
+    lines = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>\n" for name, value in rows)
+    return f"<dl>{lines}</dl>" if lines else ""
+
+
+def _table(name: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f'<th scope="col">{escape(word)}</th>' for word in heads)
+    body = "".join(_row(row) for row in rows)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(name)}">{table}</div>'
+
+
+def _row(row: Sequence[str]) -> str:
+    cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+    return f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>\n'
+
+
+def _laws(laws: Diagnosis | str) -> str:
+    if isinstance(laws, str):
+        return f"<p>{escape(laws)}</p>"
+    heads = ("law", "verdict", "residual", "expected", "at t", "equation, or why it was not checked")
+    verdict = laws.verdict[0].upper() + laws.verdict[1:]
+    return f"<p>{escape(verdict)}.</p>" + _table("Laws", heads, contents.law_rows(laws))
+
+
+def _notes(charts: Sequence[Chart]) -> str:
+    thinned = [
+        f"{chart.title}: {len(chart.time)} of {chart.thinned_from} points are drawn, the extremes among them."
+        for chart in charts
+        if chart.thinned_from
+    ]
+    return "".join(f"<p>{escape(line)}</p>" for line in thinned)
+
+
+def _citation(trajectory: Trajectory) -> str:
+    """What to cite for this run."""
+    cite = getattr(trajectory, "citation", None)
+    return cite() if cite else f"flowsim {__version__}, gradient flow on multi-layer linear models."
