@@ -134,12 +134,16 @@ def test_a_run_that_failed_at_its_first_step_is_drawn(draw):
     assert ax.lines or "no step was taken" in ax.texts[0].get_text()
 
 
-def test_a_legend_hides_no_data(flow):
-    ax = fs.plot(flow, certificate=fs.certify(flow.problem))
+@pytest.mark.parametrize("names", [("theorem-2",), ("theorem-1-A1", "theorem-1-A2", "theorem-3-homogeneous")])
+def test_a_legend_hides_no_data_and_is_not_clipped(names, flow):
+    bounds = [fs.Certificate(name, True, rate=k + 1.0, excess=flow.excess[0]) for k, name in enumerate(names)]
+    ax = fs.plot(flow, certificate=bounds)
     ax.figure.canvas.draw()
     legend, frame = ax.get_legend().get_window_extent(), ax.get_window_extent()
+    assert len(ax.get_legend().texts) == 1 + len(names)
     assert legend.y0 >= frame.y1 - 1
     assert legend.x1 <= ax.figure.bbox.x1
+    assert frame.width > 0.6 * ax.figure.bbox.width
     assert ax.figure.get_size_inches()[0] == pytest.approx(3.4)
     assert fs.plot(flow, plt.figure().subplots()).get_legend() is None
 

@@ -27,6 +27,8 @@ FORMATS = (".png", ".pdf", ".svg")
 """What figures are written as, by the file's suffix."""
 COLUMN = (3.4, 2.6)
 """Inches: a figure of one column."""
+LETTERS = 34
+"""So many fit in a row of a legend of two columns."""
 
 
 def own_axes(ax: Axes | None) -> Axes:
@@ -40,13 +42,14 @@ def own_axes(ax: Axes | None) -> Axes:
 
 
 def legend_above(ax: Axes) -> None:
-    """A legend above the axes, where it hides no data; none for a single curve."""
+    """A legend above the axes, where it hides no data, in two columns where they fit; none for a single curve."""
     handles, labels = ax.get_legend_handles_labels()
-    if len(labels) > 1:
-        ax.legend(
-            handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.2,
-            fontsize=STYLE["legend.fontsize"], columnspacing=1.2, handlelength=2.2,
-        )  # fmt: skip
+    half = -(-len(labels) // 2)
+    if len(labels) < 2:
+        return
+    fits = max(map(len, labels[:half])) + max(map(len, labels[half:])) <= LETTERS
+    place: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "ncols": 2 if fits else 1}
+    ax.legend(handles, labels, frameon=False, fontsize=STYLE["legend.fontsize"], columnspacing=1.2, **place)
 
 
 def colours(count: int) -> list[Any]:
