@@ -85,7 +85,7 @@ def test_the_reference_of_a_network_without_full_weights():
     [
         ({"methods": ["dop583"]}, "did you mean dop853"),
         ({"methods": []}, "at least one"),
-        ({"methods": ["gd"]}, "at least one"),
+        ({"methods": ["gd"]}, "`step_sizes` must be given"),
         ({"t1": -1.0}, "`t1`"),
         ({"times": 1}, "`times`"),
         ({"time_limit": 0.0}, "`time_limit`"),

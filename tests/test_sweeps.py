@@ -424,6 +424,26 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
     assert sweep(spec(), tmp_path / "out").done == 2
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_within_a_member_leaves_no_record_of_it(workers, tmp_path):
+    """SIGINT to the command while members run that take long: none is recorded as finished."""
+    path, out = tmp_path / "spec.toml", tmp_path / "out"
+    path.write_text(
+        "[sweep]\ndims = [[2, 60, 50, 1]]\nseeds = 6\nt1 = 1e4\nmethod = 'gd'\nstep_size = 1e-3\nreduce = 'never'\n"
+    )
+    command = [sys.executable, "-m", "flowsim", "sweep", str(path), "--out", str(out), "--workers", str(workers)]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    while not (out / "specification.json").exists() and started.poll() is None:
+        time.sleep(0.05)
+    time.sleep(3.0)
+    os.killpg(started.pid, signal.SIGINT)
+    _, told = started.communicate(timeout=120)
+    assert started.returncode == 130, told
+    assert b"run the same command again" in told
+    assert b"Traceback" not in told
+    assert not records(out)
+
+
 def test_failures_are_rows(tmp_path):
     plan = spec(method=["gd"], step_size=[1e-2, 5.0], t1=50.0, stop_loss=None, seeds=2)
     result = sweep(plan, tmp_path / "out")

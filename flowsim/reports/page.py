@@ -43,6 +43,16 @@ def report(trajectory: Trajectory, path: str | Path, *, diagnosis: Diagnosis | N
     a few seconds: then the page says so. The file is written beside and renamed.
 
     Raises InputError when path does not end in .html or cannot be written.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import flowsim as fs
+    >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     fs.report(fs.simulate(problem, t1=0.5), Path(folder) / "run.html")
+    ...     page = (Path(folder) / "run.html").read_text()
+    >>> page.count("<html"), "src=" in page, "theorem-1-A1" in page
+    (1, False, True)
     """
     check_name(path)
     page = render(trajectory, contents.laws_of(trajectory) if diagnosis is None else diagnosis)
@@ -79,7 +89,7 @@ def render(trajectory: Trajectory, laws: Diagnosis | str) -> str:
         statistics=_definitions(contents.statistics(trajectory)),
         configuration=_definitions(contents.flat(contents.configuration(trajectory))),
         provenance=_definitions(contents.flat(contents.provenance(trajectory))) or "<p>None was stored.</p>",
-        citation=escape(_citation(trajectory)),
+        citation=escape(trajectory.citation()),
         version=escape(__version__),
     )
 
@@ -188,9 +198,3 @@ def _notes(charts: Sequence[Chart]) -> str:
         if chart.thinned_from
     ]
     return "".join(f"<p>{escape(line)}</p>" for line in thinned)
-
-
-def _citation(trajectory: Trajectory) -> str:
-    """What to cite for this run."""
-    cite = getattr(trajectory, "citation", None)
-    return cite() if cite else f"flowsim {__version__}, gradient flow on multi-layer linear models."
