@@ -7,6 +7,7 @@ import pickle
 import struct
 import warnings
 import zipfile
+from importlib.util import find_spec
 
 import h5py
 import numpy as np
@@ -247,6 +248,8 @@ WEIGHTS = {
 def test_weights(case, capsys, tmp_path):
     name, make, words = WEIGHTS[case]
     make(tmp_path / name)
+    if name.endswith((".pt", ".pth")) and find_spec("torch") is None:
+        words = "flowsim[torch]"
     assert_refused(capsys, words, "simulate", name, "--t1", 1, "--out", "run.nc", "--json")
 
 
