@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -67,12 +68,12 @@ class Table:
         return Group(*(part for part in (Text(self.title), grid, Text(self.foot)) if part))
 
 
-class Shown:
+class Shown(ABC):
     """A result that has a table and shows it wherever it is printed."""
 
+    @abstractmethod
     def shown(self) -> Table:
         """What is shown of the result."""
-        raise NotImplementedError
 
     def summary(self) -> str:
         """The table as plain text."""

@@ -20,6 +20,7 @@ from safetensors.numpy import save
 
 import flowsim as fs
 from flowsim import cli, files
+from flowsim.cli import configuration
 from flowsim.errors import ConversionNotice, FlowsimError
 from flowsim.sweeps import SweepSpec
 
@@ -45,6 +46,7 @@ def samples() -> dict[str, bytes]:
         (folder / "m.safetensors").write_bytes(save(layers))
         (folder / "d.csv").write_text("a,b,y\n1,0,1\n0,1,2\n")
         (folder / "s.toml").write_text(SWEEP)
+        (folder / "c.toml").write_text("[simulate]\nsave_points = 3\nrtol = 1e-5\n")
         with contextlib.suppress(ImportError):
             import torch
 
@@ -91,6 +93,7 @@ READERS: dict[str, tuple[Any, ...]] = {
     "m.safetensors": (files.read_weights, files.read_target),
     "m.pt": (files.read_weights,),
     "s.toml": (lambda path, limit: SweepSpec.read(path),),
+    "c.toml": (lambda path, limit: configuration.read(str(path), GOOD),),
     "run.nc": (lambda path, limit: _looked_at(fs.load(path)),),
 }
 
@@ -253,6 +256,9 @@ GOOD: dict[str, dict[str, tuple[str, ...]]] = {
         "--wall-limit": ("0.2",),
         "--reduce": ("auto", "always", "never"),
         "--backend": ("numpy",),
+        "--resume": ("run.nc", "run.nc", *FILES),
+        "--config": ("c.toml", "c.toml", *FILES),
+        "--print-config": (),
         "--out": ("o.nc", "o.nc", "o.nc", "folder/o.nc", "."),
         "--json": (),
     },
@@ -278,6 +284,19 @@ GOOD: dict[str, dict[str, tuple[str, ...]]] = {
         "--json": (),
     },
     "reproduce": {"--out": ("/proc/nowhere", "w.npz"), "--json": ()},
+    "plot": {
+        "": ("run.nc", "run.nc", *FILES),
+        "--kind": ("loss", "rate", "drift", "singular-values"),
+        "--out": ("o.svg", "o.png", "o.txt", "folder/o.svg", "nowhere/o.svg"),
+        "--json": (),
+    },
+    "report": {
+        "": ("run.nc", *FILES),
+        "--out": ("o.html", "o.html", "o.txt", "."),
+        "--laws": ("auto", "auto", "never"),
+        "--json": (),
+    },
+    "cite": {"": ("run.nc", *FILES), "--json": ()},
     "methods": {"--json": ()},
     "problems": {"--json": ()},
 }
@@ -332,7 +351,7 @@ def call(words: list[str]) -> int:
     assert code == 0 or said, "a sentence says why"
     if code == 2:
         assert not printed
-    elif "--json" in words and not {"--help", "--version"} & set(words):
+    elif "--json" in words and not {"--help", "--version", "--print-config"} & set(words):
         json.loads(printed, parse_constant=_no_constant)
     return code
 

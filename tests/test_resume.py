@@ -97,5 +97,5 @@ def test_what_cannot_be_gone_on_with(tmp_path):
     run = fs.simulate(drawn, t1=1e-5)
     assert fs.resume(run, t1=2e-5).status == "completed"
     run.save(tmp_path / "run.nc")
-    with pytest.raises(InputError, match="cannot grow"):
+    with pytest.raises(InputError, match="seed is not known"):
         fs.resume(fs.load(tmp_path / "run.nc"), t1=2e-5)

@@ -119,6 +119,37 @@ def test_through_the_command_and_a_file(tmp_path, capsys):
     assert np.isfinite(back.product_at(3e-5)).all()
 
 
+def test_the_seed_of_a_spawned_draw_travels(tmp_path):
+    network = fs.sample_compressed("fan_in", (3, 40, 40, 1), seed=np.random.SeedSequence(4).spawn(3)[2])
+    files.save_weights(tmp_path / "w.npz", network)
+    again = files.read_weights(tmp_path / "w.npz")
+    assert (again.product == network.product).all()
+    drawn = fs.sample_compressed("fan_in", (3, 40, 40, 1), seed=np.random.default_rng(0))
+    with pytest.raises(InputError, match="from a generator"):
+        files.save_weights(tmp_path / "w.npz", drawn)
+
+
+@pytest.mark.parametrize("seed", [3, "generator"])
+def test_a_saved_run_knows_no_more_than_its_levels(seed, tmp_path):
+    """Certificates from a file are those of the run; what its bases do not hold is found again or refused."""
+    seed = np.random.default_rng(0) if seed == "generator" else seed
+    problem = fs.Problem(fs.SquaredLoss(np.ones((5, 1))), fs.sample_compressed("fan_in", (5, 40, 40, 1), seed=seed))
+    run = fs.simulate(problem, t1=1e-3)
+    run.save(tmp_path / "run.nc")
+    back = fs.load(tmp_path / "run.nc").problem
+    least = back.network.lambda_min_T
+    assert least == pytest.approx(problem.network.lambda_min_T, rel=1e-10)
+    alpha, found = (fs.certify(p)["theorem-2"].alpha for p in (problem, back))
+    assert found <= alpha * (1 + 1e-9)
+    if back.network.bases.can_grow:
+        assert found == pytest.approx(alpha, rel=1e-9)
+        assert fs.simulate(back, t1=5.0).excess == pytest.approx(fs.simulate(problem, t1=5.0).excess, rel=1e-9)
+    else:
+        assert not back.network.exact
+        with pytest.raises(InputError, match="levels of its bases"):
+            fs.simulate(back, t1=5.0)
+
+
 def test_a_folder_is_memory_mapped(tmp_path, capsys):
     network = fs.fan_in((2, 90, 95, 1), seed=0)
     for layer, W in enumerate(network.weights, start=1):

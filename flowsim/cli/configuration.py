@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,13 +36,9 @@ def split_file(tokens: list[str]) -> tuple[list[str], str | None]:
 def read(path: str, commands: Iterable[str]) -> Toml:
     """A configuration for cyclopts. Raises InputError where the file is missing, no TOML, or has other tables."""
     from flowsim.checks import as_choice
+    from flowsim.files import read_toml
 
-    try:
-        tables = tomllib.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"File {path} could not be read: {error.strerror or error}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"File {path} must be TOML, but {error}.") from error
+    tables = read_toml(path)
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise InputError(f"File {path} must hold a table a command, such as [simulate]; put {name} into one.")

@@ -6,7 +6,7 @@ state_dicts, or as folders of .npy; a target as .npy, .npz or .csv; data with X 
 
 from flowsim.files.data import read_data, read_target
 from flowsim.files.netcdf import read_netcdf
-from flowsim.files.opening import LARGEST_FILE, read_text
+from flowsim.files.opening import LARGEST_FILE, read_toml
 from flowsim.files.weights import read_weights, save_weights
 from flowsim.files.writing import check_writable, make_folder, write_atomically, write_netcdf
 
@@ -17,7 +17,7 @@ __all__ = [
     "read_data",
     "read_netcdf",
     "read_target",
-    "read_text",
+    "read_toml",
     "read_weights",
     "save_weights",
     "write_atomically",

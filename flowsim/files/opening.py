@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import IO
+from typing import IO, Any
 
 from flowsim.errors import InputError
 
@@ -55,6 +56,21 @@ def read_text(path: str | Path, limit: int = LARGEST_TEXT) -> str:
     """The text of a UTF-8 file, without a byte order mark. Raises InputError when it is missing or no such text."""
     with opened(Path(path), limit) as stream:
         content = stream.read(limit)
+    return decoded(path, content)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises InputError when it is missing or no TOML."""
+    try:
+        return tomllib.loads(read_text(path))
+    except InputError:
+        raise
+    except (RecursionError, ValueError) as error:  # a TOMLDecodeError is a ValueError
+        raise InputError(f"File {path} must be TOML, but {error}.") from error
+
+
+def decoded(path: str | Path, content: bytes) -> str:
+    """UTF-8 text, without a byte order mark. Raises InputError for anything else."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

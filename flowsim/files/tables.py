@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from flowsim.errors import InputError
-from flowsim.files.opening import LARGEST_FILE, opened
+from flowsim.files.opening import LARGEST_FILE, decoded, opened
 
 GROWTH = 4
 """A byte of text becomes at most so many bytes of float64: `1,` is two."""
@@ -19,7 +19,7 @@ def read_table(path: Path, limit: int = LARGEST_FILE) -> tuple[list[str] | None,
     Raises InputError for a file that is empty, too large, ragged, or holds anything else than numbers.
     """
     with opened(path, limit // GROWTH) as stream:
-        text = _decoded(path, stream.read())
+        text = decoded(path, stream.read())
     lines = text.splitlines()
     names = _names(lines[0]) if lines else None
     rows = [line for line in lines[0 if names is None else 1 :] if line.strip()]
@@ -44,13 +44,6 @@ def split_columns(path: Path, names: list[str] | None, matrix: np.ndarray) -> tu
             f" but it {found}."
         )
     return matrix[:, ~is_target], matrix[:, is_target]
-
-
-def _decoded(path: Path, content: bytes) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"File {path} must be UTF-8 text, but byte {error.start} is not; save it as UTF-8.") from error
 
 
 def _names(line: str) -> list[str] | None:

@@ -17,7 +17,7 @@ from flowsim.files.checkpoints import TORCH_ENDINGS, is_own, linear_layers, read
 from flowsim.files.opening import LARGEST_FILE, is_folder, listed, named
 from flowsim.files.writing import write_atomically
 from flowsim.network import LinearNetwork
-from flowsim.reduction import CompressedNetwork, sample_compressed
+from flowsim.reduction import CompressedNetwork, redrawn
 
 LAYER = re.compile(r"W([1-9][0-9]{0,5})")
 
@@ -78,8 +78,13 @@ def save_weights(
     """Write W1..WL, scale, origin and, if given, the target Y as .npz. Raises InputError when it cannot be written.
 
     Of a network drawn in compressed form the file keeps how it was drawn: that is all it takes, and it fits any width.
+    Raises InputError for one that was drawn from a generator, whose state is not known.
     """
     if isinstance(network, CompressedNetwork) and network.origin.get("form") == "sampled":
+        if network.origin["seed"] is None:
+            raise InputError(
+                "Argument `network` was drawn from a generator and cannot be kept as a recipe; draw it from a seed."
+            )
         with write_atomically(path) as place, open(place, "wb") as stream:
             np.savez(stream, recipe=np.array(json.dumps({**network.origin, "steps": network.steps})))
         return
@@ -95,11 +100,12 @@ def _follow(recipe: np.ndarray, path: str | Path) -> CompressedNetwork:
     """The network that was drawn in compressed form as the recipe says."""
     try:
         origin = json.loads(str(recipe[()]))
-        words = {key: origin[key] for key in ("scheme", "dims", "seed", "scale", "steps")}
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        with named(path):
+            return redrawn(origin, origin["steps"])
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise InputError(f"File {path} must say how its network was drawn, but its recipe is damaged.") from error
-    with named(path):
-        return sample_compressed(words.pop("scheme"), words.pop("dims"), **words)
 
 
 def _origin(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

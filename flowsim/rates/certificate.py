@@ -134,13 +134,21 @@ class Certificates(Shown):
     def shown(self) -> Table:
         """A row a theorem."""
         rows = [
-            (c.name, "yes" if c.applies else "no", _number(c.alpha), _number(c.rate), c.scope, c.reason or "")
+            (
+                c.name,
+                "yes" if c.applies else "no",
+                _number(c.alpha),
+                _number(c.rate),
+                "-" if c.rate is None else c.law,
+                c.scope,
+                c.reason or "",
+            )
             for c in self.entries
         ]
         best = self.best
         return Table(
             rows,
-            ("certificate", "applies", "alpha", "rate", "holds for", "remark"),
+            ("certificate", "applies", "alpha", "rate", "law", "holds for", "remark"),
             f"dims {self.dims}, lambda_min(T) = {self.lambda_min_T:.6g}",
             f"best: {best.name}" if best else "best: none applies",
         )

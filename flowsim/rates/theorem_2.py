@@ -34,7 +34,7 @@ def theorem_2(network: LinearNetwork | CompressedNetwork, loss: Any = None) -> C
         return refused(NAME, f"it is for three layers, the network has {network.depth}")
     if isinstance(network, CompressedNetwork) or not network.is_dense:
         compressed = network if isinstance(network, CompressedNetwork) else compress(network)
-        compressed = compressed.with_steps(max(compressed.steps, CHEAP_STEPS))
+        compressed = compressed.at_least(CHEAP_STEPS)
         remark = f"the last terms of its sums, in {compressed.steps} Krylov steps: a lower bound of the theorem's alpha"
         return along_trajectory(NAME, network, loss, network.scale**2 * last_terms(compressed), remark)
     return along_trajectory(NAME, network, loss, network.scale**2 * delta_star(network))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flowsim.reduction.bases import FixedBases, KrylovBases
 from flowsim.reduction.compressed import CompressedNetwork, compress, first_level
-from flowsim.reduction.regrown import redrawn, regrown
-from flowsim.reduction.sampling import SAMPLED, cannot_sample, sample_compressed
+from flowsim.reduction.regrown import regrown
+from flowsim.reduction.sampling import SAMPLED, cannot_sample, redrawn, sample_compressed
 
 __all__ = [
     "SAMPLED",

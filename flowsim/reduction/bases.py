@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from flowsim.errors import InputError
 from flowsim.network import LinearNetwork
 
 DEFLATION = 1e-13
@@ -43,6 +44,9 @@ class Bases(ABC):
     def depth(self) -> int:
         """L."""
         return len(self.dims) - 1
+
+    can_grow = True
+    """Whether further levels can be found, or there are none."""
 
     def grow_to(self, level: int) -> None:
         """Make sure that the levels 0 .. level exist, as far as there is anything new to find."""
@@ -135,7 +139,11 @@ class KrylovBases(Bases):
 
 
 class FixedBases(Bases):
-    """Bases read from a file: what is there is all there is."""
+    """Bases whose levels are given: `complete` if they span all that the network ever reaches, else the first of more.
+
+    Read from a file, or known in closed form. What lies beyond incomplete ones is not known: to ask for a further level
+    raises InputError.
+    """
 
     def __init__(
         self,
@@ -145,8 +153,10 @@ class FixedBases(Bases):
         vectors: list[np.ndarray] | None,
         imbalance_norms: list[float],
         weights: Sequence[Any] | None,
+        complete: bool,
     ) -> None:
         super().__init__(dims)
+        self.can_grow = complete
         self.matrices, self.counts, self.vectors, self.weights = list(matrices), list(counts), vectors, weights
         self.norms = imbalance_norms
         self.exhausted = True
@@ -155,6 +165,18 @@ class FixedBases(Bases):
     def imbalance_norms(self) -> list[float]:
         """||D_l||_F, l = 1 .. L-1, as read."""
         return self.norms
+
+    def grow_to(self, level: int) -> None:
+        """Raises InputError where that level is not known."""
+        if level >= len(self.counts) and not self.can_grow:
+            raise InputError(
+                f"Argument `network` came from a file with {len(self.counts)} levels of its bases, and needs more;"
+                " draw it anew, or pass the full network to load(path, network=...)."
+            )
+
+    def is_complete(self, level: int) -> bool:
+        """Whether the levels 0 .. level are all, and known to be."""
+        return self.can_grow and level >= len(self.counts) - 1
 
     def _grow(self) -> tuple[int, ...]:
         """Nothing is beyond."""

@@ -91,7 +91,8 @@ class CompressedNetwork:
     @property
     def lambda_min_T(self) -> float:
         """The least eigenvalue of the operator T: from the core of at least L - 2 Krylov steps, which has all of T."""
-        return self.with_steps(max(self.steps, self.depth - 2)).core.lambda_min_T
+        weights = self.bases.coordinates(max(self.steps, self.depth - 2))
+        return LinearNetwork(tuple(weights), self.scale).lambda_min_T
 
     def problem(self, loss: Any) -> CoreProblem:
         """What is integrated in the place of the network: its core with the loss."""
@@ -135,6 +136,10 @@ class CompressedNetwork:
     def with_steps(self, steps: int) -> CompressedNetwork:
         """The same network with more or fewer Krylov steps."""
         return CompressedNetwork(self.bases, as_count(steps, "steps", least=0), self.scale, self.origin)
+
+    def at_least(self, steps: int) -> CompressedNetwork:
+        """The same network with at least so many Krylov steps, as far as its bases go."""
+        return self.with_steps(max(self.steps, steps)) if self.bases.can_grow else self
 
     def embed(self, other: CompressedNetwork, states: np.ndarray) -> np.ndarray:
         """States of this core as states of the core of `other`, which has more levels of the same bases."""

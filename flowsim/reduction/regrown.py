@@ -8,49 +8,33 @@ import numpy as np
 
 from flowsim.errors import InputError
 from flowsim.network import LinearNetwork, flatten, unflatten
-from flowsim.reduction.bases import FixedBases, KrylovBases
+from flowsim.reduction.bases import KrylovBases
 from flowsim.reduction.compressed import CompressedNetwork
-from flowsim.reduction.sampling import sample_compressed
+from flowsim.reduction.sampling import redrawn
 
 SAME = 1e-10
 """The core that is found again must be that of the file, as a part of its norm: round-off of another machine."""
 
 
 def regrown(network: CompressedNetwork, whole: Any, states: np.ndarray) -> tuple[CompressedNetwork, np.ndarray]:
-    """(the network in bases that can grow, states of its core in these): the given ones where they can, or need not.
+    """(the network in bases that can grow, states of its core in these): the given ones where they can.
 
     `whole` is the problem's network. Its weights give the Krylov bases again, up to rotations within the levels; a
-    network drawn in compressed form is drawn again.
+    network drawn in compressed form is drawn again, with the same digits.
     Raises InputError where neither is possible, or does not give the same core.
     """
-    if not isinstance(network.bases, FixedBases) or network.exact:
+    if network.bases.can_grow:
         return network, states
     if isinstance(whole, LinearNetwork):
-        bases = KrylovBases(whole.weights)
-        found = CompressedNetwork(bases, network.steps, network.scale, network.origin)
-        found.bases.grow_to(network.steps + network.halo)
+        found = CompressedNetwork(KrylovBases(whole.weights), network.steps, network.scale, network.origin)
     else:
         found = redrawn(network.origin, network.steps)
     if found.core.dims == network.core.dims:
-        rotated = _rotated(network, found, states)
-        start = _rotated(network, found, flatten(network.core.weights))
-        missed = np.linalg.norm(start - flatten(found.core.weights))
+        start = flatten(network.core.weights)
+        missed = np.linalg.norm(_rotated(network, found, start) - flatten(found.core.weights))
         if missed <= SAME * np.linalg.norm(start):
-            return found, rotated
-    raise InputError("Argument `trajectory` does not fit its network: the compressed network found from it is another.")
-
-
-def redrawn(origin: Any, steps: int) -> CompressedNetwork:
-    """The network drawn in compressed form that `origin` tells of. Raises InputError where it does not tell enough."""
-    if origin.get("form") != "sampled" or origin.get("seed") is None:
-        raise InputError(
-            "Argument `trajectory` cannot be gone on with: its compressed bases cannot grow. Pass the full network to"
-            " load(path, network=...), or simulate anew."
-        )
-    seed: Any = origin["seed"]
-    if "spawn_key" in origin:
-        seed = np.random.SeedSequence(seed, spawn_key=tuple(origin["spawn_key"]))
-    return sample_compressed(origin["scheme"], origin["dims"], seed=seed, scale=origin["scale"], steps=steps)
+            return found, _rotated(network, found, states)
+    raise InputError("The compressed network that is found from its weights or its seed is another than the file's.")
 
 
 def _rotated(old: CompressedNetwork, new: CompressedNetwork, states: np.ndarray) -> np.ndarray:

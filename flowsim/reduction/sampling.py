@@ -12,6 +12,7 @@ distributed orthonormal columns in R^h, and of these only the n coordinates alon
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import pairwise
 from math import prod, sqrt
@@ -161,6 +162,16 @@ def sample_compressed(
     return CompressedNetwork(SampledBases(sizes, deviations, generator), level, model_scale(sizes), origin)
 
 
+def redrawn(origin: Mapping[str, Any], steps: int) -> CompressedNetwork:
+    """The network that was drawn in compressed form as `origin` tells. Raises InputError where it does not tell."""
+    if origin.get("form", "sampled") != "sampled" or origin.get("seed") is None:
+        raise InputError("The network cannot be drawn again: its seed is not known; draw it from a seed.")
+    seed: Any = origin["seed"]
+    if "spawn_key" in origin:
+        seed = np.random.SeedSequence(seed, spawn_key=tuple(origin["spawn_key"]))
+    return sample_compressed(origin["scheme"], origin["dims"], seed=seed, scale=origin["scale"], steps=steps)
+
+
 def _orthogonal_bases(dims: tuple[int, ...], factor: float, generator: np.random.Generator) -> FixedBases:
     """W_1 = s [I 0], W_l = s I, W_L = s Q: the Q of a Gaussian h x m matrix whose rows beyond n are in their R."""
     n, h, m = dims[0], dims[1], dims[-1]
@@ -173,4 +184,4 @@ def _orthogonal_bases(dims: tuple[int, ...], factor: float, generator: np.random
     ends = [(h - n) ** 0.5, *([0.0] * (middle - 1)), (h - m) ** 0.5]
     norms = ends if middle else [max(n + m - 2 * float((Q[:n] ** 2).sum()), 0.0) ** 0.5]
     counts = (n, *([width] * (len(dims) - 2)), m)
-    return FixedBases(dims, matrices, [counts], None, [factor**2 * norm for norm in norms], None)
+    return FixedBases(dims, matrices, [counts], None, [factor**2 * norm for norm in norms], None, True)

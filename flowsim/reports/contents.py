@@ -92,10 +92,10 @@ def _ratio(trajectory: Trajectory) -> str:
 
 
 def _mean_rate(trajectory: Trajectory, known: bool) -> str:
-    first, last, end = trajectory.excess[0], trajectory.excess[-1], trajectory.time[-1]
-    if end <= 0 or first <= 0 or last <= 0:
-        return "not known: " + ("no step was taken" if end <= 0 else "L − f* is not positive")
-    return f"{-np.log(last / first) / end:.4g}" + ("" if known else ", of L itself")
+    rate = trajectory.rate_seen
+    if rate is None:
+        return "not known: " + ("no step was taken" if trajectory.time[-1] <= 0 else "L − f* is not positive")
+    return f"{rate:.4g}" + ("" if known else ", of L itself")
 
 
 def _certified(trajectory: Trajectory, best: Certificate | None) -> str:
@@ -105,21 +105,6 @@ def _certified(trajectory: Trajectory, best: Certificate | None) -> str:
         return "none applies" if best is None else f"none: {best.reason}"
     law = "" if best.law == "exponential" else ", hyperbolic"
     return f"{best.rate:.4g} ({best.name}{law})"
-
-
-def certificate_rows(certificates: Certificates) -> list[list[str]]:
-    """name, applies, alpha, rate, law, remark."""
-    return [
-        [
-            c.name,
-            "yes" if c.applies else "no",
-            "–" if c.alpha is None else number(c.alpha),
-            "–" if c.rate is None else number(c.rate),
-            "–" if c.rate is None else c.law,
-            c.reason or "",
-        ]
-        for c in certificates
-    ]
 
 
 def laws_of(trajectory: Trajectory) -> Diagnosis | str:
@@ -137,21 +122,6 @@ def laws_of(trajectory: Trajectory) -> Diagnosis | str:
         return diagnose(trajectory)
     except FlowsimError as error:
         return f"Not checked: {error}"
-
-
-def law_rows(diagnosis: Diagnosis) -> list[list[str]]:
-    """name, verdict, residual, expected, time, equation or the reason why it was not checked."""
-    verdicts = {True: "holds", False: "BROKEN", None: "not checked"}
-    return [
-        [
-            law.name,
-            verdicts[law.holds],
-            *("–" if value is None else f"{value:.2e}" for value in (law.residual, law.expected)),
-            "–" if law.time is None else number(law.time),
-            law.reason or law.equation,
-        ]
-        for law in diagnosis
-    ]
 
 
 def statistics(trajectory: Trajectory) -> Rows:

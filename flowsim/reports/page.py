@@ -16,6 +16,7 @@ import numpy as np
 
 from flowsim import __version__
 from flowsim.diagnosis import Diagnosis
+from flowsim.display import Table
 from flowsim.errors import InputError
 from flowsim.files import write_atomically
 from flowsim.plots import COLOURS, Chart, bounds_of, certificates_of, run_figure
@@ -82,9 +83,7 @@ def render(trajectory: Trajectory, laws: Diagnosis | str) -> str:
         summary=_definitions(contents.summary(trajectory, certificates)),
         notes=_notes(charts),
         figures="".join(_figure(trajectory, kind, certificates) for kind in FIGURES),
-        certificates=_table(
-            "Certificates", ("name", "applies", "α", "rate", "law", "remark"), contents.certificate_rows(certificates)
-        ),
+        certificates=_table("Certificates", certificates.shown()),
         laws=_laws(laws),
         statistics=_definitions(contents.statistics(trajectory)),
         configuration=_definitions(contents.flat(contents.configuration(trajectory))),
@@ -171,11 +170,11 @@ def _definitions(rows: Iterable[tuple[str, str]]) -> str:
     return f"<dl>{lines}</dl>" if lines else ""
 
 
-def _table(name: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{escape(word)}</th>' for word in heads)
-    body = "".join(_row(row) for row in rows)
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
-    return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(name)}">{table}</div>'
+def _table(name: str, table: Table) -> str:
+    head = "".join(f'<th scope="col">{escape(word)}</th>' for word in table.heads)
+    body = "".join(_row(row) for row in table.rows)
+    html = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(name)}">{html}</div>'
 
 
 def _row(row: Sequence[str]) -> str:
@@ -186,9 +185,8 @@ def _row(row: Sequence[str]) -> str:
 def _laws(laws: Diagnosis | str) -> str:
     if isinstance(laws, str):
         return f"<p>{escape(laws)}</p>"
-    heads = ("law", "verdict", "residual", "expected", "at t", "equation, or why it was not checked")
     verdict = laws.verdict[0].upper() + laws.verdict[1:]
-    return f"<p>{escape(verdict)}.</p>" + _table("Laws", heads, contents.law_rows(laws))
+    return f"<p>{escape(verdict)}.</p>" + _table("Laws", laws.shown())
 
 
 def _notes(charts: Sequence[Chart]) -> str:

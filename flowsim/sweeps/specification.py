@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from itertools import pairwise, product
 from math import prod
@@ -14,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from flowsim.checks import as_dims
 from flowsim.errors import InputError
-from flowsim.files import read_text
+from flowsim.files import read_toml
 from flowsim.initialization import SCHEMES, initialize
 from flowsim.losses import SquaredLoss
 from flowsim.methods import METHODS, Method, method_named
@@ -185,13 +184,7 @@ class SweepSpec(BaseModel):
     @classmethod
     def read(cls, path: str | Path) -> SweepSpec:
         """The specification in a TOML file. Raises InputError when it is missing, no TOML, or mistaken."""
-        try:
-            tables = tomllib.loads(read_text(path))
-        except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"File {path} must be TOML, but {error}.") from error
-        return cls.build(tables)
+        return cls.build(read_toml(path))
 
     def members(self) -> list[Member]:
         """All members, in a fixed order: seeds fastest."""

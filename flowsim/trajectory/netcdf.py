@@ -15,7 +15,7 @@ from flowsim.files import read_netcdf, write_netcdf
 from flowsim.methods import describe, described
 from flowsim.network import LinearNetwork, unflatten
 from flowsim.problem import Problem
-from flowsim.reduction import CompressedNetwork, FixedBases
+from flowsim.reduction import CompressedNetwork, FixedBases, regrown
 from flowsim.trajectory.result import REMEDIES, Checkpoints, Reduction, Steps, Trajectory, UnknownLoss
 
 SCHEMA = 1
@@ -77,9 +77,15 @@ def _describe_reduction(reduction: Reduction, network: Any) -> tuple[dict[str, A
         arrays[f"basis_P{layer}"] = P[:, : M.shape[1]]
     if isinstance(network, LinearNetwork) and network.is_dense and 8 * network.size <= LARGEST_KEPT:
         arrays |= {f"initial_W{layer}": W for layer, W in enumerate(network.weights, start=1)}
-    counts = [compressed.bases.counts[level] for level in levels]
-    norms = network.imbalance_norms
-    return {"reason": reduction.reason, "steps": steps, "counts": counts, "imbalance_norms": norms}, arrays
+    bases = compressed.bases
+    description = {
+        "reason": reduction.reason,
+        "steps": steps,
+        "counts": [bases.counts[level] for level in levels],
+        "complete": compressed.exact or (bases.can_grow and bases.exhausted and levels[-1] == len(bases.counts) - 1),
+        "imbalance_norms": network.imbalance_norms,
+    }
+    return description, arrays
 
 
 def _restore_network(
@@ -102,9 +108,20 @@ def _restore_network(
         vectors,
         reduction["imbalance_norms"],
         None if network is None else network.weights,
+        reduction["complete"],
     )
     compressed = CompressedNetwork(bases, reduction["steps"], scale, origin)
-    return compressed if network is None else network, compressed
+    if network is None:
+        network = compressed = _drawn_again(compressed)
+    return network, compressed
+
+
+def _drawn_again(compressed: CompressedNetwork) -> CompressedNetwork:
+    """The network in bases that can grow, where its seed is known."""
+    try:
+        return regrown(compressed, compressed, np.zeros((0, compressed.core.size)))[0]
+    except (InputError, KeyError):
+        return compressed
 
 
 def _restore_loss(configuration: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
