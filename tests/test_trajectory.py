@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import flowsim as fs
-from flowsim import simulation
 from flowsim.errors import InputError
 from flowsim.methods import METHODS as METHODS_BY_NAME
+from flowsim.simulation import run as simulation
 from flowsim.trajectory import netcdf
 
 

@@ -1,27 +1,25 @@
-"""simulate: the one place that composes problem, method, saving, stopping and width compression."""
+"""A simulation under way: segments are taken, recorded, and looked at for a reason to stop."""
 
 from __future__ import annotations
 
-import math
 import time as clock
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from flowsim.checks import as_choice, as_count, as_float_array, as_number, check_memory
 from flowsim.errors import InputError
 from flowsim.integrators import IntegrationFailure, Segment, compile_seconds, start
 from flowsim.integrators.base import Counts, dissipation
-from flowsim.integrators.descent import count_steps
-from flowsim.losses import excess, minimum_of
-from flowsim.methods import GradientDescent, Method, Projected, as_method
+from flowsim.losses import excess
+from flowsim.methods import Method, Projected
 from flowsim.model import CompressedModel, Model, Refused, choose_model, continued
 from flowsim.network import product, unflatten
 from flowsim.problem import Problem
-from flowsim.progress import Progress, following
-from flowsim.trajectory import Checkpoints, Reduction, Steps, Trajectory, UnknownLoss
+from flowsim.progress import Progress
+from flowsim.simulation.arguments import Stopping
+from flowsim.trajectory import Checkpoints, Reduction, Steps, Trajectory
 
 GROWTH_LIMIT = 1e4
 """A loss above GROWTH_LIMIT times max(L(0), f(0)) counts as diverged."""
@@ -29,171 +27,12 @@ CHECKPOINT_BYTES = 2**26
 """Checkpoints take at most about this much memory, apart from the first and the last."""
 UNRESOLVED = 0.1
 """A tolerance above this share of the weights' whole change is remarked on."""
-SAVED_BYTES = 256
-"""About what a saved time takes, its checkpoint apart."""
-STEP_BYTES = 48
-"""About what the record of a step takes."""
 PENDING_BYTES = 2**22
 """Saved states wait for their diagnostics, which are computed many at once, until they take this much memory."""
 
 
-def simulate(
-    problem: Problem,
-    method: Method | str | None = None,
-    *,
-    t1: float,
-    save_points: int | Sequence[float] | np.ndarray = 101,
-    stop_loss: float | None = None,
-    stop_gradient: float | None = None,
-    max_steps: int | None = None,
-    wall_limit: float | None = None,
-    reduce: Literal["auto", "always", "never"] = "auto",
-    progress: Progress | bool | None = None,
-) -> Trajectory:
-    """Gradient flow dW_l/dt = -dL/dW_l (or gradient descent) from problem.network's weights at t = 0 to t1.
-
-    method: Scipy("DOP853") by default, or a name that `flowsim methods` lists. save_points: how many times to save,
-    evenly, both ends included, or the times themselves (0 and the end are added). stop_loss: stop when
-    L - f* <= stop_loss (L(0) - f*); the flow's time of crossing is located, and where it comes long before t1 few of
-    the times to save come before it (Trajectory.step_time and steps have every step). stop_gradient: stop when
-    ||grad L||_F <= stop_gradient. max_steps, wall_limit (seconds): stop after that many accepted steps or that long.
-    progress(t, excess, initial_excess) is called after every segment; True shows a bar. Ctrl-C returns what there is.
-
-    reduce: "auto" simulates the network in compressed form where that pays, with as many Krylov steps as keep the
-    estimated error of the weights within the method's tolerance (rtol ||W(t) - W(0)||_F + atol; for gradient
-    descent 1e-8 and 1e-10), and more when the estimate grows; Trajectory.reduction says what was done and why. "always"
-    compresses even where it does not pay, "never" integrates the full weights.
-
-    Gradient descent takes round(t1 / step_size) steps, saves at the nearest steps and reports the times it reached.
-    Numerical failure never raises: see Trajectory.status. Raises InputError for arguments out of range, and where the
-    full weights would be needed but the network has none.
-
-    One unit a layer, balanced: the product is a Saxe mode.
-
-    >>> import numpy as np
-    >>> import flowsim as fs
-    >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[0.1]], [[0.1]])))
-    >>> flow = fs.simulate(problem, t1=3.0, save_points=4)
-    >>> np.allclose(flow.products.ravel(), fs.exact.saxe_mode(flow.time, s=2.0, u0=0.01), atol=1e-7)
-    True
-    >>> fs.simulate(problem, t1=30.0, stop_loss=1e-6).status
-    'converged'
-    """
-    if not isinstance(problem, Problem):
-        raise InputError(
-            f"Argument `problem` must be a Problem(loss, network), but it is of type {type(problem).__name__}."
-        )
-    method = as_method(method)
-    t1 = as_number(t1, "t1", above=0.0)
-    as_choice(reduce, "reduce", ("auto", "always", "never"))
-    stopping = _stopping(problem, stop_loss, stop_gradient, max_steps, wall_limit)
-    _check_steps(method, t1, stopping)
-    with following(progress, t1) as tell:
-        run = _Run(problem, method, save_times(method, t1, save_points), stopping, tell)
-        return run.to_end(t1, lambda: run.begin(reduce))
-
-
-def resume(
-    trajectory: Trajectory,
-    *,
-    t1: float,
-    save_points: int | Sequence[float] | np.ndarray = 101,
-    stop_loss: float | None = None,
-    stop_gradient: float | None = None,
-    max_steps: int | None = None,
-    wall_limit: float | None = None,
-    progress: Progress | bool | None = None,
-) -> Trajectory:
-    """The same simulation gone on with, from where the trajectory ends to t1: one trajectory from 0 to t1.
-
-    The method, the loss and the width compression with its error estimate are the trajectory's; save_points are those
-    after its end. A level of stop_loss stays relative to L(0), max_steps and wall_limit count from here. An adaptive
-    method looks for its step size anew.
-    Raises InputError for arguments out of range, a t1 that is not beyond the end, a trajectory that has diverged, or
-    one that was loaded without what it takes to go on (its own loss; a generator's draw in compressed form).
-
-    >>> import flowsim as fs
-    >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
-    >>> half = fs.simulate(problem, fs.GradientDescent(1e-3), t1=0.1)
-    >>> whole, both = fs.simulate(problem, fs.GradientDescent(1e-3), t1=0.2), fs.resume(half, t1=0.2)
-    >>> bool((both.step_loss == whole.step_loss).all())
-    True
-    """
-    begun, t1 = float(trajectory.time[-1]), as_number(t1, "t1", above=float(trajectory.time[-1]))
-    problem, method = trajectory.problem, trajectory.method
-    if trajectory.status == "diverged":
-        raise InputError(
-            "Argument `trajectory` must not have diverged; simulate again with a smaller step or tolerance."
-        )
-    if isinstance(problem.loss, UnknownLoss):
-        raise InputError("Argument `trajectory` was loaded without its own loss; pass it to load(path, loss=...).")
-    if np.ndim(save_points) == 0:
-        save_points = np.linspace(begun, t1, as_count(save_points, "save_points", least=2))
-    times = save_times(method, t1, save_points)
-    stopping = _stopping(problem, stop_loss, stop_gradient, max_steps, wall_limit, trajectory.stats["steps"])
-    with following(progress, t1) as tell:
-        run = _Run(problem, method, times[times > begun], stopping, tell)
-        return replace(run.to_end(t1, lambda: run.go_on(trajectory)), provenance=trajectory.provenance)
-
-
-@dataclass(frozen=True)
-class Stopping:
-    """When to stop before t1: L - f* at most `level`, ||grad L|| at most `gradient`, a count of steps, a deadline."""
-
-    level: float | None
-    gradient: float | None
-    max_steps: int | None
-    deadline: float | None
-
-
-def _stopping(
-    problem: Problem,
-    stop_loss: float | None,
-    stop_gradient: float | None,
-    max_steps: int | None,
-    wall_limit: float | None,
-    taken: int = 0,
-) -> Stopping:
-    """The arguments of simulate, checked; max_steps beyond those taken already."""
-    if stop_loss is not None and minimum_of(problem.loss) is None:
-        raise InputError("Argument `stop_loss` must be None for a loss that does not declare its `minimum`.")
-    return Stopping(
-        None if stop_loss is None else as_number(stop_loss, "stop_loss", above=0.0) * problem.initial_excess,
-        None if stop_gradient is None else as_number(stop_gradient, "stop_gradient", above=0.0),
-        None if max_steps is None else taken + as_count(max_steps, "max_steps"),
-        None if wall_limit is None else clock.perf_counter() + as_number(wall_limit, "wall_limit", above=0.0),
-    )
-
-
-def _check_steps(method: Method, t1: float, stopping: Stopping) -> None:
-    """Refuse more steps of a fixed size than the memory can record, unless something may stop them before."""
-    size = getattr(getattr(method, "method", method), "step_size", None)
-    if size is None or not (stopping.level is None and stopping.gradient is None and stopping.deadline is None):
-        return
-    steps = min(t1 / size, stopping.max_steps or math.inf)
-    check_memory(STEP_BYTES * steps, "step_size", f"{steps:.3g} steps", "enlarge it, lower t1 or set max_steps")
-
-
-def save_times(method: Method, t1: float, save_points: Any) -> np.ndarray:
-    """The times that simulate saves at, 0 and t1 among them; for gradient descent the nearest steps'."""
-    if np.ndim(save_points) == 0:
-        count = as_count(save_points, "save_points", least=2)
-        check_memory(SAVED_BYTES * count, "save_points", "as many as that", "ask for fewer")
-        times = np.linspace(0.0, t1, count)
-    else:
-        times = as_float_array(np.asarray(save_points), "save_points")
-        if times.ndim != 1 or (np.diff(times) <= 0).any() or times[0] < 0 or times[-1] > t1:
-            raise InputError("Argument `save_points` must ascend strictly within [0, t1], but it does not.")
-        times = np.union1d(times, [0.0, t1])
-    if isinstance(method, GradientDescent):
-        last = count_steps(method.step_size, t1)
-        steps = np.clip(np.round(times / method.step_size), 0, last)
-        times = np.unique(steps) * method.step_size
-    return times
-
-
 @dataclass
-class _Run:
+class Run:
     """A simulation under way. What it has recorded grows by whole segments, so that an interruption leaves it whole."""
 
     problem: Problem
