@@ -272,6 +272,23 @@ def test_a_dask_cluster_without_workers(tmp_path, monkeypatch):
     assert len(records(tmp_path / "out")) == 2
 
 
+def test_a_member_that_kills_its_worker_takes_no_other_along(tmp_path, monkeypatch):
+    here = os.getpid()
+
+    def dying(folder, member):
+        if os.getpid() != here:
+            time.sleep(0.05)  # so that a neighbour is under way, and lost with it
+            if member.settings["seed"] == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.2)
+        return execute(folder, member)
+
+    monkeypatch.setattr(running, "_execute", dying)
+    with pytest.raises(StorageError, match=r"Workers died 3 times.*Lower `workers`.*: 1 members are left"):
+        sweep(spec(seeds=6), tmp_path / "out", workers=2)
+    assert len(records(tmp_path / "out")) == 5
+
+
 def test_damaged_records_are_computed_again(tmp_path):
     plan = spec()
     sweep(plan, tmp_path / "out")
@@ -424,6 +441,16 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
     assert sweep(spec(), tmp_path / "out").done == 2
 
 
+HEARING = """
+import signal, sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may be deaf to it
+from flowsim.cli import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_within_a_member_leaves_no_record_of_it(workers, tmp_path):
     """SIGINT to the command while members run that take long: none is recorded as finished."""
@@ -431,13 +458,19 @@ def test_ctrl_c_within_a_member_leaves_no_record_of_it(workers, tmp_path):
     path.write_text(
         "[sweep]\ndims = [[2, 60, 50, 1]]\nseeds = 6\nt1 = 1e4\nmethod = 'gd'\nstep_size = 1e-3\nreduce = 'never'\n"
     )
-    command = [sys.executable, "-m", "flowsim", "sweep", str(path), "--out", str(out), "--workers", str(workers)]
-    started = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
-    while not (out / "specification.json").exists() and started.poll() is None:
-        time.sleep(0.05)
-    time.sleep(3.0)
-    os.killpg(started.pid, signal.SIGINT)
-    _, told = started.communicate(timeout=120)
+    command = [sys.executable, "-c", HEARING, "sweep", str(path), "--out", str(out), "--workers", str(workers)]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    ) as started:
+        try:
+            while not (out / "records").exists() and started.poll() is None:
+                time.sleep(0.05)
+            time.sleep(3.0)
+            os.killpg(started.pid, signal.SIGINT)
+            _, told = started.communicate(timeout=120)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
     assert started.returncode == 130, told
     assert b"run the same command again" in told
     assert b"Traceback" not in told

@@ -219,28 +219,36 @@ class _WorkersDied(Exception):
 def _in_parallel(
     store: Store, todo: list[Member], workers: int, scheduler: str | None, tell: Callable[[str], None]
 ) -> Iterator[None]:
-    """Again and again while workers die but something gets finished."""
+    """Again and again while workers die but something gets finished.
+
+    After a round that finished nothing each member runs alone, so that one that kills its worker takes no other along.
+    """
     fruitless = 0
     while todo:
-        finished = 0
-        try:
-            for _ in _on_cluster(store, todo, scheduler) if scheduler else _on_processes(store, todo, workers):
-                finished += 1
-                yield
+        finished, deaths = 0, 0
+        for group in [[member] for member in todo] if fruitless else [todo]:
+            try:
+                for _ in _on_cluster(store, group, scheduler) if scheduler else _on_processes(store, group, workers):
+                    finished, deaths = finished + 1, 0
+                    yield
+            except _WorkersDied:
+                deaths += 1
+            if deaths == RETRIES:
+                break
+        left = _left(store, todo)
+        if not left:
             return
-        except _WorkersDied:
-            left = _left(store, todo)
-            fruitless = 0 if len(left) < len(todo) else fruitless + 1
-            if fruitless == RETRIES:
-                raise StorageError(
-                    f"Workers died {RETRIES} times without finishing a member (out of memory?); what was finished is"
-                    f" kept. {'Give the workers more memory' if scheduler else 'Lower `workers`'}, and run again:"
-                    f" {len(left)} members are left."
-                ) from None
-            tell(f"a worker died; going on with the {len(left)} members that are left")
-            for _ in range(len(todo) - len(left) - finished):
-                yield
-            todo = left
+        fruitless = 0 if len(left) < len(todo) else fruitless + 1
+        if fruitless == RETRIES:
+            raise StorageError(
+                f"Workers died {RETRIES} times without finishing a member (out of memory?); what was finished is"
+                f" kept. {'Give the workers more memory' if scheduler else 'Lower `workers`'}, and run again:"
+                f" {len(left)} members are left."
+            )
+        tell(f"a worker died; going on with the {len(left)} members that are left")
+        for _ in range(len(todo) - len(left) - finished):
+            yield
+        todo = left
 
 
 def _left(store: Store, todo: list[Member]) -> list[Member]:
