@@ -15,9 +15,8 @@ from flowsim.integrators import IntegrationFailure, start
 from flowsim.methods import GaussLegendre, GradientDescent, Method, Projected, Scipy
 from flowsim.network import backpropagate, imbalance_change, unflatten
 from flowsim.problem import Problem
-from flowsim.rates import certify
 from flowsim.simulation import simulate
-from flowsim.trajectory import CHEAP_FROM, Trajectory, UnknownLoss
+from flowsim.trajectory import Trajectory, UnknownLoss
 
 TIGHT = Scipy("DOP853", 1e-12, 1e-15)
 MARGIN = 10.0
@@ -238,10 +237,8 @@ class _Case:
         """sqrt(L - f*) over the square root of a certificate's bound, the method's error added."""
         if self.descends:
             return []
-        network = self.run.problem.network
-        certificates = certify(self.run.problem, cheap=network.size > CHEAP_FROM)
         laws = []
-        for certificate in certificates:
+        for certificate in self.run.certificates:
             if certificate.applies and certificate.scope == "trajectory" and certificate.rate:
                 bound = np.sqrt(certificate.bound(self.run.step_time)) * (1 + 1e-9)
                 allowed = bound + self._noise() + 1e-7 * ROUND_OFF**0.5 * bound[0]

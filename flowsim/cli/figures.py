@@ -21,7 +21,7 @@ def plot(
     """Draw a saved run: the loss with its certified bounds, the drift of D_l, the rate, the singular values."""
     from flowsim.checks import as_choice
     from flowsim.files import check_writable, write_atomically
-    from flowsim.plots import KINDS, certificates_of, check_format, run_figure
+    from flowsim.plots import KINDS, check_format, run_figure
     from flowsim.trajectory import load
 
     place = run.with_suffix(".png") if out is None else out
@@ -29,7 +29,7 @@ def plot(
     check_format(place)
     check_writable(place)
     trajectory = load(run)
-    figure = run_figure(trajectory, kind, certificates_of(trajectory))
+    figure = run_figure(trajectory, kind, trajectory.certificates)
     with write_atomically(place) as path:
         figure.savefig(path, dpi=200)
     show({"run": str(run), "kind": kind, "out": str(place)}, json_, lambda: f"Wrote {place}")

@@ -29,7 +29,7 @@ def initialize(
     imbalance: Annotated[str | None, Parameter(help="d_1,d_2,... (unimodal, homogeneous).")] = None,
     peak: Annotated[int | None, Whole, Parameter(help="The layer l* of unimodal weights.")] = None,
     compressed: Annotated[
-        bool, Parameter(negative="", help="Draw a Gaussian network of any width compressed.")
+        bool, Parameter(negative="", help="Draw a Gaussian or orthogonal network of any width compressed.")
     ] = False,
     out: Path,
     json_: Json = False,
@@ -43,7 +43,8 @@ def initialize(
     levels = None if imbalance is None else numbers("imbalance", imbalance, float, "0.5,0.25")
     if compressed and (levels is not None or peak is not None):
         raise InputError(
-            "Arguments `imbalance` and `peak` must not be given with `--compressed`: it is for Gaussian weights."
+            "Arguments `imbalance` and `peak` must not be given with `--compressed`: no scheme with them can be drawn"
+            " so."
         )
     check_writable(out)
     single = levels[0] if levels is not None and scheme == "lambda_balanced" else levels

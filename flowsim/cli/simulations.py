@@ -142,7 +142,7 @@ def compare(
 ) -> int:
     """Work against precision of several methods on a named problem, or from weights in a file."""
     from flowsim.comparison import compare as run
-    from flowsim.files import make_folder, write_atomically
+    from flowsim.files import make_folder, write_atomically, write_netcdf
 
     check_loss_flags(target, data, loss, mask)
     settings: dict[str, Any] = {
@@ -163,8 +163,7 @@ def compare(
 
         with write_atomically(folder / "compare.json") as place:
             place.write_text(json.dumps(finite(printed), allow_nan=False))
-        with write_atomically(folder / "compare.nc") as place:
-            result.dataset.to_netcdf(place, engine="h5netcdf")
+        write_netcdf(folder / "compare.nc", result.dataset)
         with write_atomically(folder / "compare.png") as place:
             work_precision_figure(result, subject).savefig(place, dpi=200)
     show(printed, json_, result)

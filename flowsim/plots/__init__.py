@@ -1,6 +1,6 @@
 """Figures: functions that take and return matplotlib Axes; colours that colour-blind readers tell apart."""
 
-from flowsim.plots.charts import Chart, bounds_of, certificates_of, instantaneous_rate, loss_curve, thinned
+from flowsim.plots.charts import Chart, bounds_of, instantaneous_rate, loss_curve, thinned
 from flowsim.plots.groups import plot_quantiles, plot_work_precision, sweep_figure, work_precision_figure
 from flowsim.plots.runs import (
     KINDS,
@@ -23,7 +23,6 @@ __all__ = [
     "STYLE",
     "Chart",
     "bounds_of",
-    "certificates_of",
     "check_format",
     "instantaneous_rate",
     "loss_curve",

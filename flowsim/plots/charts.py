@@ -9,10 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from flowsim.diagnosis import CHEAP_FROM
 from flowsim.losses import minimum_of
 from flowsim.methods import GradientDescent
-from flowsim.rates import Certificate, Certificates, certify
+from flowsim.rates import Certificate
 from flowsim.trajectory import Trajectory, UnknownLoss
 
 MOST_POINTS = 2000
@@ -62,13 +61,6 @@ class Chart:
     missing: str | None = None
     round_off: bool = False
     from_zero: bool = False
-
-
-def certificates_of(trajectory: Trajectory) -> Certificates:
-    """All certificates of a run's problem; of its network alone where the file does not hold the user's own loss."""
-    problem = trajectory.problem
-    subject = problem.network if isinstance(problem.loss, UnknownLoss) else problem
-    return certify(subject, cheap=problem.network.size > CHEAP_FROM)
 
 
 def bounds_of(certificates: Certificate | Iterable[Certificate] | None) -> list[Certificate]:

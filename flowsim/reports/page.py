@@ -19,7 +19,7 @@ from flowsim.diagnosis import Diagnosis
 from flowsim.display import Table
 from flowsim.errors import InputError
 from flowsim.files import write_atomically
-from flowsim.plots import COLOURS, Chart, bounds_of, certificates_of, run_figure
+from flowsim.plots import COLOURS, Chart, bounds_of, run_figure
 from flowsim.plots.charts import drift_chart, loss_chart, rate_chart, singular_values_chart
 from flowsim.rates import Certificates
 from flowsim.reports import contents
@@ -69,7 +69,7 @@ def check_name(path: str | Path) -> None:
 
 def render(trajectory: Trajectory, laws: Diagnosis | str) -> str:
     """The page as text; laws: the diagnosis, or why there is none."""
-    certificates = certificates_of(trajectory)
+    certificates = trajectory.certificates
     charts = _charts(trajectory, certificates)
     network = "-".join(map(str, trajectory.problem.network.dims))
     return Template(_part("page.html")).substitute(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from flowsim.trajectory.netcdf import load
 from flowsim.trajectory.result import (
-    CHEAP_FROM,
     EXIT_CODES,
     REMEDIES,
     Checkpoints,
@@ -15,7 +14,6 @@ from flowsim.trajectory.result import (
 )
 
 __all__ = [
-    "CHEAP_FROM",
     "EXIT_CODES",
     "REMEDIES",
     "Checkpoints",

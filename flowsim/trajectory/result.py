@@ -19,7 +19,7 @@ from flowsim.losses import minimum_of
 from flowsim.methods import Method
 from flowsim.network import LinearNetwork, product, unflatten
 from flowsim.problem import Problem
-from flowsim.rates import Certificate, certify
+from flowsim.rates import Certificates, certify
 from flowsim.reduction import CompressedNetwork
 
 if TYPE_CHECKING:
@@ -296,11 +296,11 @@ class Trajectory(Shown):
         return float(np.log(first / last)) / end if 0 < last < np.inf and first > 0 and end > 0 else None
 
     @cached_property
-    def certificate(self) -> Certificate | None:
-        """The best certificate of the problem, cheap for a wide network; None where none applies."""
-        if isinstance(self.problem.loss, UnknownLoss):
-            return None
-        return certify(self.problem, cheap=self.problem.network.size > CHEAP_FROM).best
+    def certificates(self) -> Certificates:
+        """All certificates of the problem, cheap for a wide network; of the network alone where there is no loss."""
+        problem = self.problem
+        subject = problem.network if isinstance(problem.loss, UnknownLoss) else problem
+        return certify(subject, cheap=problem.network.size > CHEAP_FROM)
 
     @property
     def nbytes(self) -> int:
@@ -314,7 +314,7 @@ class Trajectory(Shown):
         step = np.diff(self.step_time)
         sizes = f"steps {step.min():.3g} to {step.max():.3g}" if len(step) else "no step"
         ratio = self.excess[-1] / self.excess[0] if self.excess[0] else 0.0
-        seen, best = self.rate_seen, self.certificate
+        seen, best = self.rate_seen, self.certificates.best
         certified = "none" if best is None or best.rate is None else f"{best.rate:.4g} by {best.name}, {best.law}"
         return Table(
             [
