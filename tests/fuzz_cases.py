@@ -187,7 +187,7 @@ ODD = (
     "é",
     "--json",
     "a\0b",
-    "/dev/zero",
+    "pipe",
 )
 FILES = (
     "w.npz",
@@ -366,5 +366,6 @@ def _in_samples() -> Any:
         for name, content in samples().items():
             (Path(folder) / name).write_bytes(content)
         (Path(folder) / "folder").mkdir()
+        os.mkfifo(Path(folder) / "pipe")
         with contextlib.chdir(folder):
             yield

@@ -529,6 +529,16 @@ CALLS = {
     "compare never": (("compare", "{good}", "--t1", "1", "--repeats", "0"), "repeats"),
     "compare at no rtol": (("compare", "{good}", "--t1", "1", "--rtols", "x"), "must look like"),
     "diagnose weights": (("diagnose", "{good}"), "NetCDF-4"),
+    "report into a pipe": (("report", "none.nc", "--out", "pipe.html"), "pipe or a device"),
+    "draw weights into a pipe": (("initialize", "--dims", "2,3,1", "--out", "pipe.html"), "pipe or a device"),
+    "simulate into a pipe": (("simulate", "{good}", "--t1", "1", "--out", "pipe.html"), "pipe or a device"),
+    "plot a folder": (("plot", "."), "it is a folder"),
+    "report nothing": (("report", "none.nc"), "does not exist"),
+    "report a folder": (("report", "."), "it is a folder"),
+    "plot as text": (("plot", "{good}", "--out", "o.txt"), "must end in one of .png"),
+    "cite weights": (("cite", "{good}"), "NetCDF-4"),
+    "resume weights": (("simulate", "--resume", "{good}", "--t1", "1"), "NetCDF-4"),
+    "endless configuration": (("simulate", "{good}", "--config", "/dev/zero"), "pipe or a device"),
     "shard of text": (("sweep", "s.toml", "--out", "o", "--shard", "a/b"), "must look like 2/4"),
     "shard beyond": (("sweep", "s.toml", "--out", "o", "--shard", "3/2"), "must be i/n"),
     "shard of none": (("sweep", "s.toml", "--out", "o", "--shard", "1/0"), "must be i/n"),
@@ -541,6 +551,7 @@ CALLS = {
 def test_calls(case, good, capsys, tmp_path):
     arguments, words = CALLS[case]
     (tmp_path / "s.toml").write_text(SWEEP)
+    os.mkfifo(tmp_path / "pipe.html")
     assert_refused(capsys, words, *(argument.replace("{good}", str(good)) for argument in arguments))
 
 

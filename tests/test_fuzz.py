@@ -12,7 +12,7 @@ QUICK = settings(
 @settings(QUICK, max_examples=60)
 @given(words=calls())
 def test_any_call_keeps_the_contract(words):
-    call(words)
+    assert call(words) in (0, 2, 3)
 
 
 @pytest.mark.parametrize("kind", sorted(READERS))

@@ -24,7 +24,7 @@ def plot(
     from flowsim.plots import KINDS, check_format, run_figure
     from flowsim.trajectory import load
 
-    place = run.with_suffix(".png") if out is None else out
+    place = _beside(run, ".png") if out is None else out
     as_choice(kind, "kind", (*KINDS, "all"))
     check_format(place)
     check_writable(place)
@@ -51,7 +51,7 @@ def report(
     from flowsim.reports import report as write
     from flowsim.trajectory import load
 
-    place = run.with_suffix(".html") if out is None else out
+    place = _beside(run, ".html") if out is None else out
     as_choice(laws, "laws", ("auto", "always"))
     check_name(place)
     check_writable(place)
@@ -59,3 +59,11 @@ def report(
     write(trajectory, place, diagnosis=diagnose(trajectory) if laws == "always" else None)
     show({"run": str(run), "out": str(place), "bytes": place.stat().st_size}, json_, lambda: f"Wrote {place}")
     return 0
+
+
+def _beside(run: Path, suffix: str) -> Path:
+    """The run's own name with another ending. Raises InputError where the run is no file."""
+    from flowsim.files import check_readable
+
+    check_readable(run)
+    return run.with_suffix(suffix)

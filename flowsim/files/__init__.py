@@ -6,12 +6,13 @@ state_dicts, or as folders of .npy; a target as .npy, .npz or .csv; data with X 
 
 from flowsim.files.data import read_data, read_target
 from flowsim.files.netcdf import read_netcdf
-from flowsim.files.opening import LARGEST_FILE, read_toml
+from flowsim.files.opening import LARGEST_FILE, check_readable, read_toml
 from flowsim.files.weights import read_weights, save_weights
 from flowsim.files.writing import check_writable, make_folder, write_atomically, write_netcdf
 
 __all__ = [
     "LARGEST_FILE",
+    "check_readable",
     "check_writable",
     "make_folder",
     "read_data",

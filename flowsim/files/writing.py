@@ -61,6 +61,8 @@ def check_writable(path: str | Path) -> None:
     try:
         if path.is_dir():
             raise InputError(f"File {path} cannot be written: it is a folder; name a file in it.")
+        if path.exists() and not path.is_file():
+            raise InputError(f"File {path} cannot be written: it is a pipe or a device; name a file.")
         if not path.parent.is_dir():
             raise InputError(f"File {path} cannot be written: its folder does not exist; create it first.")
         tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent).close()
