@@ -2,7 +2,8 @@
 
     python benchmarks/fuzz.py --minutes 10
 
-Prints how many cases ran, how they ended, and each distinct failure with its smallest example. Exit code 1 if any.
+Prints how many cases ran, how they ended, and each distinct failure with its smallest example. Exit code 1 if any. A
+case that does not end is a failure; one that not even a signal ends prints where it is and takes the run with it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import collections
 import faulthandler
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +28,29 @@ from fuzz_cases import READERS, call, calls, read_spoiled, samples, spoiled
 ROUND = settings(deadline=None, database=None, max_examples=100, suppress_health_check=list(HealthCheck))
 SLOW = 5.0
 """A case of more seconds than this is reported."""
+NEVER = 20
+"""After so many seconds a case is taken to have no end."""
+
+
+class Endless(BaseException):
+    """Not an Exception: no handler within the command takes it for its own."""
+
+
+def in_time(run: Callable[[Any], object], case: Any) -> object:
+    """run(case). Raises AssertionError after NEVER seconds."""
+
+    def stop(*_: object) -> None:
+        raise Endless
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(NEVER)
+    faulthandler.dump_traceback_later(6 * NEVER, exit=True)
+    try:
+        return run(case)
+    except Endless:
+        raise AssertionError(f"no end in {NEVER} s") from None
+    finally:
+        signal.alarm(0)
 
 
 def targets() -> dict[str, tuple[Any, Callable[[Any], object]]]:
@@ -45,7 +70,7 @@ def one_round(strategy: Any, run: Callable[[Any], object], ended: collections.Co
     @given(case=strategy)
     def check(case: Any) -> None:
         begun = time.perf_counter()
-        ended[str(run(case))] += 1
+        ended[str(in_time(run, case))] += 1
         taken = time.perf_counter() - begun
         assert taken < SLOW, f"{taken:.1f} s"
 

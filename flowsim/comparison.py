@@ -13,7 +13,7 @@ import numpy as np
 
 from flowsim.checks import as_choice, as_count, as_number, check_memory
 from flowsim.display import Shown, Table
-from flowsim.errors import FlowsimError, InputError
+from flowsim.errors import FlowsimError, InputError, NumericalFailure
 from flowsim.integrators import start
 from flowsim.methods import METHODS, GaussLegendre, Method, Scipy, method_named
 from flowsim.network import unflatten
@@ -35,6 +35,8 @@ ATOL_SHARE = 1e-2
 """atol = ATOL_SHARE rtol in the runs that a comparison makes up from names."""
 COPIES = 3
 """How often the weights at a time of comparison are kept at once."""
+REFERENCE_SHARE = 10
+"""A comparison's reference may take as long as this many of its runs."""
 QUICK = 0.5
 """A run that takes longer than this many seconds is timed once."""
 
@@ -194,12 +196,14 @@ def compare(
     methods: names of `flowsim methods` (each run at every rtol, with atol = rtol / 100, or, where it has no error
     estimate, at every step size in step_sizes), or methods with their settings. times: at how many times, evenly,
     errors and drift are taken. repeats: how often a quick run is timed after a warm-up. time_limit: seconds for one
-    run. t1: may be left out for a named problem. note: called with each method as it begins.
+    run; the reference may take ten times as long. t1: may be left out for a named problem. note: called with each
+    method as it begins.
 
     A method that fails gives a row with its status and reason; Ctrl-C ends with the rows so far. The reference is
     DOP853 at rtol 1e-13 on the full weights (on the core of a network that has no others); Gauss-Legendre collocation
     checks it.
-    Raises InputError for arguments out of range.
+    Raises InputError for arguments out of range and for a t1 that the reference does not reach in its time,
+    NumericalFailure where no reference can be had.
 
     >>> import numpy as np
     >>> import flowsim as fs
@@ -225,7 +229,7 @@ def compare(
         raise InputError("Argument `methods` must name at least one method.")
     limits = as_count(repeats, "repeats"), as_number(time_limit, "time_limit", above=0.0)
     as_choice(reduce, "reduce", ("auto", "always", "never"))
-    reference, rows = solve_reference(problem, grid), []
+    reference, rows = solve_reference(problem, grid, REFERENCE_SHARE * limits[1]), []
     for method in runs:
         if note is not None:
             setting = getattr(method, "rtol", None) or getattr(method, "step_size", None)
@@ -247,29 +251,51 @@ def _expanded(method: str | Method, rtols: Sequence[float], step_sizes: Sequence
     return [method_named(key, rtol=float(rtol), atol=ATOL_SHARE * float(rtol)) for rtol in rtols]
 
 
-def solve_reference(problem: Problem, times: np.ndarray) -> Reference:
+def solve_reference(problem: Problem, times: np.ndarray, time_limit: float = np.inf) -> Reference:
     """The weights at the times (the first 0) by DOP853 at rtol 1e-13, on the full weights where there are any; their
     uncertainty from a second method.
 
     Every time is the end of a step: dense output is less accurate than steps are where stability limits these.
+    Raises InputError where either method needs more than time_limit seconds, NumericalFailure where one breaks down.
     """
-    check = _weights_at(simulate(problem, CHECK, t1=float(times[-1]), save_points=times))
+    check = _weights_at(_solved(problem, CHECK, times, time_limit))
     if getattr(problem.network, "is_dense", False):
-        weights = _landed(problem, times)
+        weights = _landed(problem, times, time_limit)
     else:
-        found = _weights_at(simulate(problem, REFERENCE, t1=float(times[-1]), save_points=times))
+        found = _weights_at(_solved(problem, REFERENCE, times, time_limit))
         weights = [found(float(t)) for t in times]
     change = _distance(weights[-1], weights[0]) or 1.0
     gaps = [_distance(check(float(t)), W) / change for t, W in zip(times, weights, strict=True)]
     return Reference(times, weights, change, max(gaps))
 
 
-def _landed(problem: Problem, times: np.ndarray) -> list[list[np.ndarray]]:
-    """The weights at the times, each the end of a step of REFERENCE. Raises IntegrationFailure."""
-    states = [problem.initial_state]
+def _solved(problem: Problem, method: Method, times: np.ndarray, time_limit: float) -> Trajectory:
+    limit = None if np.isinf(time_limit) else time_limit
+    run = simulate(problem, method, t1=float(times[-1]), save_points=times, wall_limit=limit)
+    if run.status == "interrupted":
+        raise KeyboardInterrupt
+    if run.status == "wall_limit":
+        raise _too_far(times, run.time[-1], time_limit)
+    if run.status != "completed":
+        raise NumericalFailure(f"There is no reference to compare with: {method} {run.status}. {run.message}")
+    return run
+
+
+def _too_far(times: np.ndarray, reached: float, time_limit: float) -> InputError:
+    return InputError(
+        f"Argument `t1` must be a time that the reference reaches within {time_limit:g} s, but of t1 = {times[-1]:g} "
+        f"it had got to {reached:.3g}; lower t1 or raise time_limit, of which the reference may take {REFERENCE_SHARE}."
+    )
+
+
+def _landed(problem: Problem, times: np.ndarray, time_limit: float) -> list[list[np.ndarray]]:
+    """The weights at the times, each the end of a step of REFERENCE."""
+    states, deadline = [problem.initial_state], clock.perf_counter() + time_limit
     for t, end in pairwise(times):
         integrator = start(problem, REFERENCE, float(t), states[-1], float(end))
         while integrator.t < integrator.t1:
+            if clock.perf_counter() > deadline:
+                raise _too_far(times, integrator.t, time_limit)
             segment = integrator.advance()
         states.append(segment.evaluate(segment.times[-1:])[0])
     return [unflatten(state, problem.network.dims) for state in states]

@@ -10,7 +10,7 @@ import flowsim as fs
 import flowsim.files
 from flowsim import cli
 from flowsim.comparison import solve_reference
-from flowsim.errors import InputError
+from flowsim.errors import InputError, NumericalFailure
 from flowsim.plots import work_precision_figure
 
 
@@ -60,8 +60,23 @@ def test_a_failure_is_a_row_with_its_reason():
     assert [row.status for row in rows] == ["failed", "diverged", "completed"]
     assert "explicit" in rows[0].reason
     assert rows[1].reason
-    limited = fs.compare(problem, ["rk23"], rtols=[1e-10], time_limit=1e-3, **settings)
+    limited = fs.compare(problem, ["gd"], step_sizes=[1e-7], time_limit=1.0, **settings)
     assert limited.rows[0].status == "wall_limit"
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_time_that_the_reference_cannot_reach_is_refused(drawn):
+    network = (fs.sample_compressed if drawn else fs.initialize)("fan_in", (2, 40, 2), seed=0)
+    problem = fs.Problem(fs.SquaredLoss(np.ones((2, 2))), network)
+    with pytest.raises(InputError, match="`t1` must be a time that the reference reaches within 2 s"):
+        fs.compare(problem, ["rk45"], t1=1e300, time_limit=0.2)
+
+
+def test_without_a_reference_there_is_no_comparison(monkeypatch):
+    problem = random_problem(np.random.default_rng(0), (2, 4, 2))
+    monkeypatch.setattr("flowsim.comparison.CHECK", fs.Scipy("RK45", step_size=5.0))
+    with pytest.raises(NumericalFailure, match="no reference"):
+        fs.compare(problem, ["rk45"], t1=100.0)
 
 
 @pytest.mark.parametrize("name", sorted(fs.PROBLEMS))

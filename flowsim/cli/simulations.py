@@ -135,7 +135,7 @@ def compare(
     t1: Annotated[float | None, Parameter(help="End time; a named problem has its own.")] = None,
     times: Annotated[int, Whole, Parameter(help="At how many times errors are taken.")] = 11,
     repeats: Annotated[int, Whole, Parameter(help="How often a quick run is timed after a warm-up.")] = 3,
-    time_limit: Annotated[float, Parameter(help="Seconds for one run.")] = 60.0,
+    time_limit: Annotated[float, Parameter(help="Seconds for one run; the reference may take ten times that.")] = 60.0,
     reduce: Annotated[str, Parameter(help="Compress the width: auto, always or never.")] = "auto",
     out: Annotated[Path | None, Parameter(help="Folder for compare.json, compare.nc and compare.png.")] = None,
     json_: Json = False,
