@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import flowsim as fs
 from flowsim.errors import InputError
 from flowsim.network import unflatten
+from flowsim.network.kronecker import least_eigenvalue
 
 DIMS = st.integers(2, 5).flatmap(
     lambda depth: st.tuples(st.integers(1, 4), *[st.integers(4, 7)] * (depth - 1), st.integers(1, 4))
@@ -80,12 +81,34 @@ def test_rotating_hidden_bases_changes_nothing(dims, seed):
     assert np.linalg.norm(after) == pytest.approx(np.linalg.norm(before), rel=1e-9)
 
 
-def test_lanczos_agrees_with_the_dense_eigenvalue(rng, monkeypatch):
-    network = random_network(rng, (12, 15, 14, 13))
-    dense = network.lambda_min_T
-    monkeypatch.setattr("flowsim.network.linear_network.DENSE_LIMIT", 10)
-    lanczos = random_network(np.random.default_rng(20230724), (12, 15, 14, 13))
-    assert lanczos.lambda_min_T == pytest.approx(dense, rel=1e-8)
+@pytest.mark.parametrize(
+    "dims", [(12, 15, 14, 13), (20, 30, 20), (1, 30, 31, 40), (15, 15, 15, 15), (18, 40, 50, 40, 9)]
+)
+def test_iterated_least_eigenvalue_of_T_agrees_with_the_dense_one(rng, dims):
+    network = random_network(rng, dims)
+    eigenvalues = np.linalg.eigvalsh(network.dense_T())
+    assert least_eigenvalue(network._grams) == pytest.approx(eigenvalues[0], rel=1e-8, abs=1e-13 * eigenvalues[-1])
+
+
+def test_least_eigenvalue_of_two_layers_is_a_sum(rng):
+    """T E = W_1 W_1^T E + E W_2^T W_2, so lambda_min(T) = lambda_min(W_1 W_1^T) + lambda_min(W_2^T W_2)."""
+    network = random_network(rng, (90, 100, 80))
+    W1, W2 = network.weights
+    least = np.linalg.eigvalsh(W1 @ W1.T)[0] + np.linalg.eigvalsh(W2.T @ W2)[0]
+    assert network.lambda_min_T == pytest.approx(least, rel=1e-10)
+
+
+def test_an_iteration_cut_short_never_overstates_the_least_eigenvalue(rng, monkeypatch):
+    network = random_network(rng, (20, 20, 20, 20))
+    monkeypatch.setattr("flowsim.network.kronecker.ITERATIONS", 5)
+    assert least_eigenvalue(network._grams) <= np.linalg.eigvalsh(network.dense_T())[0]
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-100, 1e-160])
+def test_least_eigenvalue_of_tiny_weights(rng, factor):
+    large = random_network(rng, (25, 30, 25))
+    tiny = large.with_weights([factor * W for W in large.weights])
+    assert tiny.lambda_min_T == pytest.approx(factor**2 * large.lambda_min_T, rel=1e-3)
 
 
 def test_the_model_scale_enters_T_squared(rng):

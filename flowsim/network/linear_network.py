@@ -13,9 +13,10 @@ import numpy as np
 from flowsim.checks import as_layer, as_matrix, as_number, check_chain
 from flowsim.errors import InputError
 from flowsim.network.functions import imbalance, product
+from flowsim.network.kronecker import least_eigenvalue
 
 DENSE_LIMIT = 400
-"""Up to n m = DENSE_LIMIT the least eigenvalue of T comes from a dense matrix, beyond from Lanczos."""
+"""Up to n m = DENSE_LIMIT the least eigenvalue of T comes from a dense matrix, beyond by LOBPCG."""
 DIRECT_IMBALANCE = 4e9
 """Up to this many multiplications the norm of an imbalance matrix comes from the matrix itself."""
 THIN = 64
@@ -121,21 +122,11 @@ class LinearNetwork:
 
     @cached_property
     def lambda_min_T(self) -> float:
-        """The least eigenvalue of T: dense for n m <= DENSE_LIMIT, by Lanczos beyond, >= 0."""
+        """The least eigenvalue of T, >= 0: dense for n m <= DENSE_LIMIT, by preconditioned iteration beyond."""
         n, m = self.dims[0], self.dims[-1]
-        if n * m <= DENSE_LIMIT:
-            return max(float(np.linalg.eigvalsh(self.dense_T())[0]), 0.0)
-        from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
-
-        operator = LinearOperator(
-            (n * m, n * m), dtype=np.float64, matvec=lambda v: self.apply_T(v.reshape(n, m)).ravel()
-        )
-        start = np.random.default_rng(0).standard_normal(n * m)
-        try:
-            value = eigsh(operator, k=1, which="SA", v0=start, ncv=60, maxiter=20 * n * m, return_eigenvectors=False)
-        except ArpackNoConvergence:
-            value = np.linalg.eigvalsh(self.dense_T())
-        return max(float(value[0]), 0.0)
+        if n * m > DENSE_LIMIT:
+            return least_eigenvalue(self._grams)
+        return max(float(np.linalg.eigvalsh(self.dense_T())[0]), 0.0)
 
     def imbalance(self, layer: int) -> np.ndarray:
         """D_l = W_l^T W_l - W_{l+1} W_{l+1}^T (h_l x h_l), l = layer = 1 .. L-1.
