@@ -166,7 +166,7 @@ def test_certify_two_layers_of_unequal_ends(capsys, tmp_path):
     assert found["theorem-3-homogeneous"]["reason"].startswith("it holds for n = m only")
     alone, without = certified(capsys, write(tmp_path / "alone.npz", W1=network.weights[0], W2=network.weights[1]))
     assert alone["rate"] is None
-    assert "no loss was given" in without["theorem-1-A2"]["reason"]
+    assert "needs a loss (a target or data)" in without["theorem-1-A2"]["reason"]
 
 
 def test_certify_five_unimodal_layers(capsys, tmp_path):

@@ -25,6 +25,12 @@ def test_it_never_exceeds_the_least_eigenvalue(dims, seed, spread):
     assert theorem_2(network).alpha <= network.lambda_min_T + slack
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_eigenvalues_that_are_zero_by_rank_make_no_rate(seed):
+    """D_21 (30 x 30) is W_2 W_2^T of rank 10 less W_1^T W_1 of rank 12: eight of its eigenvalues are 0, not 1e-15."""
+    assert theorem_2(fs.fan_in((12, 30, 10, 10), seed=seed)).alpha == 0.0
+
+
 def test_the_appendix_form_is_no_lower_bound():
     """Theorem G.2 writes Delta* for twice the main text's: as a bound on lambda_min(T) that fails."""
     networks = [random_network(np.random.default_rng(seed), (1, 30, 50, 1)) for seed in range(20)]

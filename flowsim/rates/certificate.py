@@ -82,7 +82,7 @@ def along_trajectory(name: str, network: Any, loss: Any, alpha: float, remark: s
     """lambda_min(T(t)) >= alpha for all t >= 0, and the rate alpha gamma where the loss obeys A1."""
     alpha = max(alpha, 0.0)
     if loss is None:
-        return Certificate(name, True, alpha, reason="the rate needs a target or data: no loss was given")
+        return Certificate(name, True, alpha, reason="the rate needs a loss (a target or data), and there is none")
     constants = constants_of(loss)
     if constants is None or constants.dominance != "quadratic" or constants.gamma is None:
         return Certificate(name, False, alpha, reason="assumption A1 (Polyak-Lojasiewicz) is not known for this loss")
@@ -145,12 +145,11 @@ class Certificates(Shown):
             )
             for c in self.entries
         ]
-        best = self.best
         return Table(
             rows,
             ("certificate", "applies", "alpha", "rate", "law", "holds for", "remark"),
             f"dims {self.dims}, lambda_min(T) = {self.lambda_min_T:.6g}",
-            f"best: {best.name}" if best else "best: none applies",
+            _told(self.best),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -161,6 +160,13 @@ class Certificates(Shown):
             "best": None if self.best is None else self.best.to_json(),
             "certificates": [entry.to_json() for entry in self.entries],
         }
+
+
+def _told(best: Certificate | None) -> str:
+    if best is None:
+        return "best: none applies"
+    nothing = not (best.alpha if best.rate is None else best.rate)
+    return f"best: {best.name}" + (", and it is 0: no rate is certified" if nothing else "")
 
 
 def _number(value: float | None) -> str:

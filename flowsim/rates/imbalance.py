@@ -11,16 +11,21 @@ from flowsim.reduction import CompressedNetwork
 
 TOLERANCE = 1e-12
 """An eigenvalue of D_l within TOLERANCE max(||W_l||_F^2, ||W_{l+1}||_F^2) of 0 counts as 0: about its round-off."""
+ROUND_OFF = 1e-14
+"""The same for the sums of eigenvalues that are rates: what is 0 by its rank must not make a rate of 1e-15."""
 
 
 def spectra(network: Any) -> list[np.ndarray] | None:
     """The eigenvalues of D_1 .. D_{L-1}, descending; None where the full layers are not at hand as arrays.
 
-    Of a compressed network with two layers the core has all that are not 0.
+    Of a compressed network with two layers the core has all that are not 0. What is within round-off of 0 is 0.
     """
     if isinstance(network, CompressedNetwork) and network.depth == 2:
         network = network.core
-    return network.imbalance_eigenvalues if network.is_dense else None
+    if not network.is_dense:
+        return None
+    pairs = zip(network.imbalance_eigenvalues, slacks(network, ROUND_OFF), strict=True)
+    return [np.where(np.abs(values) > slack, values, 0.0) for values, slack in pairs]
 
 
 NEEDS_ALL = "it needs all eigenvalues of the D_l: the full layers, as arrays"

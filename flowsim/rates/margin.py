@@ -21,7 +21,7 @@ def margin(network: Any, loss: Any) -> tuple[Margin | None, str]:
     ||W(t) - W*||_F <= sqrt(K / mu) ||W(0) - W*||_F ([MVM23], section 3.1). The model's scale is part of W.
     """
     if loss is None:
-        return None, "it needs a target or data: no loss was given"
+        return None, "it needs a loss (a target or data), and there is none"
     constants = constants_of(loss)
     if constants is None or constants.mu <= 0 or constants.K is None or not hasattr(loss, "minimiser"):
         return None, "assumption A2 (smooth and strongly convex, with a known minimiser) is not known for this loss"

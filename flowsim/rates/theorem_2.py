@@ -8,7 +8,7 @@ import numpy as np
 
 from flowsim.network import LinearNetwork
 from flowsim.rates.certificate import Certificate, along_trajectory, refused
-from flowsim.rates.imbalance import positive
+from flowsim.rates.imbalance import positive, spectra
 from flowsim.reduction import CompressedNetwork, compress
 
 NAME = "theorem-2"
@@ -41,8 +41,10 @@ def theorem_2(network: LinearNetwork | CompressedNetwork, loss: Any = None) -> C
 
 
 def delta_star(network: LinearNetwork) -> float:
-    """Delta* of the weights of a three-layer network, the model's scale left out."""
-    l_1, l_2 = network.imbalance_eigenvalues
+    """Delta* of the arrays of a three-layer network, the model's scale left out."""
+    values = spectra(network)
+    assert values is not None
+    l_1, l_2 = values
     Delta_21, squares_21, Delta_23, squares_23 = deltas(l_1, l_2, network.dims[0], network.dims[-1])
     return 0.5 * (squares_21 + Delta_21**2) + Delta_21 * Delta_23 + 0.5 * (squares_23 + Delta_23**2)
 

@@ -23,7 +23,7 @@ def theorem_4(network: Any, loss: Any = None, tolerance: float = TOLERANCE) -> C
     """
     constants = None if loss is None else constants_of(loss)
     if loss is None:
-        return refused(NAME, "it needs classification data: no loss was given")
+        return refused(NAME, "it needs classification data, and there is no loss")
     if constants is None or constants.dominance != "linear" or constants.gamma is None:
         return refused(NAME, "assumption A1' (||grad f||_F >= gamma (f - f*)) is not known for this loss")
     best = max(_candidates(network, tolerance), key=lambda c: c.alpha or 0.0, default=None)
