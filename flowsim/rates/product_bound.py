@@ -62,13 +62,13 @@ def theorem_2_product(network: Any, loss: Any = None) -> Certificate:
 
 def product_bound(l_1: np.ndarray, l_2: np.ndarray, n: int, m: int, nu: float) -> float:
     """p + a b + q from the eigenvalues of D_1, D_2 (descending) and nu <= sigma_min(W), the model's scale left out."""
-    Delta_21, squares_21, Delta_23, squares_23 = deltas(l_1, l_2, n, m)
+    Delta_21, half_21, Delta_23, half_23 = deltas(l_1, l_2, n, m)
     top_21, top_12 = positive(-l_1[::-1], 1), positive(l_1, 1)  # [l_1(D_21)]_+, [l_1(-D_21)]_+
     top_23, top_32 = positive(l_2, 1), positive(-l_2[::-1], 1)
-    p, a = _half(Delta_21, squares_21, nu if n <= m else 0.0, top_21, top_32)
-    q, b = _half(Delta_23, squares_23, nu if m <= n else 0.0, top_23, top_12)
+    p, a = _half(Delta_21, half_21, nu if n <= m else 0.0, top_21, top_32)
+    q, b = _half(Delta_23, half_23, nu if m <= n else 0.0, top_23, top_12)
     if n == m == 1 and nu > 0:
-        return _tied((p, a, squares_21), (q, b, squares_23), nu)
+        return _tied((p, a, 2 * half_21 - Delta_21**2), (q, b, 2 * half_23 - Delta_23**2), nu)
     return p + a * b + q
 
 
@@ -93,11 +93,11 @@ def _tied(left: tuple[float, float, float], right: tuple[float, float, float], n
     return min(float(found.fun), best_b(log(a_0)), top) * (1 - MISSED)
 
 
-def _half(Delta: float, squares: float, nu: float, near: float, far: float) -> tuple[float, float]:
-    """(p, a): the lower bounds of sigma_n(W_1 W_2)^2 and lambda_n(W_1 W_1^T)."""
-    p = max(0.5 * (squares + Delta**2), _least_square(nu, near, far))
+def _half(Delta: float, half: float, nu: float, near: float, far: float) -> tuple[float, float]:
+    """(p, a): the lower bounds of sigma_n(W_1 W_2)^2 and lambda_n(W_1 W_1^T); half = 1/2 (Delta^(2) + Delta^2)."""
+    p = max(half, _least_square(nu, near, far))
     a = max(Delta, 2 * p / (near + sqrt(near**2 + 4 * p)) if p > 0 else 0.0)
-    return max(p, 0.5 * (squares + a**2)), a
+    return max(p, half + 0.5 * (a - Delta) * (a + Delta)), a
 
 
 def _least_square(nu: float, near: float, far: float) -> float:

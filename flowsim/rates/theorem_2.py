@@ -24,7 +24,7 @@ def theorem_2(network: LinearNetwork | CompressedNetwork, loss: Any = None) -> C
         Delta_21 = tr Dbar_h1 - tr(Dbar_h1 wedge_n D_21), Delta_21^(2) the same with squares,
         Delta_23, Delta_23^(2) with Dbar_h2, wedge_m, D_23, where (A wedge_r B)_i = min(l_i(A), l_{i+1-r}(B)),
         Delta* = 1/2 (Delta_21^(2) + Delta_21^2) + Delta_21 Delta_23 + 1/2 (Delta_23^(2) + Delta_23^2).
-    It never exceeds lambda_min(T(t)), at any t; a value below 0 by round-off counts as 0.
+    It never exceeds lambda_min(T(t)), at any t.
     The paper's appendix (Theorem G.2) writes Delta* for twice this number: that form is not a lower bound.
 
     A compressed network, or one with an operator as layer, gets the sums over their last index alone, a lower bound of
@@ -44,15 +44,14 @@ def delta_star(network: LinearNetwork) -> float:
     """Delta* of the arrays of a three-layer network, the model's scale left out."""
     values = spectra(network)
     assert values is not None
-    l_1, l_2 = values
-    Delta_21, squares_21, Delta_23, squares_23 = deltas(l_1, l_2, network.dims[0], network.dims[-1])
-    return 0.5 * (squares_21 + Delta_21**2) + Delta_21 * Delta_23 + 0.5 * (squares_23 + Delta_23**2)
+    Delta_21, half_21, Delta_23, half_23 = deltas(values[0], values[1], network.dims[0], network.dims[-1])
+    return half_21 + Delta_21 * Delta_23 + half_23
 
 
 def deltas(l_1: np.ndarray, l_2: np.ndarray, n: int, m: int) -> tuple[float, float, float, float]:
-    """(Delta_21, Delta_21^(2), Delta_23, Delta_23^(2)) from the eigenvalues of D_1 and D_2, descending."""
+    """(Delta_21, 1/2 (Delta_21^(2) + Delta_21^2), the same two of D_23) from those of D_1 and D_2, descending."""
     l_21, l_23 = -l_1[::-1], l_2
-    return *_traces(l_21, _upper(l_21, l_23, len(l_21)), n), *_traces(l_23, _upper(l_21, l_23, len(l_23)), m)
+    return *_sums(l_21, _upper(l_21, l_23, len(l_21)), n), *_sums(l_23, _upper(l_21, l_23, len(l_23)), m)
 
 
 def _upper(l_21: np.ndarray, l_23: np.ndarray, order: int) -> np.ndarray:
@@ -64,11 +63,15 @@ def _upper(l_21: np.ndarray, l_23: np.ndarray, order: int) -> np.ndarray:
     return upper
 
 
-def _traces(eigenvalues: np.ndarray, upper: np.ndarray, r: int) -> tuple[float, float]:
-    """tr Dbar - tr(Dbar wedge_r D), and the same with squares; where the two agree nothing is summed."""
+def _sums(eigenvalues: np.ndarray, upper: np.ndarray, r: int) -> tuple[float, float]:
+    """(Delta, 1/2 (Delta^(2) + Delta^2)), Delta = sum_i d_i, d = u - u wedge_r D >= 0, u the diagonal of Dbar >= 0.
+
+    Delta^(2) = sum_i d_i (2 u_i - d_i), so the half is sum_i d_i u_i + sum_{i<j} d_i d_j: no two terms cancel.
+    """
     shifted = np.concatenate([np.full(r - 1, np.inf), eigenvalues])[: len(upper)]
-    wedge = np.minimum(upper, shifted)
-    return float((upper - wedge).sum()), float(((upper - wedge) * (upper + wedge)).sum())
+    d = upper - np.minimum(upper, shifted)
+    later = np.cumsum(d[::-1])[::-1] - d
+    return float(d.sum()), float((d * (upper + later)).sum())
 
 
 def last_terms(network: CompressedNetwork) -> float:
