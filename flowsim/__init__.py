@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from flowsim.diagnosis import diagnose as diagnose
     from flowsim.ensembles import Ensemble as Ensemble
     from flowsim.ensembles import ensemble as ensemble
+    from flowsim.files import read_weights as read_weights
+    from flowsim.files import save_weights as save_weights
     from flowsim.initialization import balanced as balanced
     from flowsim.initialization import diagonal as diagonal
     from flowsim.initialization import fan_in as fan_in
@@ -79,6 +81,7 @@ _HOMES = {
     "comparison": ("Comparison", "compare"),
     "diagnosis": ("Diagnosis", "diagnose"),
     "ensembles": ("Ensemble", "ensemble"),
+    "files": ("read_weights", "save_weights"),
     "initialization": (
         "balanced",
         "diagonal",

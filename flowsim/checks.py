@@ -8,7 +8,7 @@ import operator
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,19 @@ def as_choice(value: Any, name: str, known: Iterable[str]) -> str:
     near = get_close_matches(str(value).casefold(), plain, n=1, cutoff=0.6)
     hint = f" (did you mean {plain[near[0]]}?)" if near else ""
     raise InputError(f"Argument `{name}` must be one of {', '.join(options)}, but it is {value!r}{hint}.")
+
+
+def mistake(entry: Mapping[str, Any], known: Iterable[str] = ()) -> str:
+    """What one entry of pydantic's errors() says, in our words."""
+    name = str(entry["loc"][-1]) if entry["loc"] else ""
+    if entry["type"] == "missing":
+        return "must be given"
+    if entry["type"] == "extra_forbidden":
+        near = get_close_matches(name, list(known), n=1, cutoff=0.6)
+        return "is not known" + (f" (did you mean {near[0]}?)" if near else "; leave it out")
+    if entry["type"] == "value_error":
+        return str(entry["msg"]).removeprefix("Value error, ")
+    return f"{str(entry['msg']).replace('Input should', 'must')}, but it is {entry['input']!r}"
 
 
 def check_schema(found: Any, known: int, what: str) -> None:

@@ -18,7 +18,7 @@ from flowsim.integrators import start
 from flowsim.methods import METHODS, GaussLegendre, Method, Scipy, method_named
 from flowsim.network import unflatten
 from flowsim.problem import Problem
-from flowsim.problems import NamedProblem
+from flowsim.problems import NamedProblem, problem_named
 from flowsim.simulation import simulate
 from flowsim.trajectory import Trajectory
 
@@ -179,7 +179,7 @@ class Comparison(Shown):
 
 
 def compare(
-    subject: Problem | NamedProblem,
+    subject: Problem | NamedProblem | str,
     methods: Iterable[str | Method] | str | Method = DEFAULT_METHODS,
     *,
     t1: float | None = None,
@@ -193,6 +193,7 @@ def compare(
 ) -> Comparison:
     """Work against precision: every method at every tolerance, from problem.network's weights at t = 0 to t1.
 
+    subject: a Problem, or a named one (`problem_named`, or its name: PROBLEMS lists them).
     methods: names of `flowsim methods` (each run at every rtol, with atol = rtol / 100, or, where it has no error
     estimate, at every step size in step_sizes), or methods with their settings. times: at how many times, evenly,
     errors and drift are taken. repeats: how often a quick run is timed after a warm-up. time_limit: seconds for one
@@ -213,7 +214,13 @@ def compare(
     [('rk45', 0.0001, True, False), ('rk45', 1e-06, True, False),
      ('gauss-legendre-2', 0.0001, True, True), ('gauss-legendre-2', 1e-06, True, True)]
     """
+    if isinstance(subject, str):
+        subject = problem_named(subject)
     name, problem = (subject.name, subject.problem) if isinstance(subject, NamedProblem) else ("", subject)
+    if not isinstance(problem, Problem):
+        raise InputError(
+            f"Argument `subject` must be a Problem or the name of one, but it is of type {type(problem).__name__}."
+        )
     if t1 is None and isinstance(subject, NamedProblem):
         t1 = subject.t1
     if t1 is None:

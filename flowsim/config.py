@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from flowsim.checks import mistake
 from flowsim.errors import InputError
 from flowsim.methods import Method, method_named
 
@@ -38,10 +39,8 @@ class RunConfig(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            complaints = [
-                f"`{'.'.join(map(str, e['loc']))}`: {e['msg']}, but it is {e['input']!r}" for e in error.errors()
-            ]
-            raise InputError("Arguments must be in range: " + "; ".join(complaints) + ".") from error
+            found = [f"`{'.'.join(map(str, e['loc']))}` {mistake(e, cls.model_fields)}" for e in error.errors()]
+            raise InputError(f"Argument{'s' if len(found) > 1 else ''} {'; '.join(found)}.") from error
 
     def method_value(self) -> Method:
         """The method with its settings. Raises InputError for an unknown one."""

@@ -16,7 +16,7 @@ from flowsim.methods import GaussLegendre, GradientDescent, Method, Projected, S
 from flowsim.network import backpropagate, imbalance_change, unflatten
 from flowsim.problem import Problem
 from flowsim.simulation import simulate
-from flowsim.trajectory import Trajectory, UnknownLoss
+from flowsim.trajectory import Trajectory, UnknownLoss, as_trajectory
 
 TIGHT = Scipy("DOP853", 1e-12, 1e-15)
 MARGIN = 10.0
@@ -133,7 +133,7 @@ def diagnose(trajectory: Trajectory) -> Diagnosis:
     >>> law.equation, law.holds, law.residual < law.expected
     ('D_1(t) = D_1(0)', True, True)
     """
-    if isinstance(trajectory.problem.loss, UnknownLoss):
+    if isinstance(as_trajectory(trajectory).problem.loss, UnknownLoss):
         reason = "the file does not hold the user's own loss; pass it to load(path, loss=...)"
         return Diagnosis((Law("flow", "dW_l/dt = -dL/dW_l", None, None, None, reason=reason), _compression(trajectory)))
     case = _Case(trajectory)

@@ -119,8 +119,9 @@ def ensemble(
     have targets of their own; those of another shape than their neighbours are simulated by themselves.
 
     One member's failure never spoils the others: its row has its status and the reason; after Ctrl-C the rows of those
-    that were not finished say so. progress(done, members) is called after each batch; True shows a bar. save_points,
-    t1, stop_loss, max_steps as for simulate. Raises InputError for arguments out of range.
+    that were not finished say so. progress(done, members) is called after each batch; True shows a bar. save_points
+    (33 times, evenly; beyond the end of a member that stopped there is NaN), t1, stop_loss, max_steps as for simulate.
+    Raises InputError for arguments out of range.
 
     Member k has a seed of its own and is the same whatever the number of members (here by compiled gradient descent):
 
@@ -133,6 +134,10 @@ def ensemble(
     >>> np.allclose(few.excess, more.excess[:2]), len(set(more.scalars["final_excess"]))
     (True, 3)
     """
+    if not callable(draw):
+        raise InputError(
+            f"Argument `draw` must be a function of a seed that returns a Problem, but it is a {type(draw).__name__}."
+        )
     method = Diffrax("Dopri8") if method is None else as_method(method)
     end = as_number(t1, "t1", above=0.0)
     grid = save_times(method, end, save_points)

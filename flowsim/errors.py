@@ -26,4 +26,4 @@ class StorageError(FlowsimError, OSError):
 
 
 class ConversionNotice(UserWarning):
-    """Input was converted: another dtype to float64, layers of PyTorch to matrices W_l."""
+    """Input was converted (another dtype to float64, layers of PyTorch to matrices W_l) or not used."""

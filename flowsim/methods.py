@@ -362,7 +362,9 @@ def method_named(
     key = as_choice(str(name).lower(), "method", METHODS)
     if key == "gd":
         if step_size is None:
-            raise InputError("Argument `step_size` must be given for gradient descent, for example 5e-6.")
+            raise InputError(
+                "Argument `step_size` must be given for gradient descent; GradientDescent(step_size=5e-6) has one."
+            )
         return GradientDescent(step_size, backend)
     if backend != "numpy":
         raise InputError(f"Argument `backend` must be numpy for method {key}: only gradient descent has a choice.")

@@ -15,7 +15,7 @@ from flowsim.integrators import start
 from flowsim.losses import constants_of
 from flowsim.methods import GradientDescent
 from flowsim.network import DENSE_LIMIT, LinearNetwork, least_eigenvalues_of_T, unflatten
-from flowsim.trajectory import Trajectory
+from flowsim.trajectory import Trajectory, as_trajectory
 
 if TYPE_CHECKING:
     import xarray
@@ -110,7 +110,7 @@ def a_posteriori(trajectory: Trajectory, *, rtol: float = 1e-8) -> PosteriorRate
     """
     from scipy.integrate import quad_vec
 
-    if isinstance(trajectory.method, GradientDescent):
+    if isinstance(as_trajectory(trajectory).method, GradientDescent):
         raise InputError(
             "Argument `trajectory` must be a flow: the bound is an integral over continuous time, which gradient"
             " descent does not obey; simulate with an ODE method."

@@ -45,7 +45,7 @@ class Problem:
         if tuple(self.loss.shape) != (dims[0], dims[-1]):
             raise InputError(
                 f"Argument `loss` must be on {dims[0]} x {dims[-1]} matrices, the shape of the product of a network"
-                f" with dims {dims}, but it is on {' x '.join(map(str, self.loss.shape))}; check the target's shape."
+                f" with dims {dims}, but its target is {' x '.join(map(str, self.loss.shape))}; transpose it?"
             )
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +44,10 @@ class Store:
     folder: Path
 
     @classmethod
-    def open(cls, folder: str | Path, specification: Mapping[str, Any]) -> Store:
+    def open(cls, folder: str | Path, specification: Mapping[str, Any], growing: Sequence[str] = ()) -> Store:
         """The store in a folder, which is made, and claimed for the specification, if it is new.
+
+        growing: numbers in it, by their paths such as sweep.seeds, that may be greater than they were.
 
         Raises InputError when the folder cannot be written or belongs to another specification.
         """
@@ -64,8 +66,11 @@ class Store:
         except ValueError as error:
             raise InputError(f"File {place} is damaged; restore it, or choose a new folder.") from error
         check_schema(found.pop("schema", SCHEMA), SCHEMA, f"Folder {folder}")
-        differing = sorted(key for key in {*found, *specification} if found.get(key) != specification.get(key))
-        if differing:
+        before, now = _flat(found), _flat(specification)
+        differing = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        if differing == list(growing) and all(now[key] > before[key] for key in differing):
+            store._write(place, canonical({"schema": SCHEMA, **specification}))
+        elif differing:
             raise InputError(
                 f"Folder {folder} holds the sweep of another specification (it differs in {', '.join(differing)});"
                 " choose a new folder, or restore the specification."
@@ -108,6 +113,14 @@ class Store:
             with suppress(OSError):
                 beside.unlink()
             raise _refused(place, error) from error
+
+
+def _flat(tables: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """path.to.key -> value."""
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        flat |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+    return flat
 
 
 def _refused(place: Path, error: OSError) -> StorageError:

@@ -175,6 +175,8 @@ WEIGHTS = {
     "target shape": ("w.npz", npz(Y=np.ones((2, 3))), "3 x 2"),
     "no target": ("w.npz", npz(Y=None), "--target"),
     "missing layer": ("w.npz", npz(W2=None), "all of W1 to W3"),
+    "lower case": ("w.npz", lambda p: np.savez(p, w1=np.ones((3, 2)), w2=np.ones((2, 2))), "w1, w2; rename them"),
+    "bias": ("w.npz", npz(b1=np.ones(4)), "layers without biases, but it holds b1"),
     "no layers": ("w.npz", lambda p: np.savez(p, A=np.ones(3)), "W1, W2"),
     "other digits": ("w.npz", lambda p: np.savez(p, **{"W²": np.ones(3), "W" + "9" * 200: np.ones(3)}), "W1, W2"),
     "one layer": ("w.npz", lambda p: np.savez(p, W1=np.ones((3, 2)), Y=np.ones((3, 2))), "at least two layers"),
@@ -391,7 +393,7 @@ def test_runs(case, saved, capsys, tmp_path):
 SWEEP = "[sweep]\ndims = [[2, 5, 1]]\nseeds = 2\nt1 = 1.0\n"
 SPECS = {
     "missing": (lambda p: None, "does not exist"),
-    "nothing": (content(b""), "sweep: Field required"),
+    "nothing": (content(b""), "sweep: must be given"),
     "no TOML": (content(b"[sweep"), "must be TOML"),
     "no text": (content(b"\xff\xfe\x00"), "UTF-8"),
     "deep": (content(b"a = " + b"[" * DEEP), "must be TOML"),
@@ -477,6 +479,8 @@ FLAGS = {
     "out is a folder": (("--t1", "1", "--out", "."), "is a folder"),
     "out too long": (("--t1", "1", "--out", LONG), "too long"),
     "out with a null": (("--t1", "1", "--out", "a\0b.nc"), "null"),
+    "out over the weights": (("--t1", "1", "--out", "good.npz"), "is an input and is not written over"),
+    "out over a file": (("--t1", "1", "--out", "m.npz"), "holds something else"),
     "out under a file": (("--t1", "1", "--out", "good.npz/run.nc"), "cannot be written"),
 }
 
@@ -523,13 +527,15 @@ CALLS = {
     "command": (("fly",), "fly"),
     "compare nothing": (("compare", "nothing"), "`subject` must be"),
     "compare with a target": (("compare", "staircase", "--target", "y.npy"), "brings its loss"),
+    "compare nearly": (("compare", "stair", "--t1", "1"), "did you mean staircase"),
     "compare by magic": (("compare", "{good}", "--t1", "1", "--methods", "magic"), "`methods`"),
     "compare for ever": (("compare", "{good}", "--t1", "1e300", "--time-limit", "0.1"), "`t1` must be a time that"),
     "compare without t1": (("compare", "{good}"), "`t1` must be given"),
     "compare at all times": (("compare", "{good}", "--t1", "1", "--times", "1000000000"), "GiB"),
     "compare never": (("compare", "{good}", "--t1", "1", "--repeats", "0"), "repeats"),
     "compare at no rtol": (("compare", "{good}", "--t1", "1", "--rtols", "x"), "must look like"),
-    "diagnose weights": (("diagnose", "{good}"), "NetCDF-4"),
+    "diagnose weights": (("diagnose", "{good}"), "NetCDF-4, as runs are saved, but it is an .npz file"),
+    "initialize over data": (("initialize", "--dims", "5,9,1", "--out", "s.toml"), "holds something else"),
     "report into a pipe": (("report", "none.nc", "--out", "pipe.html"), "pipe or a device"),
     "draw weights into a pipe": (("initialize", "--dims", "2,3,1", "--out", "pipe.html"), "pipe or a device"),
     "simulate into a pipe": (("simulate", "{good}", "--t1", "1", "--out", "pipe.html"), "pipe or a device"),

@@ -19,6 +19,18 @@ MISUSES = {
     "list for network": (lambda: fs.Problem(LOSS, [np.ones((2, 3)), np.ones((3, 1))]), "LinearNetwork"),
     "certify a list": (lambda: fs.certify([np.ones((2, 3))]), "LinearNetwork"),
     "draw a network": (lambda: fs.ensemble(lambda seed: NETWORK, 2, t1=1), "must return a Problem"),
+    "draw is a problem": (lambda: fs.ensemble(PROBLEM, 2, t1=1), "must be a function of a seed"),
+    "sweep of a number": (lambda: fs.sweep(5, "x"), "SweepSpec or a TOML file"),
+    "sweep of no file": (lambda: fs.sweep("none.toml", "x"), "does not exist"),
+    "compare a network": (lambda: fs.compare(NETWORK, t1=1), "must be a Problem or the name"),
+    "compare no name": (lambda: fs.compare("stairs", t1=1), "did you mean staircase"),
+    **{
+        f"{call.__name__} a path": (lambda call=call: call("run.nc"), "load reads one from its file")
+        for call in (fs.diagnose, fs.plot, fs.plot_rate, fs.plot_drift, fs.plot_energy, fs.a_posteriori)
+    },
+    "report a path": (lambda: fs.report("run.nc", "run.html"), "load reads one"),
+    "resume a path": (lambda: fs.resume("run.nc", t1=1), "load reads one"),
+    "plot certificates": (lambda: fs.plot(fs.certify(PROBLEM)), "must be a Trajectory, but it is of type Certificates"),
     "no step sizes": (lambda: fs.compare(PROBLEM, ["gd"], t1=1), "`step_sizes` must be given for gd"),
 }
 

@@ -318,12 +318,24 @@ def test_two_writers_on_one_folder(spec_file, tmp_path):
 
 def test_another_specification_is_refused(tmp_path, capsys):
     sweep(spec(), tmp_path / "out")
-    with pytest.raises(InputError, match="another specification"):
-        sweep(spec(seeds=7), tmp_path / "out")
+    for other in (spec(seeds=2), spec(t1=0.5, seeds=9)):
+        with pytest.raises(InputError, match=r"another specification \(it differs in sweep.seeds"):
+            sweep(other, tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
     with pytest.raises(InputError, match="other files"):
         sweep(spec(), tmp_path / "full")
+
+
+def test_more_seeds_go_on_in_the_same_folder(tmp_path):
+    few, more = spec(seeds=3), spec(seeds=5)
+    sweep(few, tmp_path / "out")
+    result = sweep(more, tmp_path / "out")
+    assert (result.done, result.skipped) == (2 * len(few.members()) // 3, len(few.members()))
+    sweep(more, tmp_path / "fresh")
+    same(opened(tmp_path / "out"), opened(tmp_path / "fresh"))
+    with pytest.raises(InputError, match=r"differs in sweep\.seeds"):
+        sweep(few, tmp_path / "out")
 
 
 def test_a_full_disk(tmp_path, monkeypatch, capsys, spec_file):

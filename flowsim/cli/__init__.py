@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Exception as error:
             if debug:
                 raise
-            return _explain(error)
+            return _explain(error, tokens)
 
 
 def _run(tokens: list[str]) -> int:
@@ -88,7 +88,7 @@ def entry() -> None:
     sys.exit(main())
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: Exception, tokens: Sequence[str]) -> int:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -96,7 +96,8 @@ def _explain(error: Exception) -> int:
         note(f"Error: {error}")
         return error.exit_code
     if isinstance(error, CycloptsError):
-        note(f"Error: {' '.join(str(error).split())} See flowsim --help.")
+        named = f" {tokens[0]}" if tokens and tokens[0] in app else ""
+        note(f"Error: {' '.join(str(error).split())} See flowsim{named} --help.")
         return 2
     if isinstance(error, MemoryError):
         note("Error: the memory does not suffice; use smaller widths or fewer save points.")

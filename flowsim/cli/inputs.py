@@ -74,6 +74,7 @@ def loss_of(weights: Path, target: Path | None, data: Path | None, kind: str, ma
 
 def subject_of(subject: str, target: Path | None, data: Path | None, kind: str, mask: Path | None) -> Any:
     """A named problem, or the problem of a file of weights and the flags."""
+    from flowsim.checks import as_choice
     from flowsim.files import read_weights
     from flowsim.problem import Problem
     from flowsim.problems import PROBLEMS, problem_named
@@ -85,10 +86,8 @@ def subject_of(subject: str, target: Path | None, data: Path | None, kind: str, 
             )
         return problem_named(subject)
     path = Path(subject)
-    if not path.exists():
-        raise InputError(
-            f"Argument `subject` must be a file of weights or one of {', '.join(PROBLEMS)}, but it is {subject!r}."
-        )
+    if not path.exists() and not path.suffix:
+        as_choice(subject, "subject", ("a file of weights", *PROBLEMS))
     network, chosen = read_weights(path), loss_of(path, target, data, kind, mask)
     if chosen is None:
         raise InputError(f"Argument `--target` or `--data` must be given: {path} has no key Y.")

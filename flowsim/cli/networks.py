@@ -35,7 +35,7 @@ def initialize(
     json_: Json = False,
 ) -> int:
     """Draw initial weights and write them as .npz."""
-    from flowsim.files import check_writable, save_weights
+    from flowsim.files import NPZ, check_writable, save_weights
     from flowsim.initialization import initialize as draw_full
     from flowsim.reduction import sample_compressed
 
@@ -46,7 +46,7 @@ def initialize(
             "Arguments `imbalance` and `peak` must not be given with `--compressed`: no scheme with them can be drawn"
             " so."
         )
-    check_writable(out)
+    check_writable(out, NPZ)
     single = levels[0] if levels is not None and scheme == "lambda_balanced" else levels
     settings: dict[str, Any] = {} if compressed else {"imbalance": single, "peak": peak}
     network = (sample_compressed if compressed else draw_full)(scheme, sizes, seed=seed, scale=scale, **settings)

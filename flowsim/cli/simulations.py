@@ -47,7 +47,7 @@ def simulate(
     from dataclasses import replace
 
     from flowsim.config import RunConfig, provenance
-    from flowsim.files import check_writable
+    from flowsim.files import NETCDF, check_writable
 
     config = RunConfig.build(
         t1=t1,
@@ -66,7 +66,7 @@ def simulate(
     config.method_value()
     check_loss_flags(target, data, loss, mask)
     if out is not None:
-        check_writable(out)
+        check_writable(out, NETCDF, (weights, target, data, mask))
     inputs: dict[str, Any] = {"weights": weights, "target": target, "data": data, "loss": loss, "mask": mask}
     if resume is not None:
         trajectory = _resumed(resume, config, inputs)

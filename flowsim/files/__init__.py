@@ -8,10 +8,12 @@ from flowsim.files.data import read_data, read_target
 from flowsim.files.netcdf import read_netcdf
 from flowsim.files.opening import LARGEST_FILE, check_readable, read_toml
 from flowsim.files.weights import read_weights, save_weights
-from flowsim.files.writing import check_writable, make_folder, write_atomically, write_netcdf
+from flowsim.files.writing import NETCDF, NPZ, check_writable, make_folder, write_atomically, write_netcdf
 
 __all__ = [
     "LARGEST_FILE",
+    "NETCDF",
+    "NPZ",
     "check_readable",
     "check_writable",
     "make_folder",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowsim.errors import InputError
 from flowsim.files.opening import LARGEST_FILE, opened
+from flowsim.files.writing import NPZ
 
 if TYPE_CHECKING:
     import xarray
@@ -34,9 +35,10 @@ def read_netcdf(path: str | Path, limit: int = LARGEST_FILE) -> xarray.Dataset:
         except InputError:
             raise
         except Exception as error:  # HDF5, h5netcdf and xarray raise all kinds for damaged files
-            raise InputError(
-                f"File {path} must be NetCDF-4, but it is truncated, damaged or something else."
-            ) from error
+            stream.seek(0)
+            zipped = stream.read(len(NPZ)) == NPZ
+            instead = "an .npz file, as weights are kept in" if zipped else "truncated, damaged or something else"
+            raise InputError(f"File {path} must be NetCDF-4, as runs are saved, but it is {instead}.") from error
 
 
 def _check_contained(path: Path, file: Any, limit: int) -> None:

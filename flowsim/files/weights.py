@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from flowsim.checks import as_matrix, as_number
-from flowsim.errors import InputError
+from flowsim.errors import ConversionNotice, InputError
 from flowsim.files.arrays import map_folder, read_npz
 from flowsim.files.checkpoints import TORCH_ENDINGS, is_own, linear_layers, read_safetensors, read_state_dict
 from flowsim.files.opening import LARGEST_FILE, is_folder, listed, named
@@ -20,14 +21,17 @@ from flowsim.network import LinearNetwork
 from flowsim.reduction import CompressedNetwork, redrawn
 
 LAYER = re.compile(r"W([1-9][0-9]{0,5})")
+BIAS = re.compile(r"(?i)b[0-9]*|.*bias.*")
+OWN = {"scale", "origin", "X", "Y"}
+"""The keys that a file of weights may hold beside W1..WL."""
 
 
 def read_weights(path: str | Path, limit: int = LARGEST_FILE) -> LinearNetwork | CompressedNetwork:
     """The network in a file: by its ending .safetensors, .pt or .pth, else .npz, or a folder.
 
-    .npz and folders: keys W1..WL, W_l of shape h_{l-1} x h_l, and optionally `scale`. A folder with W1.npy .. WL.npy
-    is mapped into memory rather than read: it may be larger than the memory. A file that `flowsim initialize
-    --compressed` wrote gives the network in compressed form.
+    .npz and folders: keys W1..WL, W_l of shape h_{l-1} x h_l, and optionally `scale`; biases are refused.
+    A folder with W1.npy .. WL.npy is mapped into memory rather than read: it may be larger than the memory. A file that
+    `flowsim initialize --compressed` wrote gives the network in compressed form.
 
     .pt and .pth: a PyTorch state_dict, never a pickled module; .safetensors: the same, or keys W1..WL as above. Their
     Linear layers without bias hold (out, in) matrices A_l and map x to A_L ... A_1 x, so that W_l = A_l^T: then X W_1
@@ -35,6 +39,13 @@ def read_weights(path: str | Path, limit: int = LARGEST_FILE) -> LinearNetwork |
     the natural order of the names. Activations are in no such file: the layers are taken as linear.
 
     Raises InputError when the file is missing, damaged, too large, or does not hold a network.
+
+    >>> import tempfile
+    >>> import flowsim as fs
+    >>> with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+    ...     fs.save_weights(file.name, fs.fan_out((5, 300, 500, 1), seed=0))
+    ...     fs.read_weights(file.name)
+    LinearNetwork(dims (5, 300, 500, 1), scale 1, fan_out)
     """
     path = Path(path)
     ending = path.suffix.lower()
@@ -52,7 +63,9 @@ def _own(path: Path, arrays: Mapping[str, np.ndarray]) -> LinearNetwork | Compre
         return _follow(arrays["recipe"], path)
     layers = sorted(int(found[1]) for key in arrays if (found := LAYER.fullmatch(key)))
     if not layers:
-        raise InputError(f"File {path} must hold the weights as W1, W2, ..., but it holds {listed(arrays)}.")
+        rename = "; rename them" if any(LAYER.fullmatch(key.upper()) for key in arrays) else ""
+        raise InputError(f"File {path} must hold the weights as W1, W2, ..., but it holds {listed(arrays)}{rename}.")
+    _check_rest(path, [key for key in arrays if not LAYER.fullmatch(key) and key not in OWN])
     if layers != list(range(1, len(layers) + 1)):
         held = ", ".join(f"W{layer}" for layer in layers[:8]) + (", ..." if len(layers) > 8 else "")
         raise InputError(
@@ -62,6 +75,16 @@ def _own(path: Path, arrays: Mapping[str, np.ndarray]) -> LinearNetwork | Compre
         weights = tuple(as_matrix(arrays[f"W{layer}"], f"W{layer}") for layer in layers)
         scale = as_number(arrays["scale"], "scale", above=0.0) if "scale" in arrays else 1.0
         return LinearNetwork(weights, scale, _origin(arrays))
+
+
+def _check_rest(path: Path, keys: list[str]) -> None:
+    """Refuse biases, tell of other keys. Raises InputError."""
+    if biases := [key for key in keys if BIAS.fullmatch(key)]:
+        raise InputError(
+            f"File {path} must hold layers without biases, but it holds {listed(biases)}; leave them out if they are 0."
+        )
+    if keys:
+        warnings.warn(f"File {path}: {listed(keys)} not used.", ConversionNotice, stacklevel=4)
 
 
 def _foreign(path: Path, tensors: Mapping[str, np.ndarray]) -> LinearNetwork:
@@ -79,6 +102,13 @@ def save_weights(
 
     Of a network drawn in compressed form the file keeps how it was drawn: that is all it takes, and it fits any width.
     Raises InputError for one that was drawn from a generator, whose state is not known.
+
+    >>> import tempfile
+    >>> import flowsim as fs
+    >>> with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+    ...     fs.save_weights(file.name, fs.sample_compressed("fan_out", (5, 10**9, 1), seed=0))
+    ...     fs.read_weights(file.name).dims
+    (5, 1000000000, 1)
     """
     if isinstance(network, CompressedNetwork) and network.origin.get("form") == "sampled":
         if network.origin["seed"] is None:

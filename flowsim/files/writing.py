@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,10 @@ from flowsim.errors import InputError
 
 if TYPE_CHECKING:
     import xarray
+
+NETCDF = b"\x89HDF\r\n\x1a\n"
+NPZ = b"PK\x03\x04"
+"""How files begin."""
 
 
 @contextmanager
@@ -55,8 +59,12 @@ def write_netcdf(path: str | Path, dataset: xarray.Dataset) -> None:
         place.write_bytes(buffer.getbuffer())
 
 
-def check_writable(path: str | Path) -> None:
-    """Refuse a file that could not be written later. Raises InputError saying why."""
+def check_writable(path: str | Path, begins: bytes = b"", inputs: Iterable[str | Path | None] = ()) -> None:
+    """Refuse a file that could not be written later, or whose writing would destroy something else.
+
+    begins: a file that is there is replaced only where it is empty or begins so; inputs: files that it must not be.
+    Raises InputError saying why.
+    """
     path = Path(path)
     try:
         if path.is_dir():
@@ -65,11 +73,22 @@ def check_writable(path: str | Path) -> None:
             raise InputError(f"File {path} cannot be written: it is a pipe or a device; name a file.")
         if not path.parent.is_dir():
             raise InputError(f"File {path} cannot be written: its folder does not exist; create it first.")
+        if path.exists():
+            _check_replaceable(path, begins, inputs)
         tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent).close()
     except InputError:
         raise
     except (OSError, ValueError) as error:
         raise InputError(f"File {path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def _check_replaceable(path: Path, begins: bytes, inputs: Iterable[str | Path | None]) -> None:
+    if any(given is not None and Path(given).exists() and path.samefile(given) for given in inputs):
+        raise InputError(f"File {path} is an input and is not written over; name another file for the output.")
+    with open(path, "rb") as stream:
+        found = stream.read(len(begins))
+    if found and found != begins:
+        raise InputError(f"File {path} is there, holds something else, and is not written over; name another file.")
 
 
 def make_folder(path: str | Path) -> Path:

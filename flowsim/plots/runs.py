@@ -21,7 +21,7 @@ from flowsim.plots.charts import (
 )
 from flowsim.plots.style import COLOURS, COLUMN, LINES, STYLE, colours, legend_above, own_axes
 from flowsim.rates import Certificate, Certificates
-from flowsim.trajectory import Trajectory
+from flowsim.trajectory import Trajectory, as_trajectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +49,7 @@ def plot(trajectory: Trajectory, ax: Axes | None = None, certificate: Bounds = N
     >>> [line.get_label() for line in ax.lines]
     ['simulated', 'bound of theorem-1-A2']
     """
-    return _draw(loss_chart(trajectory, bounds_of(certificate)), ax, **style)
+    return _draw(loss_chart(as_trajectory(trajectory), bounds_of(certificate)), ax, **style)
 
 
 def plot_rate(trajectory: Trajectory, ax: Axes | None = None, certificate: Bounds = None, **style: Any) -> Axes:
@@ -67,7 +67,7 @@ def plot_rate(trajectory: Trajectory, ax: Axes | None = None, certificate: Bound
     >>> round(float(ax.lines[0].get_ydata()[0]), 6)
     20.0
     """
-    return _draw(rate_chart(trajectory, bounds_of(certificate)), ax, **style)
+    return _draw(rate_chart(as_trajectory(trajectory), bounds_of(certificate)), ax, **style)
 
 
 def plot_drift(trajectory: Trajectory, ax: Axes | None = None, **style: Any) -> Axes:
@@ -83,7 +83,7 @@ def plot_drift(trajectory: Trajectory, ax: Axes | None = None, **style: Any) -> 
     >>> len(ax.lines), ax.get_yscale()
     (1, 'log')
     """
-    return _draw(drift_chart(trajectory), ax, **style)
+    return _draw(drift_chart(as_trajectory(trajectory)), ax, **style)
 
 
 def plot_singular_values(trajectory: Trajectory, ax: Axes | None = None, **style: Any) -> Axes:
@@ -97,7 +97,7 @@ def plot_singular_values(trajectory: Trajectory, ax: Axes | None = None, **style
     >>> round(float(ax.lines[0].get_ydata()[-1]), 1)  # the product came from 3 and goes to 2
     2.0
     """
-    return _draw(singular_values_chart(trajectory), ax, **style)
+    return _draw(singular_values_chart(as_trajectory(trajectory)), ax, **style)
 
 
 def plot_gradient_norm(trajectory: Trajectory, ax: Axes | None = None, **style: Any) -> Axes:
@@ -111,7 +111,7 @@ def plot_gradient_norm(trajectory: Trajectory, ax: Axes | None = None, **style: 
     >>> round(float(ax.lines[0].get_ydata()[0]) ** 2, 6)  # (3 - 2)^2 (3^2 + 1^2)
     10.0
     """
-    return _draw(gradient_chart(trajectory), ax, **style)
+    return _draw(gradient_chart(as_trajectory(trajectory)), ax, **style)
 
 
 def plot_energy(trajectory: Trajectory, ax: Axes | None = None, **style: Any) -> Axes:
@@ -125,7 +125,7 @@ def plot_energy(trajectory: Trajectory, ax: Axes | None = None, **style: Any) ->
     >>> bool((ax.lines[0].get_ydata()[1:] < 1e-6).all())
     True
     """
-    return _draw(energy_chart(trajectory), ax, **style)
+    return _draw(energy_chart(as_trajectory(trajectory)), ax, **style)
 
 
 _PANELS: dict[str, Callable[[Trajectory, Axes | None, Certificates], Axes]] = {

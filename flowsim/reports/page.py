@@ -23,7 +23,7 @@ from flowsim.plots import COLOURS, Chart, bounds_of, run_figure
 from flowsim.plots.charts import drift_chart, loss_chart, rate_chart, singular_values_chart
 from flowsim.rates import Certificates
 from flowsim.reports import contents
-from flowsim.trajectory import Trajectory
+from flowsim.trajectory import Trajectory, as_trajectory
 
 FIGURES = {
     "loss": "Loss, relative to its start; bounds of certificates dashed.",
@@ -56,7 +56,7 @@ def report(trajectory: Trajectory, path: str | Path, *, diagnosis: Diagnosis | N
     (1, False, True)
     """
     check_name(path)
-    page = render(trajectory, contents.laws_of(trajectory) if diagnosis is None else diagnosis)
+    page = render(as_trajectory(trajectory), contents.laws_of(trajectory) if diagnosis is None else diagnosis)
     with write_atomically(path) as place:
         place.write_text(page, encoding="utf-8")
 

@@ -15,7 +15,7 @@ from flowsim.problem import Problem
 from flowsim.progress import Progress, following
 from flowsim.simulation.arguments import check_steps, save_times, stopping_of
 from flowsim.simulation.run import Run
-from flowsim.trajectory import Trajectory, UnknownLoss
+from flowsim.trajectory import Trajectory, UnknownLoss, as_trajectory
 
 __all__ = ["resume", "save_times", "simulate"]
 
@@ -102,7 +102,7 @@ def resume(
     >>> bool((both.step_loss == whole.step_loss).all())
     True
     """
-    begun, t1 = float(trajectory.time[-1]), as_number(t1, "t1", above=float(trajectory.time[-1]))
+    begun, t1 = float(as_trajectory(trajectory).time[-1]), as_number(t1, "t1", above=float(trajectory.time[-1]))
     problem, method = trajectory.problem, trajectory.method
     if trajectory.status == "diverged":
         raise InputError(

@@ -121,7 +121,7 @@ class SweepResult:
 
 
 def sweep(
-    spec: SweepSpec,
+    spec: SweepSpec | str | Path,
     out: str | Path,
     *,
     workers: int = 1,
@@ -132,10 +132,11 @@ def sweep(
 ) -> SweepResult:
     """Simulate every member of a specification that has no valid record in the folder `out`, and write out/table.nc.
 
+    spec: a SweepSpec, or the TOML file of one; the tables and keys of both are SweepSpec's.
     workers: processes of this machine; scheduler: the address of a Dask cluster that shares the folder, in their place;
     shard (i, n): members i, i + n, ... only, i from 1. note: called with sentences on the plan; progress(done, todo)
     after each member (True: a bar). Ctrl-C, kill -9, a dead worker, a full disk lose no finished member: call again to
-    go on.
+    go on. A specification that differs from the folder's by more seeds alone runs those.
 
     Raises InputError for arguments out of range or a folder of another specification, StorageError when a record could
     not be written.
@@ -148,12 +149,19 @@ def sweep(
     >>> first.done, again.done, again.skipped  # what has a record is not run again
     (3, 0, 3)
     """
+    if isinstance(spec, (str, Path)):
+        spec = SweepSpec.read(spec)
+    if not isinstance(spec, SweepSpec):
+        raise InputError(
+            f"Argument `spec` must be a SweepSpec or a TOML file of one, but it is of type {type(spec).__name__};"
+            " SweepSpec.build makes one of tables."
+        )
     part, parts = shard
     if not 1 <= part <= parts:
         raise InputError(f"Argument `shard` must be i/n with 1 <= i <= n, but it is {part}/{parts}.")
     if workers < 1:
         raise InputError(f"Argument `workers` must be at least 1, but it is {workers}.")
-    store = Store.open(out, json.loads(canonical(spec.model_dump())))
+    store = Store.open(out, json.loads(canonical(spec.model_dump())), growing=("sweep.seeds",))
     mine = spec.members()[part - 1 :: parts]
     todo = [member for member in mine if store.read(member.key) is None]
     damaged = sum(store.path(member.key).exists() for member in todo)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from flowsim.checks import as_dims
+from flowsim.checks import as_dims, mistake
 from flowsim.errors import InputError
 from flowsim.files import read_toml
 from flowsim.initialization import SCHEMES, initialize
@@ -175,7 +175,8 @@ class SweepSpec(BaseModel):
         try:
             return cls(**tables)
         except ValidationError as error:
-            complaints = [f"{_path(e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+            known: dict[Any, Any] = {"sweep": SweepTable.model_fields, "target": TargetTable.model_fields}
+            complaints = [f"{_path(e['loc'])}: {mistake(e, known.get(e['loc'][0], known))}" for e in error.errors()]
             raise InputError(
                 f"The specification has {len(complaints)} mistake{'s' if len(complaints) > 1 else ''}:\n  "
                 + "\n  ".join(complaints)

@@ -11,6 +11,7 @@ from flowsim.trajectory.result import (
     Steps,
     Trajectory,
     UnknownLoss,
+    as_trajectory,
 )
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "Steps",
     "Trajectory",
     "UnknownLoss",
+    "as_trajectory",
     "load",
 ]

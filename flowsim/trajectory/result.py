@@ -57,6 +57,16 @@ class Steps:
     dissipated: np.ndarray
 
 
+def as_trajectory(value: Any) -> Trajectory:
+    """The value if it is a Trajectory. Raises InputError."""
+    if not isinstance(value, Trajectory):
+        raise InputError(
+            f"Argument `trajectory` must be a Trajectory, but it is of type {type(value).__name__}; simulate returns"
+            " one, load reads one from its file."
+        )
+    return value
+
+
 @dataclass(frozen=True)
 class Reduction:
     """How the width was compressed: the compressed network (None where the full weights were integrated), the estimate
