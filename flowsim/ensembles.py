@@ -333,14 +333,13 @@ def _alone(problem: Problem | str, settings: _Settings) -> Result:
 
 def scalars_of(run: Trajectory) -> dict[str, Any]:
     """What is kept of one member."""
-    first, last, end = float(run.excess[0]), float(run.excess[-1]), float(run.time[-1])
     return {
         "status": run.status,
         "reason": None if run.exit_code == 0 else run.message,
         "initial_loss": float(run.loss[0]),
-        "final_excess": last,
-        "time_reached": end,
-        "rate_seen": _rate(first, last, end),
+        "final_excess": float(run.excess[-1]),
+        "time_reached": float(run.time[-1]),
+        "rate_seen": run.rate_seen,
         "drift": float(run.imbalance_drift.max()),
         "energy_residual": float(np.abs(run.energy_residual).max()),
         "error_estimate": float(run.error_estimate[-1]),

@@ -13,6 +13,10 @@ LEAST_RTOL = 1e-13
 """Below this relative tolerance round-off in float64 decides, and step-size control fails."""
 
 
+TOLD = ("rtol", "atol", "stages")
+"""Settings that str() of a method always tells."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """One method: its order (None where it varies), whether it is explicit, a line on it; matrix_free if implicit."""
@@ -59,8 +63,22 @@ def _check_settings(method: Any) -> None:
         as_number(method.step_size, "step_size", above=0.0)
 
 
+class Named:
+    """What the methods share: str() of a method: its name, its tolerances, and what differs from the default."""
+
+    def __str__(self) -> str:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        usual = {field.name: field.default for field in fields(self)}  # type: ignore[arg-type]
+        name = str(values.pop("name", type(self).__name__))
+        told = {k: v for k, v in values.items() if k in TOLD or v != usual[k]}
+        settings = [
+            str(v) if k == "method" else f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in told.items()
+        ]
+        return ", ".join([name, *settings])
+
+
 @dataclass(frozen=True)
-class Scipy:
+class Scipy(Named):
     """An integrator of scipy.integrate, by its name there (a key of SCIPY), with error control by rtol and atol.
 
     With step_size the steps are all that long and uncontrolled (BDF and LSODA vary their own order: they refuse).
@@ -95,7 +113,7 @@ class Scipy:
 
 
 @dataclass(frozen=True)
-class Diffrax:
+class Diffrax(Named):
     """An integrator of diffrax, by its name there (a key of DIFFRAX), compiled by jax, in float64.
 
     Error control by rtol and atol through diffrax's PIDController with the coefficients pcoeff, icoeff and dcoeff (by
@@ -135,7 +153,7 @@ class Diffrax:
 
 
 @dataclass(frozen=True)
-class GaussLegendre:
+class GaussLegendre(Named):
     """Gauss-Legendre collocation with 1 to 4 stages, of order 2 stages: keeps every D_l to round-off at any tolerance.
 
     Implicit; the stage equations use the symmetry of the flow's Jacobian. With step_size the steps are all that long
@@ -173,7 +191,7 @@ class GaussLegendre:
 
 
 @dataclass(frozen=True)
-class RKC:
+class RKC(Named):
     """The stabilised explicit Runge-Kutta-Chebyshev method of order 2: long steps where only stability limits them.
 
     With step_size the steps are all that long and uncontrolled, their stages as many as stability asks for.
@@ -204,7 +222,7 @@ class RKC:
 
 
 @dataclass(frozen=True)
-class Projected:
+class Projected(Named):
     """An explicit one-step method whose every step is projected back onto {D_l = D_l(0) for all l}.
 
     method: Scipy or Diffrax with the name of an explicit method, or RKC. Raises InputError for another one.
@@ -250,7 +268,7 @@ class Projected:
 
 
 @dataclass(frozen=True)
-class GradientDescent:
+class GradientDescent(Named):
     """W_l <- W_l - step_size dL/dW_l; step k is time t = k step_size.
 
     backend "numpy" is a plain loop, "jax" a compiled scan. Raises InputError unless step_size > 0.

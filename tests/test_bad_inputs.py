@@ -251,7 +251,7 @@ def test_weights(case, capsys, tmp_path):
     name, make, words = WEIGHTS[case]
     make(tmp_path / name)
     if name.endswith((".pt", ".pth")) and find_spec("torch") is None:
-        words = "flowsim[torch]"
+        words = "pip install torch"
     assert_refused(capsys, words, "simulate", name, "--t1", 1, "--out", "run.nc", "--json")
 
 

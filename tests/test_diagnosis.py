@@ -120,3 +120,14 @@ def test_a_run_without_its_loss(tmp_path):
     assert diagnosis["flow"].holds is None
     assert "loss" in diagnosis["flow"].reason
     assert not fs.diagnose(fs.load(tmp_path / "run.nc", loss=Huber())).broken
+
+
+def test_a_tolerance_above_what_a_law_compares_leaves_it_open():
+    """Curvature 2e9: an error of rtol ||W|| could make a loss far above L(0), so that the loss tells nothing."""
+    problem = fs.Problem(fs.SquaredLoss(np.ones((5, 1))), fs.sample_compressed("fan_out", (5, 10**9, 1), seed=0))
+    loose, tight = (fs.diagnose(fs.simulate(problem, method, t1=2e-9)) for method in (fs.Scipy(), fs.Scipy(rtol=1e-13)))
+    assert loose["monotone loss"].holds is None
+    assert loose["rate theorem-1-A1"].holds is None
+    assert "lower rtol" in loose["rate theorem-1-A1"].reason
+    assert tight["rate theorem-1-A1"].holds
+    assert tight["rate theorem-1-A1"].residual < tight["rate theorem-1-A1"].expected

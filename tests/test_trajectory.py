@@ -146,3 +146,34 @@ def test_the_summary_names_what_matters(problem):
     text = fs.simulate(problem, t1=0.1).summary()
     for word in ("completed", "DOP853", "drift", "energy", "(3, 6, 5, 2)"):
         assert word in text
+
+
+@pytest.mark.parametrize("method", ["dop853", "tsit5", "radau", "gauss-legendre", "projected-rk45", "rkc", "lsoda"])
+def test_beyond_its_floor_the_loss_is_not_taken_for_that_of_the_flow(method):
+    """Ten times the time that the loss takes to its floor changes neither the rate seen nor what it is judged by."""
+    problem = fs.Problem(fs.SquaredLoss(np.ones((3, 1))), fs.fan_out((3, 60, 50, 1), seed=0))
+    short, long = (fs.simulate(problem, method, t1=t1) for t1 in (0.05, 3.0))
+    rate = fs.certify(problem).best.rate
+    assert short.resolved_until is None
+    assert "resolved" not in short.message
+    assert 0.01 < long.resolved_until < 0.3
+    assert f"From t = {long.resolved_until:.4g} on" in long.message
+    assert rate < long.rate_seen == pytest.approx(short.rate_seen, rel=0.25)
+    bounds = fs.plot(long, certificate=fs.certify(problem)).lines[1]
+    assert np.nanmax(bounds.get_xdata()[np.isfinite(bounds.get_ydata())]) <= long.resolved_until
+
+
+def test_a_plateau_of_the_flow_is_no_floor():
+    """Near a saddle the loss rests as well, but there the gradient promises no fall; nor in the middle of a fall."""
+    weights = (1e-3 * np.eye(3), np.eye(3), 1e-3 * np.eye(3))
+    problem = fs.Problem(fs.SquaredLoss(np.diag([3.0, 2.0, 1.0])), fs.LinearNetwork(weights))
+    for t1 in (1.0, 2.0, 3.0, 5.0, 8.0, 12.0):
+        assert fs.simulate(problem, t1=t1).resolved_until is None, t1
+
+
+def test_a_run_says_that_it_rests_or_that_its_loss_rose():
+    zero = fs.Problem(fs.SquaredLoss(np.ones((2, 2))), fs.LinearNetwork((np.zeros((2, 3)), np.zeros((3, 2)))))
+    assert "stationary point" in fs.simulate(zero, t1=1.0).message
+    problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[1.0]], [[1.5]])))
+    assert "lower the step size" in fs.simulate(problem, fs.GradientDescent(1.0), t1=1.0).message
+    assert fs.simulate(problem, t1=1.0).message == "The end time was reached."

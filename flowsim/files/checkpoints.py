@@ -89,7 +89,7 @@ def read_state_dict(path: Path, limit: int = LARGEST_FILE) -> dict[str, np.ndarr
     try:
         import torch
     except ImportError as error:
-        raise InputError(f"File {path} needs PyTorch to be read: pip install 'flowsim[torch]'.") from error
+        raise InputError(f"File {path} needs PyTorch to be read: pip install torch.") from error
     _check_archive(path, limit)
     found = _loaded(path, torch)
     for key in WRAPPERS:

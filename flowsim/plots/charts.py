@@ -130,13 +130,17 @@ def loss_chart(trajectory: Trajectory, bounds: Sequence[Certificate] = ()) -> Ch
     names = LOSS_NAMES[known, logarithmic]
     curves = [Curve("simulated", excess[keep] / unit)]
     note = " (of the flow)" if isinstance(trajectory.method, GradientDescent) else ""
-    curves += [Curve(f"bound of {c.name}{note}", c.bound(time[keep]) / unit, "bound") for c in bounds]
+    shown = time[keep] <= _end(trajectory)
+    curves += [
+        Curve(f"bound of {c.name}{note}", np.where(shown, c.bound(time[keep]) / unit, np.nan), "bound") for c in bounds
+    ]
     return Chart("loss", "Loss", *names, time[keep], tuple(curves), logarithmic, _before(keep, time))
 
 
 def rate_chart(trajectory: Trajectory, bounds: Sequence[Certificate] = ()) -> Chart:
     """-d/dt log(L - f*) seen, and that of the certificates' bounds."""
     time, rate = instantaneous_rate(trajectory)
+    rate = np.where(time <= _end(trajectory), rate, np.nan)
     curves = [Curve("seen", rate)]
     note = ", of the flow" if isinstance(trajectory.method, GradientDescent) else ""
     curves += [Curve(f"certified: {c.name}{note}", _rate_of_bound(c, time), "bound") for c in bounds]
@@ -190,7 +194,7 @@ def gradient_chart(trajectory: Trajectory) -> Chart:
     keep = thinned(norm)
     curves, time = (Curve("‖∇L‖", norm[keep]),), trajectory.time[keep]
     before = _before(keep, norm)
-    label, words = r"$\|\nabla L(t)\|_F$", "‖∇L(t)‖_F"
+    label, words = r"$\Vert\nabla L(t)\Vert$", "‖∇L(t)‖"
     return Chart("gradient", "Gradient", label, words, time, curves, bool(norm.max() > 0), before)
 
 
@@ -199,8 +203,8 @@ def energy_chart(trajectory: Trajectory) -> Chart:
     residual = np.abs(trajectory.energy_residual)
     keep = thinned(residual)
     curves, logarithmic = (Curve("residual", residual[keep]),), bool((residual > 0).any())
-    label = r"$|L(0) - L(t) - \int\|\nabla L\|_F^2|\,/\,(L(0) - f^*)$"
-    words = "|L(0) − L(t) − ∫‖∇L‖²_F| / (L(0) − f*)"
+    label = r"$|L(0) - L(t) - \int\,\Vert\nabla L\Vert^2\,|\ /\ (L(0) - f^*)$"
+    words = "|L(0) − L(t) − ∫‖∇L‖²| / (L(0) − f*)"
     time, before = trajectory.step_time[keep], _before(keep, residual)
     return Chart("energy", "Energy residual", label, words, time, curves, logarithmic, before, round_off=True)
 
@@ -224,6 +228,11 @@ def _minimum_known(trajectory: Trajectory) -> bool:
     if isinstance(loss, UnknownLoss):
         return not (trajectory.steps.excess < 0).any()
     return minimum_of(loss) is not None
+
+
+def _end(trajectory: Trajectory) -> float:
+    """Until when L - f* is more than round-off and errors: bounds and rates beyond mean nothing."""
+    return float(trajectory.time[-1] if trajectory.resolved_until is None else trajectory.resolved_until)
 
 
 def _rate_of_bound(certificate: Certificate, time: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from flowsim.comparison import Comparison
 from flowsim.ensembles import Ensemble
-from flowsim.plots.style import COLOURS, LINES, MARKERS, STYLE, colours, own_axes
+from flowsim.plots.style import COLOURS, LINES, MARKERS, STYLE, colours, logarithmic, own_axes
 
 if TYPE_CHECKING:
     import xarray
@@ -92,15 +92,21 @@ def sweep_figure(table: xarray.Dataset) -> Figure:
         rates.set(xlabel="certified rate", ylabel="rate seen: $-\\Delta\\log(L - f^*)\\,/\\,t$")
         for ax in (reached, drift, rates):
             if _has_points(ax):
-                ax.set_xscale("log")
+                logarithmic(ax.xaxis)
             else:
                 ax.text(0.5, 0.5, "no member has it", ha="center", transform=ax.transAxes)
         if _has_points(rates):
-            rates.set_yscale("log")
+            logarithmic(rates.yaxis)
             rates.axline((1, 1), (2, 2), color="0.6", linewidth=0.8)
         title = ", then ".join(varying) or None
         figure.legend(
-            handles=entries, title=title, loc="outside lower center", ncols=6, frameon=False, title_fontsize=7
+            handles=entries,
+            title=title,
+            loc="outside lower center",
+            ncols=6,
+            handlelength=3.5,
+            frameon=False,
+            title_fontsize=7,
         )
     return figure
 
@@ -126,7 +132,8 @@ def _distribution(ax: Axes, values: np.ndarray, members: xarray.Dataset, line: d
     """The share of the members at or below each positive value."""
     found = np.sort(values[values > 0])
     if len(found):
-        ax.step(found, (np.arange(len(found)) + 1) / members.sizes["member"], where="post", **line)
+        shares = np.arange(len(found) + 1) / members.sizes["member"]
+        ax.step(np.append(found[0], found), shares, where="post", **line)
 
 
 def _has_points(ax: Axes) -> bool:

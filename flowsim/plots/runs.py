@@ -39,7 +39,8 @@ def plot(trajectory: Trajectory, ax: Axes | None = None, certificate: Bounds = N
     """The excess loss L - f* against t on a log axis, relative to its start; bounds of certificates dashed.
 
     certificate: one, or several (`certify(problem)`): then the three greatest rates that hold along the trajectory.
-    L / L(0) where f* is unknown; L on a linear axis where it is not positive either. style: of the simulated curve.
+    L / L(0) where f* is unknown; L on a linear axis where it is not positive either. style: of the simulated curve; its
+    color, if given, is also that of a single bound.
 
     >>> from matplotlib.figure import Figure
     >>> import flowsim as fs
@@ -167,7 +168,7 @@ def _draw(chart: Chart, given: Axes | None, **style: Any) -> Axes:
         look = {"color": colour, "label": "_" if quiet else curve.name, "linewidth": 1.2, **style}
         lines += _line(ax, chart, curve, look)
     for k, curve in enumerate(bounds):
-        colour = lines[0].get_color() if len(bounds) == 1 else COLOURS[1 + k]
+        colour = lines[0].get_color() if "color" in style and len(bounds) == 1 else COLOURS[1 + k]
         _line(ax, chart, curve, {"color": colour, "linestyle": LINES[1 + k], "label": curve.name, "linewidth": 1})
     for k, curve in enumerate(targets):
         name = "_" if k else "those of the minimiser"

@@ -11,6 +11,7 @@ from flowsim.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLE: Any = {
@@ -50,6 +51,19 @@ def legend_above(ax: Axes) -> None:
     fits = max(map(len, labels[:half])) + max(map(len, labels[half:])) <= LETTERS
     place: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "ncols": 2 if fits else 1}
     ax.legend(handles, labels, frameon=False, fontsize=STYLE["legend.fontsize"], columnspacing=1.2, **place)
+
+
+def logarithmic(axis: Axis) -> None:
+    """A logarithmic axis whose labels do not run into each other: powers of ten, or within one 1, 2, 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    ax, name = axis.axes, axis.axis_name  # type: ignore[attr-defined]
+    ax.set(**{f"{name}scale": "log"})
+    low, high = np.log10(axis.get_view_interval())
+    axis.set_minor_formatter(NullFormatter())
+    if np.floor(high) <= np.ceil(low):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def colours(count: int) -> list[Any]:

@@ -17,11 +17,15 @@ Scope = Literal["trajectory", "instant"]
 
 @dataclass(frozen=True)
 class Certificate:
-    """A lower bound alpha on lambda_min(T) and the rate that follows from it, or the reason why there is none.
+    """A lower bound alpha on lambda_min(T), T the operator of LinearNetwork.apply_T, and the rate that follows from it.
 
+    applies: whether the theorem's assumptions on network and loss are known to hold; reason: where not, which fails;
+    where they do, a remark. alpha may be there without a rate: then the network is as the theorem asks, the loss not.
     scope "trajectory": lambda_min(T(t)) >= alpha for all t; "instant": at the present weights only.
-    law "exponential": L(t) - f* <= excess exp(-rate t), rate = alpha gamma (assumption A1 of [MVM23]);
-    law "hyperbolic": L(t) - f* <= excess / (1 + excess rate t), rate = alpha gamma^2 (assumption A1').
+    law "exponential": L(t) - f* <= excess exp(-rate t), rate = alpha gamma, under assumption A1 of [MVM23],
+    ||grad f||_F^2 >= gamma (f - f*): gamma = 2 for SquaredLoss, 2 sigma_min(X)^2 for LeastSquares;
+    law "hyperbolic": L(t) - f* <= excess / (1 + excess rate t), rate = alpha gamma^2, under A1',
+    ||grad f||_F >= gamma (f - f*): exponential and logistic loss. excess: L(0) - f*.
 
     >>> import flowsim as fs
     >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
@@ -140,7 +144,7 @@ class Certificates(Shown):
                 _number(c.alpha),
                 _number(c.rate),
                 "-" if c.rate is None else c.law,
-                c.scope,
+                c.scope if c.applies else "-",
                 c.reason or "",
             )
             for c in self.entries
@@ -165,8 +169,9 @@ class Certificates(Shown):
 def _told(best: Certificate | None) -> str:
     if best is None:
         return "best: none applies"
-    nothing = not (best.alpha if best.rate is None else best.rate)
-    return f"best: {best.name}" + (", and it is 0: no rate is certified" if nothing else "")
+    if best.rate is None:
+        return f"best: {best.name}: alpha alone, a rate needs a target or data"
+    return f"best: {best.name}" + ("" if best.rate else ", and it is 0: no rate is certified")
 
 
 def _number(value: float | None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from flowsim.diagnosis import Diagnosis, diagnose
 from flowsim.errors import FlowsimError
 from flowsim.losses import minimum_of
-from flowsim.methods import GradientDescent, Method, describe
+from flowsim.methods import GradientDescent, describe
 from flowsim.rates import Certificate, Certificates
 from flowsim.trajectory import Trajectory, UnknownLoss
 
@@ -45,31 +44,19 @@ def summary(trajectory: Trajectory, certificates: Certificates) -> Rows:
     compressed = trajectory.reduction.network
     known = minimum_of(trajectory.problem.loss) is not None
     return [
-        ("method", words(trajectory.method)),
+        ("method", str(trajectory.method)),
         ("widths, full", "-".join(map(str, trajectory.problem.network.dims))),
         ("widths, as integrated", "full" if compressed is None else "-".join(map(str, compressed.core.dims))),
         ("estimated compression error", _error(trajectory)),
         ("time reached", number(float(trajectory.time[-1]))),
         ("final loss L", _final_loss(trajectory)),
-        ("L − f* at the end, of that at t = 0", _ratio(trajectory) if known else "f* is not known"),
+        ("(L − f*) at the end / at t = 0", _ratio(trajectory) if known else "f* is not known"),
         ("mean rate seen", _mean_rate(trajectory, known)),
         ("best certified rate", _certified(trajectory, certificates.best)),
-        ("greatest relative drift of D_l", number(float(trajectory.imbalance_drift.max()))),
+        ("greatest relative drift of Dₗ", number(float(trajectory.imbalance_drift.max()))),
         ("steps", number(trajectory.stats.get("steps"))),
         ("seconds", number(trajectory.stats.get("seconds"))),
     ]
-
-
-def words(method: Method) -> str:
-    """DOP853, rtol 1e-08, atol 1e-10: the method's name and its settings."""
-    values = {field.name: getattr(method, field.name) for field in fields(method)}
-    name = values.pop("name", type(method).__name__)
-    settings = [
-        words(value) if key == "method" else f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in values.items()
-        if value is not None
-    ]
-    return ", ".join([str(name), *settings])
 
 
 def _error(trajectory: Trajectory) -> str:
@@ -95,7 +82,8 @@ def _mean_rate(trajectory: Trajectory, known: bool) -> str:
     rate = trajectory.rate_seen
     if rate is None:
         return "not known: " + ("no step was taken" if trajectory.time[-1] <= 0 else "L − f* is not positive")
-    return f"{rate:.4g}" + ("" if known else ", of L itself")
+    until = "" if trajectory.resolved_until is None else f" until t = {trajectory.resolved_until:.4g}"
+    return f"{rate:.4g}" + ("" if known else ", of L itself") + until
 
 
 def _certified(trajectory: Trajectory, best: Certificate | None) -> str:
@@ -136,8 +124,13 @@ def statistics(trajectory: Trajectory) -> Rows:
     return rows
 
 
+TOLD = ("method", "step_size", "rtol", "atol", "loss")
+"""Options that the problem and the method say themselves."""
+
+
 def configuration(trajectory: Trajectory) -> dict[str, Any]:
-    """The problem, the method, and the configuration as it was stored with the run, if any was."""
+    """The problem, the method, and the other options as they were stored with the run, if any were."""
+    stored = trajectory.provenance.get("configuration", {})
     network, loss = trajectory.problem.network, trajectory.problem.loss
     name = "a loss of the user's own, not in the file" if isinstance(loss, UnknownLoss) else type(loss).__name__
     return {
@@ -145,7 +138,7 @@ def configuration(trajectory: Trajectory) -> dict[str, Any]:
         "loss.shape": "x".join(map(str, loss.shape)),
         "network": {"dims": list(network.dims), "scale": network.scale, "origin": dict(network.origin)},
         "method": describe(trajectory.method),
-        "as stored": trajectory.provenance.get("configuration", {}),
+        "options": {name: value for name, value in stored.items() if name not in TOLD},
     }
 
 

@@ -28,10 +28,10 @@ from flowsim.trajectory import Trajectory, as_trajectory
 FIGURES = {
     "loss": "Loss, relative to its start; bounds of certificates dashed.",
     "rate": "Rate at which log(L − f*) falls; certified rates dashed.",
-    "drift": "‖D_l(t) − D_l(0)‖_F / max(1, ‖D_l(0)‖_F): 0 for the exact flow.",
+    "drift": "‖Dₗ(t) − Dₗ(0)‖ / max(1, ‖Dₗ(0)‖), Frobenius norms: 0 for the exact flow.",
     "singular-values": "Singular values of the product W(t); dotted those of the minimiser.",
     "gradient": "Norm of the gradient over all layers.",
-    "energy": "Energy residual: what L(0) − L(t) lacks of the integral of ‖∇L‖²; 0 for the exact flow.",
+    "energy": "Energy residual: L(0) − L(t) against the integral of ‖∇L‖² since t = 0; 0 for the exact flow.",
 }
 MOST_FRAMES = 500
 """Places of the time slider; more checkpoints than this are thinned."""
@@ -73,7 +73,7 @@ def render(trajectory: Trajectory, laws: Diagnosis | str) -> str:
     charts = _charts(trajectory, certificates)
     network = "-".join(map(str, trajectory.problem.network.dims))
     return Template(_part("page.html")).substitute(
-        title=escape(f"{network}, {contents.words(trajectory.method)}"),
+        title=escape(f"{network}, {trajectory.method}"),
         style=_part("page.css"),
         script=_part("page.js"),
         data=embedded(_data(charts)),
@@ -172,13 +172,14 @@ def _definitions(rows: Iterable[tuple[str, str]]) -> str:
 
 def _table(name: str, table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(word)}</th>' for word in table.heads)
-    body = "".join(_row(row) for row in table.rows)
+    body = "".join(_row(table.heads, row) for row in table.rows)
     html = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(name)}">{html}</div>'
 
 
-def _row(row: Sequence[str]) -> str:
-    cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+def _row(heads: Sequence[str], row: Sequence[str]) -> str:
+    named = zip(heads[1:], row[1:], strict=True)
+    cells = "".join(f'<td data-head="{escape(head)}">{escape(cell)}</td>' for head, cell in named)
     return f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>\n'
 
 

@@ -35,12 +35,15 @@ def simulate(
 ) -> Trajectory:
     """Gradient flow dW_l/dt = -dL/dW_l (or gradient descent) from problem.network's weights at t = 0 to t1.
 
-    method: Scipy("DOP853") by default, or a name that `flowsim methods` lists. save_points: how many times to save,
-    evenly, both ends included, or the times themselves (0 and the end are added). stop_loss: stop when
-    L - f* <= stop_loss (L(0) - f*); the flow's time of crossing is located, and where it comes long before t1 few of
-    the times to save come before it (Trajectory.step_time and steps have every step). stop_gradient: stop when
-    ||grad L||_F <= stop_gradient. max_steps, wall_limit (seconds): stop after that many accepted steps or that long.
-    progress(t, excess, initial_excess) is called after every segment; True shows a bar. Ctrl-C returns what there is.
+    method: Scipy("DOP853", rtol=1e-8, atol=1e-10) by default, another object that carries its tolerances or step size
+    (Scipy, Diffrax, GaussLegendre, RKC, Projected, GradientDescent), or a name that `flowsim methods` lists. t1: in the
+    flow's own unit; 1 / certify(problem).best.rate is a time in which L - f* falls by a factor e or more.
+    save_points: how many times to save, evenly, both ends included, or the times themselves (0 and the end are added).
+    stop_loss: stop when L - f* <= stop_loss (L(0) - f*); the flow's time of crossing is located, and where it comes
+    long before t1 few of the times to save come before it (Trajectory.step_time and steps have every step).
+    stop_gradient: stop when ||grad L||_F <= stop_gradient. max_steps, wall_limit (seconds): stop after that many
+    accepted steps or that long. progress(t, excess, initial_excess) is called after every segment; True shows a bar.
+    Ctrl-C returns what there is.
 
     reduce: "auto" simulates the network in compressed form where that pays, with as many Krylov steps as keep the
     estimated error of the weights within the method's tolerance (rtol ||W(t) - W(0)||_F + atol; for gradient

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from flowsim.errors import InputError
 from flowsim.integrators import IntegrationFailure, Segment, compile_seconds, start
 from flowsim.integrators.base import Counts, dissipation
 from flowsim.losses import excess
-from flowsim.methods import Method, Projected
+from flowsim.methods import GradientDescent, Method, Projected
 from flowsim.model import CompressedModel, Model, Refused, choose_model, continued
 from flowsim.network import product, unflatten
 from flowsim.problem import Problem
@@ -256,7 +256,7 @@ class Run:
             self.checkpoints.append(self.final)
         time, losses, norms, drift, error = (np.concatenate(column) for column in zip(*self.rows, strict=True))
         step_time, step_excess, dissipated = (np.concatenate(column) for column in zip(*self.log, strict=True))
-        return Trajectory(
+        run = Trajectory(
             problem=self.problem,
             method=self.method,
             status=self.status,
@@ -272,3 +272,25 @@ class Run:
             ),
             stats={"steps": self.steps, **self.spent, **vars(self.counts)},
         )
+        return replace(run, detail=" ".join(part for part in (run.detail, _floor(run), _rise(run)) if part))
+
+
+def _rise(run: Trajectory) -> str:
+    """A remark on a loss that did not fall: from a stationary point, or by steps that are too large."""
+    if run.gradient_norm[0] == 0 and run.excess[0] > 0:
+        return "The gradient is 0 at the start, a stationary point: the weights do not move."
+    if run.status == "completed" and run.excess[-1] > 1.001 * run.excess[0]:
+        return f"L - f* rose {run.excess[-1] / run.excess[0]:.3g} times, against the flow: lower the step size or rtol."
+    return ""
+
+
+def _floor(run: Trajectory) -> str:
+    """A remark on a run that went on below what its tolerance resolves."""
+    if run.resolved_until is None:
+        return ""
+    level = run.excess[-1] / run.excess[0]
+    lower = "" if isinstance(run.method, GradientDescent) else ", a smaller tolerance takes it lower"
+    return (
+        f"From t = {run.resolved_until:.4g} on L - f* is no longer resolved but what errors leave, {level:.1e} of its"
+        f" start at the end: stop_loss ends a run before{lower}."
+    )

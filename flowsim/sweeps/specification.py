@@ -156,7 +156,13 @@ class Member:
 
 
 class SweepSpec(BaseModel):
-    """A whole specification, as `flowsim sweep` reads it from TOML.
+    """A whole specification, as `flowsim sweep` reads it from TOML. Lists are multiplied, one value is a list of one.
+
+    Table [sweep]: dims (a list of lists), seeds (members k < seeds of each combination), t1 must be there; scheme =
+    "fan_out", scale = 1, method = "dop853", rtol = 1e-8, atol = 1e-10, step_size (for gd and euler) may be lists;
+    root_seed = 0, stop_loss, max_steps, wall_limit, reduce = "auto" as for simulate; draw = "full" or "sampled" (in
+    compressed form, any width); certificates = "all", "cheap" or "none"; curve_points = 0: how many times of each loss
+    curve are kept in the table. Table [target]: kind = "ones" or "normal" (with seed = 0), times scale = 1.
 
     >>> import flowsim as fs
     >>> tables = {"sweep": {"dims": [[1, 9, 1], [1, 9, 9, 1]], "scheme": ["fan_in", "ntk"], "seeds": 5, "t1": 1.0}}

@@ -16,7 +16,7 @@ from flowsim.display import Shown, Table
 from flowsim.errors import InputError
 from flowsim.integrators import start
 from flowsim.losses import minimum_of
-from flowsim.methods import Method
+from flowsim.methods import GradientDescent, Method
 from flowsim.network import LinearNetwork, product, unflatten
 from flowsim.problem import Problem
 from flowsim.rates import Certificates, certify
@@ -28,13 +28,15 @@ if TYPE_CHECKING:
 REMEDIES = {
     "completed": "The end time was reached.",
     "converged": "The stopping level was reached.",
-    "diverged": "The state grew without bound or the steps failed; lower step_size or tighten rtol.",
+    "diverged": "The state grew without bound or the steps failed; lower step_size, or rtol where there is one.",
     "step_limit": "The step limit was reached before the end time; raise max_steps or loosen rtol.",
     "wall_limit": "The wall-clock limit was reached before the end time; raise wall_limit or use a cheaper method.",
     "interrupted": "The run was interrupted; the result up to there is kept.",
 }
 """status -> what it means and what to do."""
 
+TAIL, PROMISED, SEEN, DEEP, ABOVE = 0.1, 5.0, 0.5, 1e-6, 100.0
+"""How the floor of L - f* is known: Trajectory.resolved_until."""
 CHEAP_FROM = 10**6
 """From this many weights on certificates are those of a few products with the hidden layers."""
 EXIT_CODES = {"completed": 0, "converged": 0, "diverged": 3, "step_limit": 3, "wall_limit": 3, "interrupted": 130}
@@ -299,10 +301,33 @@ class Trajectory(Shown):
             attrs={"status": self.status, "message": self.message},
         )
 
+    @cached_property
+    def resolved_until(self) -> float | None:
+        """Until when L - f* is that of the flow, where beyond it is round-off and error; None where it is to the end.
+
+        Beyond is where ||grad L||_F^2 / (L - f*), the rate of the exact flow, promises between the halves of the last
+        TAIL of the steps a fall by more than a factor e^PROMISED, of whose exponent less than SEEN is seen, below DEEP
+        of the start: from the end of the last step above ABOVE times the greatest value of those steps.
+        """
+        time, excess, last = self.step_time, self.steps.excess, float(self.excess[-1])
+        first = int(len(time) * (1 - TAIL))
+        tail, middle = excess[first:], (len(time) - first) // 2
+        if len(tail) < 2 or not np.isfinite(excess).all() or tail.max() > DEEP * excess[0]:
+            return None
+        promised = float((time[-1] - time[first]) / 2 * self.gradient_norm[-1] ** 2)
+        before, after = float(np.median(tail[:middle])), float(np.median(tail[middle:]))
+        seen = np.log(before / after) if min(before, after) > 0 else 0.0
+        if promised <= PROMISED * last or (last > 0 and seen >= SEEN * promised / last):
+            return None
+        return float(time[np.flatnonzero(excess > min(ABOVE * tail.max(), DEEP * excess[0]))[-1]])
+
     @property
     def rate_seen(self) -> float | None:
-        """log((L(0) - f*) / (L(t) - f*)) / t at the end: the mean rate; None where nothing fell."""
+        """log((L(0) - f*) / (L(t) - f*)) / t, t the end, or resolved_until: the mean rate; None where nothing fell."""
         first, last, end = float(self.excess[0]), float(self.excess[-1]), float(self.time[-1])
+        if self.resolved_until is not None:
+            end = self.resolved_until
+            last = float(self.steps.excess[np.searchsorted(self.step_time, end)])
         return float(np.log(first / last)) / end if 0 < last < np.inf and first > 0 and end > 0 else None
 
     @cached_property
@@ -326,6 +351,8 @@ class Trajectory(Shown):
         ratio = self.excess[-1] / self.excess[0] if self.excess[0] else 0.0
         seen, best = self.rate_seen, self.certificates.best
         certified = "none" if best is None or best.rate is None else f"{best.rate:.4g} by {best.name}, {best.law}"
+        until = "" if self.resolved_until is None else f" until t = {self.resolved_until:.4g}"
+        flow = " of the flow" if isinstance(self.method, GradientDescent) else ""
         return Table(
             [
                 ("status", f"{self.status}: {self.message}"),
@@ -340,12 +367,13 @@ class Trajectory(Shown):
                 (
                     "loss",
                     f"{self.loss[0]:.6g} to {self.loss[-1]:.6g} at t = {self.time[-1]:.6g}"
-                    f" (excess fell to {ratio:.3g})",
+                    f" (L - f* to {ratio:.3g} of its start)",
                 ),
-                ("rate", f"seen {'-' if seen is None else f'{seen:.4g}'}, certified {certified}"),
+                ("rate", f"seen {'-' if seen is None else f'{seen:.4g}'}{until}, certified{flow} {certified}"),
                 (
                     "drift",
-                    f"imbalance {self.imbalance_drift.max():.3g}, energy {np.abs(self.energy_residual).max():.3g}",
+                    f"imbalance {self.imbalance_drift.max():.3g}, energy{flow}"
+                    f" {np.abs(self.energy_residual).max():.3g}",
                 ),
             ]
         )
