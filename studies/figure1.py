@@ -4,8 +4,8 @@ The set-up is that of Figure 1 of Min, Vidal, Mallada (ICML 2023). Left: the cer
 over random draws of three initializations; it grows with the width only where the layers start out imbalanced.
 Middle and right: gradient descent at step size 5e-6 (lines), the flow at the same times (circles), and the bound
 exp(-gamma Delta* t) (dashed). The bound holds at every step. With one input it is about two thirds of the rate seen,
-with five about a fifth. The printed figure's values are about twice as large as its stated set-up gives: the table
-lists both. Takes under a minute.
+with five about a fifth. The printed figure does not follow from its stated set-up; the
+closing lines say in what, and the table lists its values beside ours. Takes under a minute.
 
     python studies/figure1.py --out studies
 """

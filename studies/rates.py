@@ -367,7 +367,7 @@ def draw_bounds(axes: object, colours: tuple[str, ...]) -> None:
     axes.semilogy(1e3 * flow.time, certificate.bound(flow.time) / first, "--", color=colours[1], label="Theorem 2")
     axes.semilogy(1e3 * flow.time, rate.bound / first, ":", color=colours[2], linewidth=2, label="a posteriori")
     axes.semilogy(1e3 * flow.time, flow.excess / first, color=colours[0], label="loss")
-    axes.set_xlabel("time $10^3\\, t$")
+    axes.set_xlabel("time $t\\ /\\ 10^{-3}$")
     axes.set_ylabel("$L(t) / L(0)$")
     axes.set_title("fan_out (5, 300, 500, 1), squared loss", fontsize=8)
     axes.legend(loc="lower left", frameon=False)

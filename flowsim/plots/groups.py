@@ -165,7 +165,8 @@ def plot_work_precision(
         ax.loglog(work, precision, linestyle=("-", "--", ":")[k // len(COLOURS) % 3], label=name, **style)
     if y.startswith("error") and comparison.reference.uncertainty > 0:
         low, high = ax.get_ylim()
-        ax.axhspan(min(low, comparison.reference.uncertainty / 10), comparison.reference.uncertainty, color="0.9")
+        below = min(low, comparison.reference.uncertainty / 10)
+        ax.axhspan(below, comparison.reference.uncertainty, color="0.9", label="below the reference's own error")
         ax.set_ylim(min(low, comparison.reference.uncertainty), high)
     ax.set_xlabel(NAMES.get(x, x))
     ax.set_ylabel(NAMES.get(y, y))
