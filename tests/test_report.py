@@ -115,6 +115,8 @@ def test_every_page_loads_alone_and_fits_its_window(name, width, visit):
                 page.locator(toggle).click()
     assert page.evaluate("document.scrollingElement.scrollWidth") <= width
     assert "NaN" not in page.locator("#chart").inner_html()
+    wide = "[...document.querySelectorAll('.scroll')].map(box => box.scrollWidth - box.clientWidth)"
+    assert max(page.evaluate(wide), default=0) <= 0, "no column of a table is out of sight"
 
 
 @needs_browser

@@ -189,6 +189,7 @@ def simulation_json(trajectory: Trajectory) -> dict[str, Any]:
     return {
         "status": trajectory.status,
         "message": trajectory.message,
+        "resolved_until": trajectory.resolved_until,
         "time": trajectory.time,
         "loss": trajectory.loss,
         "imbalance_drift": trajectory.imbalance_drift.max(axis=1),
