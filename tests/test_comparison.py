@@ -74,7 +74,7 @@ def test_a_time_that_the_reference_cannot_reach_is_refused(drawn):
 
 def test_without_a_reference_there_is_no_comparison(monkeypatch):
     problem = random_problem(np.random.default_rng(0), (2, 4, 2))
-    monkeypatch.setattr("flowsim.comparison.CHECK", fs.Scipy("RK45", step_size=5.0))
+    monkeypatch.setattr("flowsim.comparison.reference.CHECK", fs.Scipy("RK45", step_size=5.0))
     with pytest.raises(NumericalFailure, match="no reference"):
         fs.compare(problem, ["rk45"], t1=100.0)
 

@@ -21,6 +21,7 @@ from flowsim.network import LinearNetwork, product, unflatten
 from flowsim.problem import Problem
 from flowsim.rates import Certificates, certify
 from flowsim.reduction import CompressedNetwork
+from flowsim.trajectory.resolution import resolved_until
 
 if TYPE_CHECKING:
     import xarray
@@ -35,8 +36,6 @@ REMEDIES = {
 }
 """status -> what it means and what to do."""
 
-TAIL, PROMISED, SEEN, DEEP, ABOVE = 0.1, 5.0, 0.5, 1e-6, 100.0
-"""How the floor of L - f* is known: Trajectory.resolved_until."""
 CHEAP_FROM = 10**6
 """From this many weights on certificates are those of a few products with the hidden layers."""
 EXIT_CODES = {"completed": 0, "converged": 0, "diverged": 3, "step_limit": 3, "wall_limit": 3, "interrupted": 130}
@@ -251,75 +250,14 @@ class Trajectory(Shown):
     @cached_property
     def dataset(self) -> xarray.Dataset:
         """All of it as an xarray Dataset with long names; `step_*` variables are known at every step."""
-        import xarray
+        from flowsim.trajectory.dataset import dataset_of
 
-        return xarray.Dataset(
-            {
-                "loss": ("time", self.loss, {"long_name": "loss L(t)"}),
-                "excess_loss": ("time", self.excess, {"long_name": "L(t) - f*"}),
-                "gradient_norm": ("time", self.gradient_norm, {"long_name": "||grad L(t)||_F"}),
-                "imbalance_change": (
-                    ("time", "layer"),
-                    self.imbalance_change,
-                    {"long_name": "||D_l(t) - D_l(0)||_F"},
-                ),
-                "imbalance_drift": (
-                    ("time", "layer"),
-                    self.imbalance_drift,
-                    {"long_name": "||D_l(t) - D_l(0)||_F / max(1, ||D_l(0)||_F)"},
-                ),
-                "error_estimate": (
-                    "time",
-                    self.error_estimate,
-                    {"long_name": "estimated compression error of the weights, Frobenius norm over all layers"},
-                ),
-                "singular_values": (
-                    ("checkpoint_time", "mode"),
-                    self.singular_values,
-                    {"long_name": "singular values of the product W(t)"},
-                ),
-                "step_loss": ("step_time", self.step_loss, {"long_name": "loss L(t) after each step"}),
-                "step_excess_loss": ("step_time", self.steps.excess, {"long_name": "L(t) - f* after each step"}),
-                "dissipated": ("step_time", self.steps.dissipated, {"long_name": "integral of ||grad L||_F^2"}),
-                "energy_residual": (
-                    "step_time",
-                    self.energy_residual,
-                    {"long_name": "(L(0) - L(t) - dissipated) / (L(0) - f*)"},
-                ),
-            },
-            coords={
-                "time": ("time", self.time, {"long_name": "time t", "units": "1"}),
-                "layer": ("layer", np.arange(1, self.problem.network.depth), {"long_name": "l of D_l"}),
-                "step_time": ("step_time", self.step_time, {"long_name": "time t after each step", "units": "1"}),
-                "checkpoint_time": (
-                    "checkpoint_time",
-                    self.checkpoints.times,
-                    {"long_name": "time t at which the weights were kept", "units": "1"},
-                ),
-                "mode": ("mode", 1 + np.arange(self.singular_values.shape[1]), {"long_name": "number of the mode"}),
-            },
-            attrs={"status": self.status, "message": self.message},
-        )
+        return dataset_of(self)
 
     @cached_property
     def resolved_until(self) -> float | None:
-        """Until when L - f* is that of the flow, where beyond it is round-off and error; None where it is to the end.
-
-        Beyond is where ||grad L||_F^2 / (L - f*), the rate of the exact flow, promises between the halves of the last
-        TAIL of the steps a fall by more than a factor e^PROMISED, of whose exponent less than SEEN is seen, below DEEP
-        of the start: from the end of the last step above ABOVE times the greatest value of those steps.
-        """
-        time, excess, last = self.step_time, self.steps.excess, float(self.excess[-1])
-        first = int(len(time) * (1 - TAIL))
-        tail, middle = excess[first:], (len(time) - first) // 2
-        if len(tail) < 2 or not np.isfinite(excess).all() or tail.max() > DEEP * excess[0]:
-            return None
-        promised = float((time[-1] - time[first]) / 2 * self.gradient_norm[-1] ** 2)
-        before, after = float(np.median(tail[:middle])), float(np.median(tail[middle:]))
-        seen = np.log(before / after) if min(before, after) > 0 else 0.0
-        if promised <= PROMISED * last or (last > 0 and seen >= SEEN * promised / last):
-            return None
-        return float(time[np.flatnonzero(excess > min(ABOVE * tail.max(), DEEP * excess[0]))[-1]])
+        """Until when L - f* is that of the flow, not round-off and error; None where it is to the end."""
+        return resolved_until(self.step_time, self.steps.excess, float(self.gradient_norm[-1]), float(self.excess[-1]))
 
     @property
     def rate_seen(self) -> float | None:

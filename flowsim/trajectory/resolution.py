@@ -1,0 +1,33 @@
+"""Until when a recorded loss is that of the flow, and not what round-off and the errors of the steps leave of it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+TAIL = 0.1
+"""The share of the steps, the last ones, in which a floor is looked for."""
+PROMISED, SEEN = 5.0, 0.5
+"""A floor is where the gradient promises a fall by e^PROMISED at least, and less than SEEN of that exponent is seen."""
+DEEP = 1e-6
+"""A floor lies below this share of the first value: above, a loss that rests is at a saddle."""
+ABOVE = 100.0
+"""A value is resolved down to ABOVE times the greatest of the last steps."""
+
+
+def resolved_until(time: np.ndarray, excess: np.ndarray, gradient: float, last: float) -> float | None:
+    """The end of the last step whose L - f* is resolved; None where all are.
+
+    time, excess: t and L - f* after each step; gradient, last: ||grad L||_F and L - f* at the end. The exact flow obeys
+    -d/dt log(L - f*) = ||grad L||_F^2 / (L - f*). There is a floor where that promises, between the halves of the last
+    TAIL of the steps, a fall that is not seen.
+    """
+    first = int(len(time) * (1 - TAIL))
+    tail, middle = excess[first:], (len(time) - first) // 2
+    if len(tail) < 2 or not np.isfinite(excess).all() or tail.max() > DEEP * excess[0]:
+        return None
+    promised = float((time[-1] - time[first]) / 2 * gradient**2)
+    before, after = float(np.median(tail[:middle])), float(np.median(tail[middle:]))
+    seen = np.log(before / after) if min(before, after) > 0 else 0.0
+    if promised <= PROMISED * last or (last > 0 and seen >= SEEN * promised / last):
+        return None
+    return float(time[np.flatnonzero(excess > min(ABOVE * tail.max(), DEEP * excess[0]))[-1]])
