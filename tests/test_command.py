@@ -263,3 +263,16 @@ def test_help_is_light():
 def test_debug_shows_the_traceback(weights):
     with pytest.raises(fs.errors.InputError):
         cli.main(["simulate", str(weights), "--t1", "-1", "--debug"])
+
+
+def test_a_long_run_tells_of_itself_in_a_log(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("flowsim.cli.output.EVERY", 0.0)
+    network = fs.fan_in((2, 30, 40, 2), seed=0)
+    files.save_weights(tmp_path / "w.npz", network, np.ones((2, 2)))
+    assert cli.main(["simulate", str(tmp_path / "w.npz"), "--t1", "1", "--json"]) == 0
+    printed, said = capsys.readouterr()
+    json.loads(printed)
+    lines = said.splitlines()
+    assert len(lines) > 2
+    assert all(line.startswith("t = ") and "of 1, log10(L - f*) = " in line for line in lines), said
+    assert lines[-1].endswith("about 0 s left")

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time as clock
 from collections.abc import Callable
 from typing import Any
 
 from flowsim.display import Shown
+from flowsim.progress import Progress
+
+EVERY = 60.0
+"""Seconds between two lines on a simulation under way, where standard error is no terminal."""
 
 
 def note(text: str) -> None:
@@ -19,6 +24,26 @@ def note(text: str) -> None:
 def printable(text: str) -> str:
     """The text with what could steer a terminal, or cannot be encoded, as escapes."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def progress(t1: float) -> Progress | bool:
+    """How a simulation tells of itself: by a bar in a terminal, elsewhere by a line now and then."""
+    if sys.stderr.isatty():
+        return True
+    begun: list[float] = []
+    told = clock.monotonic()
+
+    def tell(t: float, excess: float, _: float) -> None:
+        nonlocal told
+        now = clock.monotonic()
+        begun[:] = begun or [now, t]
+        if now - told < EVERY or t <= begun[1]:
+            return
+        told, left = now, (now - begun[0]) * (t1 - t) / (t - begun[1])
+        level = f"{math.log10(excess):.2f}" if excess > 0 else "-inf"
+        note(f"t = {t:.4g} of {t1:g}, log10(L - f*) = {level}, about {left:.0f} s left")
+
+    return tell
 
 
 def show(result: dict[str, Any], as_json: bool, text: Callable[[], str] | Shown) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from flowsim.cli.inputs import Data, Json, Loss, Mask, Target, Whole, check_loss_flags, loss_of, numbers, subject_of
-from flowsim.cli.output import finite, note, show
+from flowsim.cli.output import finite, note, progress, show
 from flowsim.errors import InputError
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ def _simulated(
     return run(
         Problem(chosen, network),
         config.method_value(),
-        progress=sys.stderr.isatty(),
+        progress=progress(config.t1),
         **config.simulate_arguments(),
     )
 
@@ -119,7 +118,7 @@ def _resumed(path: Path, config: RunConfig, inputs: dict[str, Any]) -> Trajector
     given += [name for name, value in inputs.items() if value not in (None, "squared")]
     if given:
         raise InputError(f"Argument `{given[0]}` must not be given with --resume: the saved run brings its own.")
-    return run(load(path), progress=sys.stderr.isatty(), **config.simulate_arguments(but={"reduce"}))
+    return run(load(path), progress=progress(config.t1), **config.simulate_arguments(but={"reduce"}))
 
 
 def compare(
