@@ -62,3 +62,12 @@ def test_a_run_that_went_nowhere_shows_itself(problem):
     assert still.rate_seen is None
     assert "rate seen" not in repr(still)
     assert "seen -" in repr(still)
+
+
+def test_a_certificate_shows_itself():
+    problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
+    certificates = fs.certify(problem)
+    assert "10" in certificates["lemma-3"].summary()
+    assert "at these weights only" in certificates["lemma-3"].summary()
+    assert "exp(-rate t)" in certificates["theorem-1-A1"]._repr_html_()
+    assert "three layers" in repr(certificates["theorem-2"])

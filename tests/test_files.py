@@ -164,25 +164,23 @@ def test_what_is_no_linear_network_is_refused(case, ending, tmp_path):
     assert str(path) in str(refusal.value)
 
 
-@pytest.fixture
-def refuse_state_dict(torch, tmp_path):
-    def refuse(value, words, **settings):
-        torch.save(value, tmp_path / "m.pt", **settings)
-        with pytest.raises(InputError, match=words):
-            quietly(files.read_weights, tmp_path / "m.pt")
+FOREIGN = {
+    "module": (lambda torch: torch.nn.Linear(3, 3), "never loaded"),
+    "list": (lambda torch: [torch.ones(3, 3)] * 2, "holds a list"),
+    "number": (lambda torch: {"0.weight": torch.ones(3, 3), "epoch": 3}, "`epoch` is none"),
+    "sparse": (lambda torch: {"0.weight": torch.ones(3, 3).to_sparse()}, "to_dense"),
+    "expanded": (lambda torch: {"0.weight": torch.ones(1).expand(9, 9)}, "repeats its entries"),
+    "complex": (lambda torch: {"0.weight": torch.ones(3, 3) * 1j, "1.weight": torch.ones(3, 3)}, "real numbers"),
+    "old": (lambda torch: {"0.weight": torch.ones(3, 3)}, "1.6 or later"),
+}
 
-    return refuse
 
-
-def test_what_torch_saves_besides_is_refused(torch, refuse_state_dict):
-    one = torch.ones(3, 3)
-    refuse_state_dict(torch.nn.Linear(3, 3), "never loaded")
-    refuse_state_dict([one, one], "holds a list")
-    refuse_state_dict({"0.weight": one, "epoch": 3}, "`epoch` is none")
-    refuse_state_dict({"0.weight": one.to_sparse()}, "to_dense")
-    refuse_state_dict({"0.weight": torch.ones(1).expand(9, 9)}, "repeats its entries")
-    refuse_state_dict({"0.weight": one * 1j, "1.weight": one}, "real numbers")
-    refuse_state_dict({"0.weight": one}, "1.6 or later", _use_new_zipfile_serialization=False)
+@pytest.mark.parametrize("case", FOREIGN)
+def test_what_torch_saves_besides_is_refused(case, torch, tmp_path):
+    make, words = FOREIGN[case]
+    torch.save(make(torch), tmp_path / "m.pt", _use_new_zipfile_serialization=case != "old")
+    with pytest.raises(InputError, match=words):
+        quietly(files.read_weights, tmp_path / "m.pt")
 
 
 def test_files_above_the_limit_are_refused(trained, torch, tmp_path):

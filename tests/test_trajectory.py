@@ -177,3 +177,15 @@ def test_a_run_says_that_it_rests_or_that_its_loss_rose():
     problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[1.0]], [[1.5]])))
     assert "lower the step size" in fs.simulate(problem, fs.GradientDescent(1.0), t1=1.0).message
     assert fs.simulate(problem, t1=1.0).message == "The end time was reached."
+
+
+@pytest.mark.parametrize("method", ["dop853", "radau", "gauss-legendre", "rkc"])
+@pytest.mark.parametrize("seed", range(12))
+def test_a_loss_that_stopped_in_its_fall_is_resolved(seed, method):
+    rng = np.random.default_rng(seed)
+    dims = (*rng.integers(1, 5, 1), *rng.integers(5, 30, rng.integers(1, 4)), *rng.integers(1, 5, 1))
+    network = fs.initialize(str(rng.choice(["fan_in", "xavier", "ntk", "orthogonal"])), dims, seed=seed)
+    problem = fs.Problem(fs.SquaredLoss(rng.standard_normal((dims[0], dims[-1]))), network)
+    run = fs.simulate(problem, method, t1=1e4, stop_loss=1e-8, max_steps=2000)
+    assert run.status == "converged"
+    assert run.resolved_until is None

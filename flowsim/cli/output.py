@@ -30,16 +30,16 @@ def progress(t1: float) -> Progress | bool:
     """How a simulation tells of itself: by a bar in a terminal, elsewhere by a line now and then."""
     if sys.stderr.isatty():
         return True
-    begun: list[float] = []
+    first: tuple[float, float] | None = None
     told = clock.monotonic()
 
     def tell(t: float, excess: float, _: float) -> None:
-        nonlocal told
+        nonlocal first, told
         now = clock.monotonic()
-        begun[:] = begun or [now, t]
-        if now - told < EVERY or t <= begun[1]:
+        begun, start = first = first or (now, t)
+        if now - told < EVERY or t <= start:
             return
-        told, left = now, (now - begun[0]) * (t1 - t) / (t - begun[1])
+        told, left = now, (now - begun) * (t1 - t) / (t - start)
         level = f"{math.log10(excess):.2f}" if excess > 0 else "-inf"
         note(f"t = {t:.4g} of {t1:g}, log10(L - f*) = {level}, about {left:.0f} s left")
 

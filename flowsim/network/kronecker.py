@@ -45,8 +45,8 @@ def least_eigenvalue(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
     first = np.argsort(diagonal)[:BLOCK]
     units = np.zeros((size, BLOCK))
     units[first, range(BLOCK)] = 1.0
-    residual = np.linalg.norm(apply(units) - units * diagonal[first], axis=0).max()
-    shift = max(min(residual, diagonal.min()), SHIFT)
+    coupling = np.linalg.norm(apply(units) - units * diagonal[first], axis=0).max()
+    shift = max(min(coupling, diagonal.min()), SHIFT)
     weight = 1.0 / (diagonal - diagonal.min() + shift)
     start = units + NUDGE * np.random.default_rng(0).standard_normal((size, BLOCK))
     with warnings.catch_warnings():

@@ -101,7 +101,8 @@ class LinearNetwork:
         return result[::-1]
 
     @cached_property
-    def _grams(self) -> list[tuple[np.ndarray, np.ndarray]]:
+    def grams(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """[(scale A_l A_l^T, scale B_l^T B_l)]: T is the sum of their Kronecker products."""
         pairs = zip(self.prefixes, self.suffixes, strict=True)
         return [(self.scale * A @ A.T, self.scale * B.T @ B) for A, B in pairs]
 
@@ -114,18 +115,18 @@ class LinearNetwork:
         >>> np.allclose(network.apply_T(E).ravel(), network.dense_T() @ E.ravel())
         True
         """
-        return np.sum([P @ E @ Q for P, Q in self._grams], axis=0)
+        return np.sum([P @ E @ Q for P, Q in self.grams], axis=0)
 
     def dense_T(self) -> np.ndarray:
         """T as an nm x nm matrix on row-major vec(E)."""
-        return np.sum([np.kron(P, Q) for P, Q in self._grams], axis=0)
+        return np.sum([np.kron(P, Q) for P, Q in self.grams], axis=0)
 
     @cached_property
     def lambda_min_T(self) -> float:
         """The least eigenvalue of T, >= 0: dense for n m <= DENSE_LIMIT, by preconditioned iteration beyond."""
         n, m = self.dims[0], self.dims[-1]
         if n * m > DENSE_LIMIT:
-            return least_eigenvalue(self._grams)
+            return least_eigenvalue(self.grams)
         return max(float(np.linalg.eigvalsh(self.dense_T())[0]), 0.0)
 
     def imbalance(self, layer: int) -> np.ndarray:

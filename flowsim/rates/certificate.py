@@ -15,8 +15,8 @@ from flowsim.losses import constants_of, excess
 Scope = Literal["trajectory", "instant"]
 
 
-@dataclass(frozen=True)
-class Certificate:
+@dataclass(frozen=True, repr=False)
+class Certificate(Shown):
     """A lower bound alpha on lambda_min(T), T the operator of LinearNetwork.apply_T, and the rate that follows from it.
 
     applies: whether the theorem's assumptions on network and loss are known to hold; reason: where not, which fails;
@@ -58,6 +58,20 @@ class Certificate:
         if self.law == "exponential":
             return self.excess * np.exp(-self.rate * np.asarray(t))
         return self.excess / (1 + self.excess * self.rate * np.asarray(t))
+
+    def shown(self) -> Table:
+        """What it says, in a few lines."""
+        applies = "yes" if self.applies else "no"
+        scope = "for all t >= 0" if self.scope == "trajectory" else "at these weights only"
+        rows = [("certificate", self.name), ("applies", applies), ("alpha", _number(self.alpha))]
+        if self.alpha is not None:
+            rows[-1] = ("alpha", f"{_number(self.alpha)} <= lambda_min(T), {scope}")
+        if self.rate is not None:
+            falls = "exp(-rate t)" if self.law == "exponential" else "1 / (1 + excess rate t)"
+            rows += [("rate", f"{self.rate:.6g}: L - f* <= excess {falls}"), ("excess", _number(self.excess))]
+        if self.reason:
+            rows.append(("remark", self.reason))
+        return Table(rows)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able record; what is not known is None."""
