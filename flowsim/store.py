@@ -62,13 +62,14 @@ class Store:
                 )
             store._write(place, canonical({"schema": SCHEMA, **specification}))
         try:
-            found = json.loads(place.read_text())
-        except ValueError as error:
+            found = dict(json.loads(place.read_text()))
+        except (ValueError, TypeError) as error:
             raise InputError(f"File {place} is damaged; restore it, or choose a new folder.") from error
         check_schema(found.pop("schema", SCHEMA), SCHEMA, f"Folder {folder}")
-        before, now = _flat(found), _flat(specification)
+        before, now = flat(found), flat(specification)
         differing = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-        if differing == list(growing) and all(now[key] > before[key] for key in differing):
+        grown = [key for key in growing if isinstance(before.get(key), int) and before[key] < now[key]]
+        if differing and differing == grown:
             store._write(place, canonical({"schema": SCHEMA, **specification}))
         elif differing:
             raise InputError(
@@ -115,12 +116,12 @@ class Store:
             raise _refused(place, error) from error
 
 
-def _flat(tables: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """path.to.key -> value."""
-    flat: dict[str, Any] = {}
+def flat(tables: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """path.to.key -> value, of nested mappings."""
+    found: dict[str, Any] = {}
     for key, value in tables.items():
-        flat |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
-    return flat
+        found |= flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+    return found
 
 
 def _refused(place: Path, error: OSError) -> StorageError:

@@ -327,6 +327,16 @@ def test_another_specification_is_refused(tmp_path, capsys):
         sweep(spec(), tmp_path / "full")
 
 
+@pytest.mark.parametrize("kept", ["[1]", "null", '{"schema": 1, "sweep": {"seeds": "x"}}', '{"sweep": 3}', "{}"])
+def test_a_damaged_specification_is_no_reason_to_write_over_it(kept, tmp_path):
+    sweep(spec(), tmp_path / "out")
+    place = tmp_path / "out" / "specification.json"
+    place.write_text(kept)
+    with pytest.raises(InputError, match=r"is damaged|another specification"):
+        sweep(spec(), tmp_path / "out")
+    assert place.read_text() == kept
+
+
 def test_more_seeds_go_on_in_the_same_folder(tmp_path):
     few, more = spec(seeds=3), spec(seeds=5)
     sweep(few, tmp_path / "out")

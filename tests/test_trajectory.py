@@ -189,3 +189,31 @@ def test_a_loss_that_stopped_in_its_fall_is_resolved(seed, method):
     run = fs.simulate(problem, method, t1=1e4, stop_loss=1e-8, max_steps=2000)
     assert run.status == "converged"
     assert run.resolved_until is None
+
+
+def test_a_run_from_the_minimum_is_resolved():
+    """L - f* is 0, or a rounding of either sign, from the start."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        X, weights = rng.standard_normal((9, 3)), (rng.standard_normal((3, 4)), rng.standard_normal((4, 2)))
+        problem = fs.Problem(fs.LeastSquares(X, X @ weights[0] @ weights[1]), fs.LinearNetwork(weights))
+        run = fs.simulate(problem, t1=1.0)
+        assert run.status == "completed"
+        assert run.resolved_until is None
+
+
+@pytest.mark.parametrize(("slope", "t1", "rose"), [(1.0, 1e-3, False), (0.0, 1.0, False), (-1.0, 0.1, True)])
+def test_only_a_loss_that_rose_is_said_to_have_risen(slope, t1, rose):
+    """Of a loss below 0 whose minimum is not known, excess is the loss itself: falling from -5 to -5.002 is no rise."""
+
+    class Line:
+        shape = (1, 1)
+
+        def value(self, W):
+            return W[0, 0] - 6.0
+
+        def gradient(self, W):
+            return np.full((1, 1), slope)  # -1 has the wrong sign: the flow goes up
+
+    run = fs.simulate(fs.Problem(Line(), fs.LinearNetwork(([[1.0]], [[1.0]]))), t1=t1)
+    assert ("rose" in run.message) == rose, run.message

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from flowsim.errors import FlowsimError
 from flowsim.losses import minimum_of
 from flowsim.methods import GradientDescent, describe
 from flowsim.rates import Certificate, Certificates
+from flowsim.store import flat
 from flowsim.trajectory import Trajectory, UnknownLoss
 
 MOST_WORK = 3e10
@@ -147,10 +148,7 @@ def provenance(trajectory: Trajectory) -> dict[str, Any]:
     return {key: value for key, value in trajectory.provenance.items() if key != "configuration"}
 
 
-def flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def rows(record: Mapping[str, Any]) -> Rows:
     """Nested mappings as rows, their keys joined by dots; what is None is left out."""
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        elif value is not None:
-            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    told = {key: value for key, value in flat(record).items() if value is not None}
+    return [(k, ", ".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)) for k, v in told.items()]

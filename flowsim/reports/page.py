@@ -86,8 +86,8 @@ def render(trajectory: Trajectory, laws: Diagnosis | str) -> str:
         certificates=_table("Certificates", certificates.shown()),
         laws=_laws(laws),
         statistics=_definitions(contents.statistics(trajectory)),
-        configuration=_definitions(contents.flat(contents.configuration(trajectory))),
-        provenance=_definitions(contents.flat(contents.provenance(trajectory))) or "<p>None was stored.</p>",
+        configuration=_definitions(contents.rows(contents.configuration(trajectory))),
+        provenance=_definitions(contents.rows(contents.provenance(trajectory))) or "<p>None was stored.</p>",
         citation=escape(trajectory.citation()),
         version=escape(__version__),
     )

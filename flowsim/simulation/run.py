@@ -27,6 +27,8 @@ CHECKPOINT_BYTES = 2**26
 """Checkpoints take at most about this much memory, apart from the first and the last."""
 UNRESOLVED = 0.1
 """A tolerance above this share of the weights' whole change is remarked on."""
+RISE = 1e-3
+"""A loss that ended this much higher, over its excess at the start, is remarked on."""
 PENDING_BYTES = 2**22
 """Saved states wait for their diagnostics, which are computed many at once, until they take this much memory."""
 
@@ -279,8 +281,8 @@ def _rise(run: Trajectory) -> str:
     """A remark on a loss that did not fall: from a stationary point, or by steps that are too large."""
     if run.gradient_norm[0] == 0 and run.excess[0] > 0:
         return "The gradient is 0 at the start, a stationary point: the weights do not move."
-    if run.status == "completed" and run.excess[-1] > 1.001 * run.excess[0]:
-        return f"L - f* rose {run.excess[-1] / run.excess[0]:.3g} times, against the flow: lower the step size or rtol."
+    if run.status == "completed" and run.excess[-1] - run.excess[0] > RISE * abs(run.excess[0]):
+        return f"L rose from {run.loss[0]:.4g} to {run.loss[-1]:.4g}, against the flow: lower the step size or rtol."
     return ""
 
 

@@ -23,11 +23,12 @@ def resolved_until(time: np.ndarray, excess: np.ndarray, gradient: float, last: 
     """
     first = int(len(time) * (1 - TAIL))
     tail, middle = excess[first:], (len(time) - first) // 2
-    if len(tail) < 2 or not np.isfinite(excess).all() or tail.max() > DEEP * excess[0]:
+    if len(tail) < 2 or not np.isfinite(excess).all() or excess[0] <= 0 or tail.max() > DEEP * excess[0]:
         return None
     promised = float((time[-1] - time[first]) / 2 * gradient**2)
     before, after = float(np.median(tail[:middle])), float(np.median(tail[middle:]))
     seen = np.log(before / after) if min(before, after) > 0 else 0.0
     if promised <= PROMISED * last or (last > 0 and seen >= SEEN * promised / last):
         return None
-    return float(time[np.flatnonzero(excess > min(ABOVE * tail.max(), DEEP * excess[0]))[-1]])
+    floor = float(np.clip(ABOVE * tail.max(), 0.0, DEEP * excess[0]))
+    return float(time[np.flatnonzero(excess > floor)[-1]])
