@@ -8,6 +8,7 @@ from flowsim.errors import InputError
 from flowsim.methods import METHODS as METHODS_BY_NAME
 from flowsim.simulation import run as simulation
 from flowsim.trajectory import netcdf
+from flowsim.trajectory.resolution import resolved_until
 
 
 @pytest.fixture
@@ -200,6 +201,19 @@ def test_a_run_from_the_minimum_is_resolved():
         run = fs.simulate(problem, t1=1.0)
         assert run.status == "completed"
         assert run.resolved_until is None
+
+
+@pytest.mark.parametrize("first", [0.0, -1e-16])
+def test_where_nothing_was_above_the_minimum_no_loss_is_unresolved(first):
+    time = np.linspace(0.0, 1.0, 50)
+    assert resolved_until(time, np.full(50, first), 1e-9, first) is None
+
+
+def test_a_floor_of_rounding_below_the_minimum():
+    """A loss that falls to 1e-12 and then is -1e-16 is resolved to the end of the last step above 0."""
+    time = np.linspace(0.0, 1.0, 50)
+    excess = np.where(time < 0.5, 10.0 ** (-25 * time), -1e-16)
+    assert resolved_until(time, excess, 1e-3, -1e-16) == time[time < 0.5][-1]
 
 
 @pytest.mark.parametrize(("slope", "t1", "rose"), [(1.0, 1e-3, False), (0.0, 1.0, False), (-1.0, 0.1, True)])
