@@ -16,7 +16,7 @@ from flowsim.integrators import IntegrationFailure, start
 from flowsim.methods import GaussLegendre, GradientDescent, Method, Projected, Scipy
 from flowsim.network import backpropagate, imbalance_change, unflatten
 from flowsim.problem import Problem
-from flowsim.simulation import simulate
+from flowsim.simulation import resume, simulate
 from flowsim.trajectory import Trajectory, UnknownLoss, as_trajectory
 
 TIGHT = Scipy("DOP853", 1e-12, 1e-15)
@@ -29,6 +29,8 @@ ROUND_OFF = 1e-12
 UNREMARKABLE = 0.01
 """Errors below this share of the tolerance are never held against a method."""
 PROBES = 4
+NEIGHBOURS = 2
+"""How many steps before and after an interval show what a method errs by there."""
 
 
 @dataclass(frozen=True)
@@ -164,11 +166,19 @@ class _Case:
         self.compression = np.diff(compression)
 
     def _repeat(self) -> Trajectory | None:
-        """The same method on the same problem from the first checkpoint; None where it cannot be run again."""
+        """The same method on the same problem from the first checkpoint, gone on with where the run was; None where it
+        cannot be run again."""
+        first, *later = *self.run.restarts, self.end
         try:
-            return simulate(self.problem, self.method, t1=self.end, save_points=self.times, reduce="never")
+            again = simulate(self.problem, self.method, t1=first, save_points=self._until(first), reduce="never")
+            for end in later:
+                again = resume(again, t1=end, save_points=self._until(end))
         except FlowsimError:
             return None
+        return again
+
+    def _until(self, end: float) -> np.ndarray:
+        return self.times[self.times <= end]
 
     # ------------------------------------------------------------------------------------------------------- the laws
 
@@ -299,10 +309,20 @@ class _Case:
         )
 
     def _own_errors(self) -> np.ndarray:
+        """Those of the undisturbed run, each the greatest within NEIGHBOURS steps: the steps of a run that was gone on
+        with, or is a rounding apart, end elsewhere, and dense output is not equally accurate all along a step."""
         if self.again is None or len(self.again.checkpoints.times) != len(self.times):
             return np.full(len(self.times) - 1, np.inf)
-        own = self._errors(self.again.checkpoints.states)
-        return np.maximum.reduce([own, np.append(own[1:], 0.0), np.append(0.0, own[:-1])])
+        own, last = self._errors(self.again.checkpoints.states), len(self.times) - 2
+        begun = np.searchsorted(self.again.step_time, self.times[:-1], side="right")
+        ended = np.searchsorted(self.again.step_time, self.times[1:], side="left")
+        first = np.searchsorted(ended, begun - NEIGHBOURS)
+        beyond = np.searchsorted(begun, ended + NEIGHBOURS, side="right")
+        near = [
+            slice(min(a, max(k - 1, 0)), max(b, min(k + 1, last) + 1))
+            for k, (a, b) in enumerate(zip(first, beyond, strict=True))
+        ]
+        return np.array([own[window].max() for window in near])
 
     def _tolerance(self) -> np.ndarray:
         """What a step may err by at each state: ||atol + rtol |W|||_2; at fixed steps, what they show."""

@@ -131,3 +131,20 @@ def test_a_tolerance_above_what_a_law_compares_leaves_it_open():
     assert "lower rtol" in loose["rate theorem-1-A1"].reason
     assert tight["rate theorem-1-A1"].holds
     assert tight["rate theorem-1-A1"].residual < tight["rate theorem-1-A1"].expected
+
+
+@pytest.mark.parametrize("seed", [3, 5])
+@pytest.mark.parametrize("method", ["dop853", "rk45", "lsoda", "gauss-legendre-2", "projected-dop853", "gd"])
+def test_a_run_that_was_gone_on_with_is_judged_by_one_that_was_too(method, seed, tmp_path):
+    """Far beyond its fall, where errors depend on where the steps end; LSODA starts afresh."""
+    rng = np.random.default_rng(seed)
+    problem = fs.Problem(fs.SquaredLoss(rng.standard_normal((2, 1))), fs.fan_in((2, 33, 21, 1), seed=seed))
+    chosen = fs.GradientDescent(1e-2) if method == "gd" else fs.method_named(method)
+    fs.resume(fs.simulate(problem, chosen, t1=1.5), t1=8.0).save(tmp_path / "run.nc")
+    run = fs.load(tmp_path / "run.nc")
+    assert run.restarts == (pytest.approx(1.5),)
+    assert fs.diagnose(run).verdict.startswith("every law that was checked holds")
+    states = run.checkpoints.states.copy()
+    states[-3:] *= 1 + 1e-6
+    forged = dataclasses.replace(run, checkpoints=dataclasses.replace(run.checkpoints, states=states))
+    assert "recurrence" in fs.diagnose(forged).verdict if method == "gd" else "flow" in fs.diagnose(forged).verdict

@@ -92,6 +92,8 @@ def _certified(trajectory: Trajectory, best: Certificate | None) -> str:
         return "not known: the file does not hold the loss"
     if best is None or best.rate is None:
         return "none applies" if best is None else f"none: {best.reason}"
+    if best.rate == 0:
+        return "none: the certificates that apply are 0"
     law = "" if best.law == "exponential" else ", hyperbolic"
     return f"{best.rate:.4g} ({best.name}{law})"
 

@@ -119,4 +119,5 @@ def resume(
     stopping = stopping_of(problem, stop_loss, stop_gradient, max_steps, wall_limit, trajectory.stats["steps"])
     with following(progress, t1) as tell:
         run = Run(problem, method, times[times > begun], stopping, tell)
-        return replace(run.to_end(t1, lambda: run.go_on(trajectory)), provenance=trajectory.provenance)
+        longer = run.to_end(t1, lambda: run.go_on(trajectory))
+    return replace(longer, provenance=trajectory.provenance, restarts=(*trajectory.restarts, begun))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def write(trajectory: Trajectory, path: str | Path) -> None:
         "stats": dict(trajectory.stats),
         "provenance": dict(trajectory.provenance),
         "reduction": reduction,
+        "restarts": list(trajectory.restarts),
     }
     dataset = trajectory.dataset.assign(checkpoint_state=(("checkpoint_time", "weight"), trajectory.checkpoints.states))
     dataset = dataset.assign(
@@ -184,6 +186,7 @@ def _restore(dataset: Any, configuration: dict[str, Any], loss: Any, network: An
         reduction=Reduction(compressed, arrays["error_estimate"], configuration["reduction"]["reason"]),
         stats=configuration["stats"],
         provenance=configuration["provenance"],
+        restarts=tuple(map(float, configuration.get("restarts", ()))),
     )
 
 
@@ -202,6 +205,11 @@ def _check_whole(run: Trajectory) -> None:
     )
     if any(array.shape != shape or array.dtype != np.float64 for array, shape in shapes):
         raise ValueError("arrays that do not fit")
+    if (
+        not all(0.0 < a < b for a, b in pairwise((*run.restarts, np.inf)))
+        or max(run.restarts, default=0.0) > run.time[-1]
+    ):
+        raise ValueError("restarts out of order")
     for times in (run.time, run.steps.time, run.checkpoints.times):
         if not len(times) or times[0] != 0.0 or not np.isfinite(times).all() or (np.diff(times) < 0).any():
             raise ValueError("times out of order")

@@ -100,7 +100,8 @@ class Trajectory(Shown):
     time (S): saved times; excess (S): L - f* (L where f* is unknown); gradient_norm (S): ||grad L||_F;
     imbalance_change (S, L-1): ||D_l(t) - D_l(0)||_F; steps: the record of every step; reduction: whether and how the
     width was compressed, with the error estimate;
-    stats: steps, rhs_evaluations, rejected_steps, jacobians, seconds, compile_seconds (apart). Times are in the
+    stats: steps, rhs_evaluations, rejected_steps, jacobians, seconds, compile_seconds (apart); restarts: the times at
+    which it was gone on with (`resume`). Times are in the
     flow's own unit, 1 / [loss per squared weight]; for gradient descent t = k step_size.
 
     >>> import numpy as np
@@ -127,6 +128,7 @@ class Trajectory(Shown):
     reduction: Reduction
     stats: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    restarts: tuple[float, ...] = ()
 
     @property
     def loss(self) -> np.ndarray:
@@ -288,7 +290,7 @@ class Trajectory(Shown):
         sizes = f"steps {step.min():.3g} to {step.max():.3g}" if len(step) else "no step"
         ratio = self.excess[-1] / self.excess[0] if self.excess[0] else 0.0
         seen, best = self.rate_seen, self.certificates.best
-        certified = "none" if best is None or best.rate is None else f"{best.rate:.4g} by {best.name}, {best.law}"
+        certified = f"{best.rate:.4g} by {best.name}, {best.law}" if best is not None and best.rate else "none"
         until = "" if self.resolved_until is None else f" until t = {self.resolved_until:.4g}"
         flow = " of the flow" if isinstance(self.method, GradientDescent) else ""
         return Table(
