@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 import flowsim as fs
-from flowsim.rates.theorem_1 import two_layer_deltas
+from flowsim.rates.homogeneous import excesses, homogeneous_imbalance
+from flowsim.rates.imbalance import spectra
+from flowsim.rates.theorem_1 import two_layer_eigenvalues
 from flowsim.rates.theorem_2 import delta_star
-from flowsim.rates.theorem_3 import excesses, homogeneous_imbalance
 
 SLACK = 1 + 1e-9
 
@@ -83,7 +84,8 @@ def scalar_flow(y: float, w: tuple[float, ...], t1: float) -> tuple[fs.Problem, 
 def printed_lemma_3(network: fs.LinearNetwork) -> float:
     """Eq. (9) as printed: Delta+ with sigma_n, Delta- with sigma_m."""
     n, m = network.dims[0], network.dims[-1]
-    plus, minus, both = two_layer_deltas(network.imbalance_eigenvalues[0], n, m)
+    D = two_layer_eigenvalues(spectra(network)[0], n, m)
+    plus, minus, both = D.top - D.nth, D.bottom - D.mth, D.Delta
     values = sigmas(network)
     at_n, at_m = (values[k - 1] if k <= len(values) else 0.0 for k in (n, m))
     return 0.5 * (hypot(plus + both, 2 * at_n) - plus + hypot(minus + both, 2 * at_m) - minus)

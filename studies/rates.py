@@ -22,6 +22,7 @@ import numpy as np
 from joblib import Parallel, delayed
 
 import flowsim as fs
+from flowsim.rates.imbalance import spectra
 from flowsim.rates.product_bound import product_bound
 from flowsim.rates.theorem_2 import delta_star
 
@@ -89,8 +90,7 @@ def violations(family: str, seeds: range) -> tuple[Counter, Counter, float]:
             applied[c.name] += c.applies
             broken[c.name] += c.applies and c.alpha > limit
         if network.depth == 3:
-            values = network.imbalance_eigenvalues
-            ours = product_bound(values[0], values[1], network.dims[0], network.dims[-1], sigma_min(network))
+            ours = product_bound(*spectra(network), network.dims[0], network.dims[-1], sigma_min(network))
             applied["theorem-2-product at sigma_min(W)"] += 1
             broken["theorem-2-product at sigma_min(W)"] += ours > limit
             if certificates["theorem-3-unimodal"].applies:
@@ -237,10 +237,9 @@ def print_product(small: bool) -> None:
     rows = []
     for seed in range(40 if small else 4000):
         network = gaussian(np.random.default_rng(seed), 3)
-        l_1, l_2 = network.imbalance_eigenvalues
         truth = network.lambda_min_T
         if truth > 1e3 * round_off(network):
-            ours = product_bound(l_1, l_2, network.dims[0], network.dims[-1], sigma_min(network))
+            ours = product_bound(*spectra(network), network.dims[0], network.dims[-1], sigma_min(network))
             rows.append((max(delta_star(network), 0.0) / truth, ours / truth, network.dims[0] == network.dims[-1]))
     table = np.array(rows)
     print("bound / lambda_min(T), least, 25, 50, 75 %, greatest: Theorem 2 | with the product sigma_min(W)")

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 import flowsim as fs
-from flowsim.rates.theorem_1 import two_layer_deltas
+from flowsim.rates.imbalance import spectra
+from flowsim.rates.theorem_1 import two_layer_eigenvalues
 
 
 def printed_lemma_3(network):
     """Eq. (9) as printed: Delta+ with sigma_n, Delta- with sigma_m."""
     n, m = network.dims[0], network.dims[-1]
-    plus, minus, both = two_layer_deltas(network.imbalance_eigenvalues[0], n, m)
+    D = two_layer_eigenvalues(spectra(network)[0], n, m)
+    plus, minus, both = D.top - D.nth, D.bottom - D.mth, D.Delta
     sigma = np.linalg.svd(network.product, compute_uv=False)
     at_n, at_m = (sigma[k - 1] if k <= len(sigma) else 0.0 for k in (n, m))
     return 0.5 * (hypot(plus + both, 2 * at_n) - plus + hypot(minus + both, 2 * at_m) - minus)

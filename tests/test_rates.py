@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 import flowsim as fs
 from flowsim.errors import InputError
+from flowsim.rates.homogeneous import chain_bound, homogeneous_imbalance
+from flowsim.rates.imbalance import Spectrum, spectra
+from flowsim.rates.margin import present
 from flowsim.rates.product_bound import product_bound
 from flowsim.rates.theorem_2 import delta_star
-from flowsim.rates.theorem_3 import homogeneous_imbalance, sharp_bound
 
 SLACK = 1 + 1e-9
 
@@ -79,7 +81,7 @@ def test_homogeneous_bounds(depth, size, seed):
     assert certificates["arora-2018"].applies == (not d.any())
     found, _ = homogeneous_imbalance(network, 1e-12)
     assert found == pytest.approx(d, abs=1e-12)
-    tight = sharp_bound(found, sigma_min(network))
+    tight = chain_bound([Spectrum(np.full(size, one)) for one in found], network.dims, present(network))
     assert tight == pytest.approx(network.lambda_min_T, rel=1e-6, abs=1e-9 + round_off(network))
     assert certificates["theorem-3-homogeneous"].alpha <= tight * SLACK + round_off(network)
     assert_no_violation(network)
@@ -110,7 +112,7 @@ def test_the_bound_with_the_product_lies_between_theorem_2_and_the_truth(seed, s
     dims = random_dims(rng, 3)
     network = gaussian(rng, (1, *dims[1:-1], 1) if scalar else dims)
     network = fs.LinearNetwork(network.weights)
-    ours = product_bound(*network.imbalance_eigenvalues, network.dims[0], network.dims[-1], sigma_min(network))
+    ours = product_bound(*spectra(network), network.dims[0], network.dims[-1], sigma_min(network))
     assert max(delta_star(network), 0.0) <= ours * SLACK + round_off(network)
     assert ours <= network.lambda_min_T * SLACK + round_off(network)
 
@@ -118,7 +120,7 @@ def test_the_bound_with_the_product_lies_between_theorem_2_and_the_truth(seed, s
 def test_the_bound_with_the_product_is_exact_for_balanced_weights():
     network = fs.balanced((3, 6, 5, 3), seed=1)
     nu = sigma_min(network)
-    ours = product_bound(*network.imbalance_eigenvalues, 3, 3, nu)
+    ours = product_bound(*spectra(network), 3, 3, nu)
     assert ours == pytest.approx(3 * nu ** (4 / 3), rel=1e-7)
     assert ours == pytest.approx(network.lambda_min_T, rel=1e-7)
     assert delta_star(network) == pytest.approx(0.0, abs=1e-12)
@@ -176,7 +178,7 @@ def test_theorem_4(depth, rng):
 def test_a_masked_loss_obeys_the_bounds_that_need_A1_only(rng):
     network = fs.fan_out((3, 30, 40, 2), seed=5)
     problem = fs.Problem(fs.MaskedSquaredLoss(rng.standard_normal((3, 2)), [[1, 0], [1, 1], [0, 1]]), network)
-    assert assert_below_every_bound(problem, 0.3) == ["theorem-2"]
+    assert assert_below_every_bound(problem, 0.3) == ["theorem-2", "homogeneous-sharp"]
     assert "A2" in fs.certify(problem)["theorem-2-product"].reason
 
 

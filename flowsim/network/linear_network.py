@@ -121,13 +121,29 @@ class LinearNetwork:
         """T as an nm x nm matrix on row-major vec(E)."""
         return np.sum([np.kron(P, Q) for P, Q in self.grams], axis=0)
 
+    @property
+    def jacobian_factors(self) -> np.ndarray:
+        """J with T = J J^T, nm x at most L nm: blocks scale (R_l x S_l^T), A_l = R_l Q_l and B_l = Q'_l S_l."""
+        blocks = []
+        for A, B in zip(self.prefixes, self.suffixes, strict=True):
+            R, S = np.linalg.qr(A.T, mode="r").T, np.linalg.qr(B, mode="r")
+            blocks.append(self.scale * np.kron(R, S.T))
+        return np.hstack(blocks)
+
     @cached_property
     def lambda_min_T(self) -> float:
-        """The least eigenvalue of T, >= 0: dense for n m <= DENSE_LIMIT, by preconditioned iteration beyond."""
+        """The least eigenvalue of T, >= 0, 0 where a hidden width is below min(n, m).
+
+        For n m <= DENSE_LIMIT it is the square of the least singular value of J, T = J J^T, known to about eps ||J||;
+        beyond, it comes from a preconditioned iteration and is uncertain by about n m eps ||T||.
+        """
         n, m = self.dims[0], self.dims[-1]
+        if min(self.dims) < min(n, m):
+            return 0.0
         if n * m > DENSE_LIMIT:
             return least_eigenvalue(self.grams)
-        return max(float(np.linalg.eigvalsh(self.dense_T())[0]), 0.0)
+        J = self.jacobian_factors
+        return float(np.linalg.svd(J, compute_uv=False)[-1]) ** 2 if J.shape[1] >= n * m else 0.0
 
     def imbalance(self, layer: int) -> np.ndarray:
         """D_l = W_l^T W_l - W_{l+1} W_{l+1}^T (h_l x h_l), l = layer = 1 .. L-1.

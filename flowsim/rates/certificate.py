@@ -10,15 +10,21 @@ import numpy as np
 
 from flowsim.display import Shown, Table
 from flowsim.errors import InputError
-from flowsim.losses import constants_of, excess
+from flowsim.losses import constants_of, excess, minimum_of
 
 Scope = Literal["trajectory", "instant"]
+Law = Literal["exponential", "hyperbolic"]
+ASSUMPTIONS = {"quadratic": "A1 (Polyak-Lojasiewicz)", "linear": "A1' (||grad f||_F >= gamma (f - f*))"}
+OVERFLOW = "its numbers overflow float64: scale weights and target down"
+ROUNDING = 64 * float(np.finfo(float).eps)
+"""What the last sums and products of a bound, of nonnegative terms, may have gained, relative to it."""
 
 
 @dataclass(frozen=True, repr=False)
 class Certificate(Shown):
     """A lower bound alpha on lambda_min(T), T the operator of LinearNetwork.apply_T, and the rate that follows from it.
 
+    alpha is a lower bound in the face of rounding too: what the arithmetic leaves uncertain is taken off.
     applies: whether the theorem's assumptions on network and loss are known to hold; reason: where not, which fails;
     where they do, a remark. alpha may be there without a rate: then the network is as the theorem asks, the loss not.
     scope "trajectory": lambda_min(T(t)) >= alpha for all t; "instant": at the present weights only.
@@ -38,7 +44,7 @@ class Certificate(Shown):
     applies: bool
     alpha: float | None = None
     scope: Scope = "trajectory"
-    law: Literal["exponential", "hyperbolic"] = "exponential"
+    law: Law = "exponential"
     rate: float | None = None
     reason: str | None = None
     excess: float | None = None
@@ -93,20 +99,43 @@ def refused(name: str, reason: str, scope: Scope = "trajectory") -> Certificate:
 
 def at_this_instant(name: str, alpha: float) -> Certificate:
     """lambda_min(T) >= alpha at the present weights: no rate follows."""
-    return Certificate(name, True, max(alpha, 0.0), scope="instant", reason="it holds at these weights only")
+    certain = _certain(alpha)
+    if certain is None:
+        return refused(name, OVERFLOW, scope="instant")
+    return Certificate(name, True, certain, scope="instant", reason="it holds at these weights only")
 
 
-def along_trajectory(name: str, network: Any, loss: Any, alpha: float, remark: str | None = None) -> Certificate:
-    """lambda_min(T(t)) >= alpha for all t >= 0, and the rate alpha gamma where the loss obeys A1."""
-    alpha = max(alpha, 0.0)
+def along_trajectory(
+    name: str,
+    network: Any,
+    loss: Any,
+    alpha: float,
+    remark: str | None = None,
+    dominance: Literal["quadratic", "linear"] = "quadratic",
+) -> Certificate:
+    """lambda_min(T(t)) >= alpha for all t >= 0, and the rate that follows where f* is known and the loss is dominated
+    so: alpha gamma under A1 ("quadratic"), alpha gamma^2 under A1' ("linear")."""
+    certain = _certain(alpha)
+    if certain is None:
+        return refused(name, OVERFLOW)
     if loss is None:
-        return Certificate(name, True, alpha, reason="the rate needs a loss (a target or data), and there is none")
+        return Certificate(name, True, certain, reason="the rate needs a loss (a target or data), and there is none")
     constants = constants_of(loss)
-    if constants is None or constants.dominance != "quadratic" or constants.gamma is None:
-        return Certificate(name, False, alpha, reason="assumption A1 (Polyak-Lojasiewicz) is not known for this loss")
-    return Certificate(
-        name, True, alpha, rate=alpha * constants.gamma, excess=float(excess(loss, network.product)), reason=remark
-    )
+    if constants is None or constants.dominance != dominance or constants.gamma is None:
+        return Certificate(name, False, certain, reason=f"assumption {ASSUMPTIONS[dominance]} is not known for this loss")
+    if minimum_of(loss) is None:
+        return Certificate(name, False, certain, reason="the least value f* of this loss is not known (`minimum`)")
+    rate = certain * constants.gamma ** (1 if dominance == "quadratic" else 2)
+    first = float(excess(loss, network.product))
+    if not (np.isfinite(rate) and np.isfinite(first)):
+        return refused(name, OVERFLOW)
+    law: Law = "exponential" if dominance == "quadratic" else "hyperbolic"
+    return Certificate(name, True, certain, law=law, rate=rate, excess=first, reason=remark)
+
+
+def _certain(alpha: float) -> float | None:
+    """[alpha]_+ less what rounding may have added to its last sums and products; None where it is no number."""
+    return max(float(alpha), 0.0) * (1 - ROUNDING) if np.isfinite(alpha) else None
 
 
 @dataclass(frozen=True, repr=False)

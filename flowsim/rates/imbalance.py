@@ -1,7 +1,8 @@
-"""What the theorems see of the imbalance: the eigenvalues of all D_l, and when one counts as 0."""
+"""What the theorems see of the imbalance: the eigenvalues of all D_l, each with the rounding that it is uncertain by."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -10,30 +11,75 @@ import numpy as np
 from flowsim.reduction import CompressedNetwork
 
 TOLERANCE = 1e-12
-"""An eigenvalue of D_l within TOLERANCE max(||W_l||_F^2, ||W_{l+1}||_F^2) of 0 counts as 0: about its round-off."""
-ROUND_OFF = 1e-14
-"""The same for the sums of eigenvalues that are rates: what is 0 by its rank must not make a rate of 1e-15."""
+"""An eigenvalue of D_l within TOLERANCE max(||W_l||_F^2, ||W_{l+1}||_F^2) of 0 counts as 0 where a theorem asks for a
+sign: about its round-off. What is so forgiven is taken off alpha."""
+EPS = float(np.finfo(float).eps)
 
 
-def spectra(network: Any) -> list[np.ndarray] | None:
-    """The eigenvalues of D_1 .. D_{L-1}, descending; None where the full layers are not at hand as arrays.
+@dataclass(frozen=True)
+class Spectrum:
+    """The eigenvalues of a symmetric matrix, descending, each known up to `slack`."""
 
-    Of a compressed network with two layers the core has all that are not 0. What is within round-off of 0 is 0.
+    values: np.ndarray
+    slack: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def negated(self) -> Spectrum:
+        """Those of the matrix times -1."""
+        return Spectrum(-self.values[::-1], self.slack)
+
+    def divided(self, unit: float) -> Spectrum:
+        """Those of the matrix over a number."""
+        return Spectrum(self.values / unit, self.slack / unit)
+
+    @property
+    def low(self) -> np.ndarray:
+        """Lower bounds of all."""
+        return self.values - self.slack
+
+    @property
+    def high(self) -> np.ndarray:
+        """Upper bounds of all."""
+        return self.values + self.slack
+
+    def least(self, index: int) -> float:
+        """A lower bound of [l_index]_+, counted from 1; 0 beyond the order."""
+        return max(float(self.low[index - 1]), 0.0) if index <= len(self) else 0.0
+
+    def most(self, index: int) -> float:
+        """An upper bound of [l_index]_+, counted from 1; 0 beyond the order."""
+        return max(float(self.high[index - 1]), 0.0) if index <= len(self) else 0.0
+
+
+def uncertainty(width: int, *squares: float) -> float:
+    """How far the computed eigenvalues of sums of Gram matrices may be off: 8 (width + 4) eps times these squares.
+
+    squares: ||.||_F^2 of the factors; width: the longest of their sides. A sum of k products is off by k eps of its
+    terms' sizes at most, and an eigenvalue solver by a small multiple of the order times eps of the norm.
+    """
+    return 8 * (width + 4) * EPS * float(np.sum(squares)) + width * float(np.finfo(float).tiny)
+
+
+def spectra(network: Any) -> list[Spectrum] | None:
+    """The eigenvalues of D_1 .. D_{L-1}; None where the full layers are not at hand as arrays.
+
+    Of a compressed network with two layers the core has all that are not 0.
     """
     if isinstance(network, CompressedNetwork) and network.depth == 2:
         network = network.core
     if not network.is_dense:
         return None
-    pairs = zip(network.imbalance_eigenvalues, slacks(network, ROUND_OFF), strict=True)
-    return [np.where(np.abs(values) > slack, values, 0.0) for values, slack in pairs]
+    pairs = zip(network.imbalance_eigenvalues, pairwise(network.weights), strict=True)
+    return [
+        Spectrum(values, uncertainty(max(*W.shape, V.shape[1]), np.vdot(W, W), np.vdot(V, V)))
+        for values, (W, V) in pairs
+    ]
 
 
 NEEDS_ALL = "it needs all eigenvalues of the D_l: the full layers, as arrays"
-
-
-def positive(descending: np.ndarray, index: int) -> float:
-    """[l_index]_+, counted from 1; 0 beyond the order."""
-    return max(float(descending[index - 1]), 0.0) if index <= len(descending) else 0.0
 
 
 def slacks(network: Any, tolerance: float) -> list[float]:
@@ -42,7 +88,9 @@ def slacks(network: Any, tolerance: float) -> list[float]:
     return [tolerance * max(pair) for pair in pairwise(squares)]
 
 
-def singular(W: np.ndarray, index: int) -> float:
-    """sigma_index(W), counted from 1; 0 beyond the shorter side."""
-    values = np.linalg.svd(W, compute_uv=False)
-    return float(values[index - 1]) if index <= len(values) else 0.0
+def narrow(network: Any, needed: int) -> str | None:
+    """The first hidden layer below the width that a theorem needs, in words; None where all are as wide."""
+    for layer, width in enumerate(network.dims[1:-1], start=1):
+        if width < needed:
+            return f"it needs hidden widths of at least {needed}, and h_{layer} = {width}"
+    return None

@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
 import numpy as np
 
-from flowsim.losses import constants_of
-from flowsim.rates.imbalance import singular
+from flowsim.losses import constants_of, excess, minimum_of
+from flowsim.rates.imbalance import EPS
+from flowsim.reduction import CompressedNetwork
 
-Margin = Callable[[int], float]
+
+@dataclass(frozen=True)
+class Margin:
+    """Bounds on the singular values of a product that stays within `distance` (Frobenius) of one with these `values`."""
+
+    values: np.ndarray
+    distance: float
+
+    def __call__(self, index: int) -> float:
+        """A lower bound of the singular value of that index, counted from 1; 0 beyond the shorter side."""
+        return max(float(self.values[index - 1]) - self.distance, 0.0) if index <= len(self.values) else 0.0
+
+    @property
+    def top(self) -> float:
+        """An upper bound of all."""
+        return float(self.values[0]) + self.distance
+
+
+def present(network: Any) -> Margin:
+    """The singular values of the model's product W at the present weights, up to the rounding of its computation."""
+    return Margin(np.linalg.svd(network.product, compute_uv=False), _rounding(network))
 
 
 def margin(network: Any, loss: Any) -> tuple[Margin | None, str]:
-    """(k -> nu_k, "") or (None, the reason): nu_k = [sigma_k(W*) - sqrt(K / mu) ||W(0) - W*||_F]_+ <= sigma_k(W(t)).
+    """(nu, "") or (None, the reason): nu(k) = [sigma_k(W*) - sqrt(2 (L(0) - f*) / mu)]_+ <= sigma_k(W(t)), t >= 0.
 
-    It holds at all t >= 0 for a K-smooth, mu-strongly convex f (A2) with minimiser W*: f(W(t)) <= f(W(0)) keeps
-    ||W(t) - W*||_F <= sqrt(K / mu) ||W(0) - W*||_F ([MVM23], section 3.1). The model's scale is part of W.
+    For a mu-strongly convex f with minimiser W*, mu/2 ||W - W*||_F^2 <= f(W) - f*, and the flow does not raise f. The
+    distance in [MVM23], section 3.1, sqrt(K / mu) ||W(0) - W*||_F for a K-smooth f, is never smaller. The model's scale
+    is part of W.
     """
     if loss is None:
         return None, "it needs a loss (a target or data), and there is none"
     constants = constants_of(loss)
-    if constants is None or constants.mu <= 0 or constants.K is None or not hasattr(loss, "minimiser"):
-        return None, "assumption A2 (smooth and strongly convex, with a known minimiser) is not known for this loss"
-    distance = sqrt(constants.K / constants.mu) * float(np.linalg.norm(network.product - loss.minimiser))
-    return (lambda k: max(singular(loss.minimiser, k) - distance, 0.0)), ""
+    if constants is None or constants.mu <= 0 or minimum_of(loss) is None or not hasattr(loss, "minimiser"):
+        return None, "assumption A2 (strongly convex, with known minimum and minimiser) is not known for this loss"
+    values = np.linalg.svd(loss.minimiser, compute_uv=False)
+    distance = sqrt(2 * float(excess(loss, network.product)) / constants.mu)
+    condition = sqrt(max(constants.K or constants.mu, constants.mu) / constants.mu)
+    blurred = _rounding(network) + 8 * sum(loss.shape) * EPS * float(np.linalg.norm(values))
+    return Margin(values, distance * (1 + 64 * EPS) + condition * blurred), ""
+
+
+def _rounding(network: Any) -> float:
+    """How far the computed product, and a singular value of it, may be off (Frobenius)."""
+    small = network.core if isinstance(network, CompressedNetwork) else network
+    size = small.scale * float(np.prod([np.linalg.norm(W) for W in small.weights]))
+    return 8 * (sum(small.dims) + 4) * EPS * size

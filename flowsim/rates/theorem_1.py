@@ -3,52 +3,76 @@
 from __future__ import annotations
 
 from math import hypot
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from flowsim.rates.certificate import Certificate, along_trajectory, at_this_instant, refused
-from flowsim.rates.imbalance import positive, singular, spectra
-from flowsim.rates.margin import margin
+from flowsim.rates.imbalance import Spectrum, spectra
+from flowsim.rates.margin import Margin, margin, present
 
 
-def two_layer_deltas(values: np.ndarray, n: int, m: int) -> tuple[float, float, float]:
-    """(Delta+, Delta-, Delta) from the eigenvalues of D, descending.
+class Eigenvalues(NamedTuple):
+    """[l_1(D)]_+ and [l_1(-D)]_+, at most; [l_n(D)]_+ and [l_m(-D)]_+, at least."""
 
-    Delta+ = [l_1(D)]_+ - [l_n(D)]_+, Delta- = [l_1(-D)]_+ - [l_m(-D)]_+, Delta = [l_n(D)]_+ + [l_m(-D)]_+.
+    top: float
+    bottom: float
+    nth: float
+    mth: float
+
+    @property
+    def Delta(self) -> float:
+        """[l_n(D)]_+ + [l_m(-D)]_+."""
+        return self.nth + self.mth
+
+
+def two_layer_eigenvalues(D: Spectrum, n: int, m: int) -> Eigenvalues:
+    """What the theorems see of D.
+
+    In [MVM23] they stand as Delta+ = [l_1(D)]_+ - [l_n(D)]_+ and Delta- = [l_1(-D)]_+ - [l_m(-D)]_+.
     """
-    nth, mth = positive(values, n), positive(-values[::-1], m)
-    return positive(values, 1) - nth, positive(-values[::-1], 1) - mth, nth + mth
+    return Eigenvalues(D.most(1), D.negated.most(1), D.least(n), D.negated.least(m))
 
 
-def _right_side(deltas: tuple[float, float, float], at_m: float, at_n: float) -> float:
-    """1/2 (-Delta+ + sqrt((Delta+ + Delta)^2 + 4 at_m^2) - Delta- + sqrt((Delta- + Delta)^2 + 4 at_n^2))."""
-    plus, minus, both = deltas
-    return 0.5 * (hypot(plus + both, 2 * at_m) - plus + hypot(minus + both, 2 * at_n) - minus)
+def _right_side(values: Eigenvalues, at_m: float, at_n: float) -> float:
+    """1/2 (-Delta+ + sqrt((Delta+ + Delta)^2 + 4 at_m^2) - Delta- + sqrt((Delta- + Delta)^2 + 4 at_n^2)).
+
+    Delta+ + Delta = [l_1(D)]_+ + [l_m(-D)]_+, Delta- + Delta alike: Delta and two gains, none of which cancels; it falls
+    with [l_1]_+ and grows with everything else.
+    """
+    gains = _gain(values.top + values.mth, 2 * at_m) + _gain(values.bottom + values.nth, 2 * at_n)
+    return values.Delta + 0.5 * gains
 
 
-def _two_layers(network: Any) -> tuple[tuple[float, float, float] | None, str]:
+def _gain(P: float, x: float) -> float:
+    """sqrt(P^2 + x^2) - P for P, x >= 0."""
+    return x * (x / (hypot(P, x) + P)) if x > 0 else 0.0
+
+
+def _two_layers(network: Any) -> tuple[Eigenvalues | None, str]:
     if network.depth != 2:
         return None, f"it is for two layers, the network has {network.depth}"
-    values = spectra(network)
-    assert values is not None  # the first and the last layer are always arrays
-    return two_layer_deltas(values[0], network.dims[0], network.dims[-1]), ""
+    found = spectra(network)
+    assert found is not None  # the first and the last layer are always arrays
+    return two_layer_eigenvalues(found[0], network.dims[0], network.dims[-1]), ""
+
+
+def _with_product(network: Any, values: Eigenvalues, nu: Margin) -> float:
+    n, m = network.dims[0], network.dims[-1]
+    return network.scale**2 * _right_side(values, nu(m) / network.scale, nu(n) / network.scale)
 
 
 def lemma_3(network: Any, loss: Any = None) -> Certificate:
     """lambda_min(T) >= 1/2 (-Delta+ + sqrt((Delta+ + Delta)^2 + 4 sigma_m(W)^2)
                              - Delta- + sqrt((Delta- + Delta)^2 + 4 sigma_n(W)^2))   at the present weights.
 
-    W = W_1 W_2 (the model's scale left out, alpha times its square); Delta's as in two_layer_deltas; equality for
-    n = m = 1. Source: [MVM23], Lemma 3, eq. (9). The print pairs Delta+ with sigma_n and Delta- with sigma_m, which is
+    W = W_1 W_2 (the model's scale left out, alpha times its square); Delta+, Delta- as in two_layer_eigenvalues, Delta =
+    [l_n(D)]_+ + [l_m(-D)]_+; equality for n = m = 1.
+    Source: [MVM23], Lemma 3, eq. (9). The print pairs Delta+ with sigma_n and Delta- with sigma_m, which is
     false for n != m: W_1 = diag(10, 0.1), W_2 = (0.1, 0)^T has lambda_min(T) = 0.02, the printed bound is 1.005.
     """
-    deltas, reason = _two_layers(network)
-    if deltas is None:
+    values, reason = _two_layers(network)
+    if values is None:
         return refused("lemma-3", reason, scope="instant")
-    n, m = network.dims[0], network.dims[-1]
-    W = network.product / network.scale
-    return at_this_instant("lemma-3", network.scale**2 * _right_side(deltas, singular(W, m), singular(W, n)))
+    return at_this_instant("lemma-3", _with_product(network, values, present(network)))
 
 
 def theorem_1_A1(network: Any, loss: Any = None) -> Certificate:
@@ -56,10 +80,10 @@ def theorem_1_A1(network: Any, loss: Any = None) -> Certificate:
 
     The rate alpha gamma needs A1 only.
     """
-    deltas, reason = _two_layers(network)
-    if deltas is None:
+    values, reason = _two_layers(network)
+    if values is None:
         return refused("theorem-1-A1", reason)
-    return along_trajectory("theorem-1-A1", network, loss, network.scale**2 * deltas[2])
+    return along_trajectory("theorem-1-A1", network, loss, network.scale**2 * values.Delta)
 
 
 def theorem_1_A2(network: Any, loss: Any = None) -> Certificate:
@@ -69,12 +93,10 @@ def theorem_1_A2(network: Any, loss: Any = None) -> Certificate:
     y = 1, w = (0.95, 0.95), t = 2 the loss exceeds that bound 766 times over.
     """
     name = "theorem-1-A2"
-    deltas, reason = _two_layers(network)
-    if deltas is None:
+    values, reason = _two_layers(network)
+    if values is None:
         return refused(name, reason)
     nu, reason = margin(network, loss)
     if nu is None:
         return refused(name, reason)
-    n, m = network.dims[0], network.dims[-1]
-    alpha = network.scale**2 * _right_side(deltas, nu(m) / network.scale, nu(n) / network.scale)
-    return along_trajectory(name, network, loss, alpha)
+    return along_trajectory(name, network, loss, _with_product(network, values, nu))

@@ -8,7 +8,7 @@ import numpy as np
 
 from flowsim.network import LinearNetwork
 from flowsim.rates.certificate import Certificate, along_trajectory, refused
-from flowsim.rates.imbalance import positive, spectra
+from flowsim.rates.imbalance import Spectrum, spectra, uncertainty
 from flowsim.reduction import CompressedNetwork, compress
 
 NAME = "theorem-2"
@@ -42,33 +42,34 @@ def theorem_2(network: LinearNetwork | CompressedNetwork, loss: Any = None) -> C
 
 def delta_star(network: LinearNetwork) -> float:
     """Delta* of the arrays of a three-layer network, the model's scale left out."""
-    values = spectra(network)
-    assert values is not None
-    Delta_21, half_21, Delta_23, half_23 = deltas(values[0], values[1], network.dims[0], network.dims[-1])
+    found = spectra(network)
+    assert found is not None
+    Delta_21, half_21, Delta_23, half_23 = deltas(*found, network.dims[0], network.dims[-1])
     return half_21 + Delta_21 * Delta_23 + half_23
 
 
-def deltas(l_1: np.ndarray, l_2: np.ndarray, n: int, m: int) -> tuple[float, float, float, float]:
-    """(Delta_21, 1/2 (Delta_21^(2) + Delta_21^2), the same two of D_23) from those of D_1 and D_2, descending."""
-    l_21, l_23 = -l_1[::-1], l_2
-    return *_sums(l_21, _upper(l_21, l_23, len(l_21)), n), *_sums(l_23, _upper(l_21, l_23, len(l_23)), m)
+def deltas(D_1: Spectrum, D_2: Spectrum, n: int, m: int) -> tuple[float, float, float, float]:
+    """(Delta_21, 1/2 (Delta_21^(2) + Delta_21^2), the same two of D_23), at least."""
+    D_21, D_23 = D_1.negated, D_2
+    return *_sums(D_21, dominating(D_21, D_23, len(D_21)), n), *_sums(D_23, dominating(D_21, D_23, len(D_23)), m)
 
 
-def _upper(l_21: np.ndarray, l_23: np.ndarray, order: int) -> np.ndarray:
-    """The diagonal of Dbar_order; an eigenvalue beyond a matrix's order does not count."""
+def dominating(D_21: Spectrum, D_23: Spectrum, order: int) -> np.ndarray:
+    """The diagonal of Dbar_order, at least; an eigenvalue beyond a matrix's order does not count."""
     upper = np.zeros(order)
-    for eigenvalues in (l_21, l_23):
+    for eigenvalues in (D_21.low, D_23.low):
         shared = min(order, len(eigenvalues))
         upper[:shared] = np.maximum(upper[:shared], eigenvalues[:shared])
     return upper
 
 
-def _sums(eigenvalues: np.ndarray, upper: np.ndarray, r: int) -> tuple[float, float]:
+def _sums(D: Spectrum, upper: np.ndarray, r: int) -> tuple[float, float]:
     """(Delta, 1/2 (Delta^(2) + Delta^2)), Delta = sum_i d_i, d = u - u wedge_r D >= 0, u the diagonal of Dbar >= 0.
 
-    Delta^(2) = sum_i d_i (2 u_i - d_i), so the half is sum_i d_i u_i + sum_{i<j} d_i d_j: no two terms cancel.
+    Delta^(2) = sum_i d_i (2 u_i - d_i), so the half is sum_i d_i u_i + sum_{i<j} d_i d_j: no two terms cancel. Both grow
+    with u and fall with the eigenvalues of D.
     """
-    shifted = np.concatenate([np.full(r - 1, np.inf), eigenvalues])[: len(upper)]
+    shifted = np.concatenate([np.full(r - 1, np.inf), D.high])[: len(upper)]
     d = upper - np.minimum(upper, shifted)
     later = np.cumsum(d[::-1])[::-1] - d
     return float(d.sum()), float((d * (upper + later)).sum())
@@ -86,5 +87,6 @@ def last_terms(network: CompressedNetwork) -> float:
     k_1, k_2 = network.core.dims[1:-1]
     D_1 = (M_1.T @ M_1)[:k_1, :k_1] - M_2[:k_1] @ M_2[:k_1].T
     D_2 = M_2[:, :k_2].T @ M_2[:, :k_2] - (M_3 @ M_3.T)[:k_2, :k_2]
-    values_1, values_2 = np.linalg.eigvalsh(D_1)[::-1], np.linalg.eigvalsh(D_2)
-    return positive(values_1, network.dims[0]) * positive(-values_2, network.dims[-1])
+    slack = uncertainty(max(M_2.shape), *(np.vdot(M, M) for M in (M_1, M_2, M_3)))
+    ritz_1, ritz_2 = (Spectrum(np.linalg.eigvalsh(D)[::-1], slack) for D in (D_1, -D_2))
+    return ritz_1.least(network.dims[0]) * ritz_2.least(network.dims[-1])

@@ -1,153 +1,88 @@
-"""Any depth: Theorem 3 and Corollary 2 of [MVM23], for unimodal and for homogeneous imbalance, corrected.
+"""Any depth, unimodal imbalance: Theorem 3 of [MVM23].
 
-Cumulative imbalances of unimodal weights (D_l >= 0 for l < l*, D_l <= 0 for l >= l*):
+Unimodal weights with index l* have D_l >= 0 for l < l* and D_l <= 0 for l >= l*. Their cumulative imbalances are
     d_(i) = sum_{l=i}^{l*-1} l_n(D_l) for i < l*,   d_(i) = sum_{l=l*}^{i} l_m(-D_l) for i >= l*.
-`tolerance` is relative (flowsim.rates.imbalance.TOLERANCE): an eigenvalue that far on the wrong side of 0 counts as 0.
+
+D_l has a sign up to rounding only. Let D_l >= -delta_l I for l = 1 .. k = l* - 1, and Delta_i = delta_1 + .. +
+delta_{i-1}. From W_{l+1} W_{l+1}^T = W_l^T W_l - D_l <= W_l^T W_l + delta_l I and rank(W_1) <= n the eigenvalue of index
+n + 1 of W_l W_l^T and of W_l^T W_l is at most Delta_l. Let S_l be the span of the first n eigenvectors of W_l^T W_l. For a
+positive semidefinite M that is at most epsilon off S_l, l_n(M) <= l_min(M on S_l) + epsilon (Aronszajn). Applied to
+W_{l+1} W_{l+1}^T and to D_l + delta_l I, each at most Delta_{l+1} off S_l since their sum is at most Delta_l + delta_l
+there, it gives for a_l = l_n(W_l W_l^T)
+    a_l >= a_{l+1} + l_n(D_l) - 2 Delta_{l+1},   a_l >= l_n(D_l),   a_l >= a_{l+1} - delta_l,   a_{k+1} = 0.
+Now let y_0 be a unit vector, y_l = W_l^T y_{l-1} and rho_l the size of its part off S_l over that on S_l, rho_1 = 0. The
+part of y_l on S_l grows by W_{l+1}^T, back into S_{l+1}, by sqrt(a_{l+1} - 2 Delta_{l+1}) at least, and what comes off
+S_l, or goes off S_{l+1}, by sqrt(Delta_{l+1}) at most. So with
+    f_l = sqrt(a_{l+1} - 2 Delta_{l+1}) - sqrt(Delta_{l+1}) rho_l,   rho_{l+1} = sqrt(Delta_{l+1}) (1 + rho_l) / f_l
+sigma_n(W_1 .. W_k) >= sqrt(a_1) f_1 .. f_{k-1}, which is (d_(1) .. d_(k))^(1/2) where all delta_l = 0. The other half is
+the same for the transposed network, and lambda_min(T) >= sigma_n(W_1 .. W_{l*-1})^2 sigma_m(W_{l*+1} .. W_L)^2.
 """
 
 from __future__ import annotations
 
-from math import prod
+from collections.abc import Sequence
+from itertools import accumulate
+from math import sqrt
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
 
-from flowsim.rates.certificate import Certificate, along_trajectory, at_this_instant, refused
-from flowsim.rates.imbalance import NEEDS_ALL, TOLERANCE, positive, singular, slacks, spectra
-from flowsim.rates.margin import margin
+from flowsim.rates.certificate import Certificate, along_trajectory, refused
+from flowsim.rates.imbalance import NEEDS_ALL, TOLERANCE, Spectrum, slacks, spectra
 
 
 def theorem_3_unimodal(network: Any, loss: Any = None, tolerance: float = TOLERANCE) -> Certificate:
-    """alpha = scale^{2} d_(1) ... d_(L-1) for unimodal imbalance, along the whole trajectory; the rate needs A1 only.
+    """alpha = scale^2 d_(1) ... d_(L-1) for unimodal imbalance, along the whole trajectory; the rate needs A1 only.
 
     Source: [MVM23], Theorem 3, eq. (17). Where several l* fit (some D_l = 0), the best is taken. For L = 2 it is the
-    better half of Theorem 1 when D has a sign, for L = 3 it equals Theorem 2.
+    better half of Theorem 1 when D has a sign, for L = 3 it equals Theorem 2. An eigenvalue within the tolerance on the
+    wrong side of 0 does not refuse the theorem; what it takes off alpha is at the head of this module.
     """
     name = "theorem-3-unimodal"
-    values = spectra(network)
-    if values is None:
+    found = spectra(network)
+    if found is None:
         return refused(name, NEEDS_ALL)
     allowed = slacks(network, tolerance) if network.is_dense else [0.0]
+    n, m = network.dims[0], network.dims[-1]
     candidates = [
-        _product_at(values, peak, network.dims[0], network.dims[-1])
+        half(found[: peak - 1], n) * half([D.negated for D in reversed(found[peak - 1 :])], m)
         for peak in range(1, network.depth + 1)
-        if _is_peak(values, allowed, peak)
+        if _is_peak(found, allowed, peak)
     ]
     if not candidates:
-        found = "; ".join(f"D_{i} from {v[-1]:.4g} to {v[0]:.4g}" for i, v in enumerate(values, start=1))
-        return refused(name, f"the imbalance is not unimodal (tolerance {max(allowed):.2g}): eigenvalues of {found}")
+        ranges = "; ".join(f"D_{i} from {D.values[-1]:.4g} to {D.values[0]:.4g}" for i, D in enumerate(found, start=1))
+        return refused(name, f"the imbalance is not unimodal (tolerance {max(allowed):.2g}): eigenvalues of {ranges}")
     return along_trajectory(name, network, loss, network.scale**2 * max(candidates))
 
 
-def _is_peak(values: list[np.ndarray], allowed: list[float], peak: int) -> bool:
+def _is_peak(found: Sequence[Spectrum], allowed: Sequence[float], peak: int) -> bool:
     """D_l >= 0 for l < l*, D_l <= 0 for l >= l*."""
-    rising = all(v[-1] >= -slack for v, slack in zip(values[: peak - 1], allowed, strict=False))
-    return rising and all(v[0] <= slack for v, slack in zip(values[peak - 1 :], allowed[peak - 1 :], strict=True))
+    pairs = list(zip(found, allowed, strict=True))
+    rising = all(D.values[-1] >= -slack for D, slack in pairs[: peak - 1])
+    return rising and all(D.values[0] <= slack for D, slack in pairs[peak - 1 :])
 
 
-def _product_at(values: list[np.ndarray], peak: int, n: int, m: int) -> float:
-    left = np.cumsum([positive(v, n) for v in values[: peak - 1]][::-1])
-    right = np.cumsum([positive(-v[::-1], m) for v in values[peak - 1 :]])
-    return float(prod([*left, *right]))
+def half(D: Sequence[Spectrum], n: int, leading: Sequence[float] | None = None) -> float:
+    """A lower bound of sigma_n(W_1 .. W_k)^2 from D_1 .. D_k, all nearly positive semidefinite; 1 for k = 0.
 
-
-def homogeneous_imbalance(network: Any, tolerance: float) -> tuple[np.ndarray | None, str]:
-    """([d_1, ..., d_{L-1}], "") where n = m and D_l = d_l I for all l, else (None, the reason)."""
-    values = spectra(network)
-    if values is None or not network.is_dense:
-        return None, NEEDS_ALL
-    if network.dims[0] != network.dims[-1]:
-        return None, f"it holds for n = m only, and n = {network.dims[0]}, m = {network.dims[-1]}"
-    for layer, (v, slack) in enumerate(zip(values, slacks(network, tolerance), strict=True), start=1):
-        if v[0] - v[-1] > slack:
-            return None, (
-                f"D_{layer} is no multiple of I: its eigenvalues run from {v[-1]:.4g} to {v[0]:.4g}"
-                f" (tolerance {slack:.2g})"
-            )
-    return np.array([v.mean() for v in values]), ""
-
-
-def excesses(d: np.ndarray) -> np.ndarray:
-    """w_l^2 - min_k w_k^2 of scalar layers with w_l^2 - w_{l+1}^2 = d_l: 0 once, the cumulative imbalances else."""
-    squares = np.concatenate([[0.0], -np.cumsum(d)])
-    return squares - squares.min()
-
-
-def _printed_bound(d: np.ndarray, sigma: float) -> float:
-    """sqrt((prod d_(i))^2 + (L sigma^{2-2/L})^2)."""
-    L = len(d) + 1
-    return float(np.hypot(np.prod(np.sort(excesses(d))[1:]), L * sigma ** (2 - 2 / L)))
-
-
-def sharp_bound(d: np.ndarray, sigma: float) -> float:
-    """sum_l prod_{k != l} w_k^2 of the scalar network with imbalances d and product sigma."""
-    floor = excesses(d)
-    top = sigma ** (2 / len(floor))
-    least = 0.0  # min_k w_k^2
-    if sigma > 0:
-        least = top * float(brentq(lambda x: np.log((floor + top * x) / top).sum(), 1e-300, 1 + 1e-9, xtol=1e-300))
-    return float(sum(np.prod(np.delete(floor + least, layer)) for layer in range(len(floor))))
-
-
-def theorem_3_homogeneous(network: Any, loss: Any = None, tolerance: float = TOLERANCE) -> Certificate:
-    """lambda_min(T) >= scale^2 sqrt((prod d_(i))^2 + (L sigma_min^{2-2/L})^2) for D_l = d_l I, n = m, at these weights.
-
-    sigma_min that of W_1 ... W_L. Source: [MVM23], Theorem 3, eq. (19), which is printed without n = m and fails for
-    n != m: for every full-rank balanced two-layer network with n = 3, m = 2.
+    leading: lower bounds of l_n(D_1) .. l_n(D_k), if they are not to be these eigenvalues themselves.
     """
-    name = "theorem-3-homogeneous"
-    d, reason = homogeneous_imbalance(network, tolerance)
-    if d is None:
-        return refused(name, reason, scope="instant")
-    return at_this_instant(name, network.scale**2 * _printed_bound(d, _least(network)))
-
-
-def corollary_2(network: Any, loss: Any = None, tolerance: float = TOLERANCE) -> Certificate:
-    """alpha = scale^2 sqrt((prod d_(i))^2 + (L nu_min^{2-2/L})^2) for D_l = d_l I, n = m, along the whole trajectory.
-
-    nu_min is the margin of flowsim.rates.margin under A2, 0 under A1 alone. Source: [MVM23], Corollary 2, whose print
-    has L nu_min in place of L nu_min^{2-2/L}: with L = 3, y = 0.1, all w = 0.095^{1/3}, t = 15 the loss is 89 times
-    that bound.
-    """
-    return _with_margin("corollary-2", network, loss, tolerance, _printed_bound, None)
-
-
-def homogeneous_sharp(network: Any, loss: Any = None, tolerance: float = TOLERANCE) -> Certificate:
-    """alpha = scale^2 sum_l prod_{k != l} w_k^2, w the scalar network with imbalances d_l and product nu_min; n = m.
-
-    Ours, and never below Corollary 2: for D_l = d_l I the prefixes and suffixes are polynomials in H = W_1 W_1^T and
-    H' = W_L^T W_L, A_l A_l^T = prod_{k<l} (H + c_k), c_1 = 0, c_{k+1} = c_k - d_k. So T splits into scalar networks,
-    and its least eigenvalue is that of the scalar network with product sigma_min(W), which grows with sigma_min(W).
-    """
-    remark = "beyond the paper: exact for homogeneous imbalance at sigma_min(W) = nu_min"
-    return _with_margin("homogeneous-sharp", network, loss, tolerance, sharp_bound, remark)
-
-
-def _with_margin(name: str, network: Any, loss: Any, tolerance: float, bound: Any, remark: str | None) -> Certificate:
-    d, reason = homogeneous_imbalance(network, tolerance)
-    if d is None:
-        return refused(name, reason)
-    nu, _ = margin(network, loss)
-    least = nu(network.dims[0]) / network.scale if nu is not None else 0.0
-    return along_trajectory(name, network, loss, network.scale**2 * bound(d, least), remark)
-
-
-def _least(network: Any) -> float:
-    """sigma_min(W_1 ... W_L), the model's scale left out."""
-    return singular(network.product, min(network.product.shape)) / network.scale
-
-
-def arora_2018(network: Any, loss: Any = None, tolerance: float = TOLERANCE) -> Certificate:
-    """lambda_min(T) = scale^2 L sigma_min(W)^{2-2/L} for balanced weights (all D_l = 0) and n = m, at these weights.
-
-    Source: Arora, Cohen, Hazan (ICML 2018), as compared with in [MVM23]; for n != m it fails.
-    """
-    name = "arora-2018"
-    d, reason = homogeneous_imbalance(network, tolerance)
-    if d is None:
-        return refused(name, reason, scope="instant")
-    if (np.abs(d) > slacks(network, tolerance)).any():
-        found = ", ".join(f"{x:.4g}" for x in d)
-        return refused(name, f"the weights are not balanced: D_l = d_l I, d = {found}", scope="instant")
-    return at_this_instant(name, network.scale**2 * network.depth * _least(network) ** (2 - 2 / network.depth))
+    if not D:
+        return 1.0
+    if min(map(len, D)) < n:
+        return 0.0
+    leading = [float(one.low[n - 1]) for one in D] if leading is None else leading
+    forgiven = [max(0.0, -float(one.low[-1])) for one in D]
+    off = list(accumulate(forgiven, initial=0.0))  # Delta_1 .. Delta_{k+1}
+    a, squares = 0.0, []
+    for nth, delta, most in zip(reversed(leading), reversed(forgiven), reversed(off[1:]), strict=True):
+        a = max(a + nth - 2 * most, nth, a - delta, 0.0)
+        squares.append(a)
+    first, *others = reversed(squares)
+    size, rho = sqrt(first), 0.0
+    for square, most in zip(others, off[1:-1], strict=True):
+        growth = sqrt(max(square - 2 * most, 0.0)) - sqrt(most) * rho
+        if growth <= 0:
+            return 0.0
+        size, rho = size * growth, sqrt(most) * (1 + rho) / growth
+    return size * size

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowsim.losses import constants_of, excess
-from flowsim.rates.certificate import Certificate, refused
+from flowsim.losses import constants_of
+from flowsim.rates.certificate import ASSUMPTIONS, Certificate, along_trajectory, refused
+from flowsim.rates.homogeneous import homogeneous_sharp
 from flowsim.rates.imbalance import TOLERANCE
 from flowsim.rates.theorem_1 import theorem_1_A1
 from flowsim.rates.theorem_2 import theorem_2
-from flowsim.rates.theorem_3 import homogeneous_sharp, theorem_3_unimodal
+from flowsim.rates.theorem_3 import theorem_3_unimodal
 
 NAME = "theorem-4"
 
@@ -21,26 +22,17 @@ def theorem_4(network: Any, loss: Any = None, tolerance: float = TOLERANCE) -> C
     2, 3, or the homogeneous one. Source: [MVM23], Theorem 4. The exponential loss on separable data obeys A1' with
     gamma its separation margin; the logistic loss does not.
     """
-    constants = None if loss is None else constants_of(loss)
     if loss is None:
         return refused(NAME, "it needs classification data, and there is no loss")
-    if constants is None or constants.dominance != "linear" or constants.gamma is None:
-        return refused(NAME, "assumption A1' (||grad f||_F >= gamma (f - f*)) is not known for this loss")
+    constants = constants_of(loss)
+    if constants is None or constants.dominance != "linear":
+        return refused(NAME, f"assumption {ASSUMPTIONS['linear']} is not known for this loss")
     best = max(_candidates(network, tolerance), key=lambda c: c.alpha or 0.0, default=None)
     if best is None or best.alpha is None:
         return refused(NAME, "no bound on lambda_min(T(t)) holds along the trajectory for this network")
-    return Certificate(
-        NAME,
-        True,
-        best.alpha,
-        law="hyperbolic",
-        rate=best.alpha * constants.gamma**2,
-        reason=f"alpha from {best.name}",
-        excess=float(excess(loss, network.product)),
-    )
+    return along_trajectory(NAME, network, loss, best.alpha, f"alpha from {best.name}", "linear")
 
 
 def _candidates(network: Any, tolerance: float) -> list[Certificate]:
-    found = [theorem_1_A1(network), theorem_2(network)]
-    found += [theorem(network, tolerance=tolerance) for theorem in (theorem_3_unimodal, homogeneous_sharp)]
-    return [certificate for certificate in found if certificate.applies]
+    found = [theorem_1_A1(network), theorem_2(network), theorem_3_unimodal(network, tolerance=tolerance)]
+    return [certificate for certificate in (*found, homogeneous_sharp(network)) if certificate.applies]
