@@ -1,4 +1,4 @@
-"""Closed forms of gradient flow for f = 1/2 ||Y - W||_F^2: the oracles of the tests."""
+"""The oracles of the tests: closed forms of gradient flow for f = 1/2 ||Y - W||_F^2, and lambda_min(T) without rounding."""
 
 from __future__ import annotations
 
@@ -121,3 +121,39 @@ def _gram(f: np.ndarray, Q0: np.ndarray, t: float) -> np.ndarray:
     factor[order] = qr(stacked[order], mode="economic", pivoting=True)[0]
     Z = (np.exp(np.minimum(f, 0.0) * t) / root)[:, None] * factor[Q0.shape[1] :]
     return Z @ Z.T
+
+
+def least_eigenvalue_of_T(network: LinearNetwork) -> float:
+    """lambda_min(T) = lambda_min(scale^2 sum_l A_l A_l^T (x) B_l^T B_l) in multiple precision, for small n m.
+
+    The digits are as many as products of the entries, from the smallest to the greatest, can ask for: the value is right
+    to float64's, however ill-conditioned T is. Raises InputError where mpmath (extra `test`) is missing.
+
+    >>> import flowsim as fs
+    >>> network = fs.LinearNetwork(([[1e8, 1.0]], [[1.0, 0.0], [1e8, 1e-8]], [[1e-8], [1e8]]))
+    >>> fs.exact.least_eigenvalue_of_T(network) == network.lambda_min_T  # a number: n = m = 1
+    True
+    >>> fs.exact.least_eigenvalue_of_T(fs.LinearNetwork(([[1e8, 0.0], [1e8, 1e-8]], [[1e8], [1e-8]]))) > 0
+    True
+    """
+    try:
+        import mpmath
+    except ImportError as missing:
+        raise InputError("least_eigenvalue_of_T needs mpmath: pip install mpmath.") from missing
+    spreads = [np.log10(np.abs(W[W != 0])) for W in network.weights if W.any()]
+    digits = 50 + 2 * int(sum(np.ptp(spread) for spread in spreads))
+    with mpmath.workdps(digits):
+        n, m = network.dims[0], network.dims[-1]
+        layers = [mpmath.matrix(W.tolist()) for W in network.weights]
+        prefixes, suffixes = [mpmath.eye(n)], [mpmath.eye(m)]
+        for W in layers[:-1]:
+            prefixes.append(prefixes[-1] * W)
+        for W in reversed(layers[1:]):
+            suffixes.append(W * suffixes[-1])
+        T = mpmath.zeros(n * m)
+        for A, B in zip(prefixes, reversed(suffixes), strict=True):
+            P, Q = A * A.T, B.T * B
+            for i, j in np.ndindex(n * m, n * m):
+                T[i, j] += P[i // m, j // m] * Q[i % m, j % m]
+        least = min(mpmath.eigsy(T, eigvals_only=True)) * mpmath.mpf(network.scale) ** 2
+        return max(float(least), 0.0) if abs(least) > mpmath.mpf(10) ** (10 - digits) * mpmath.norm(T) else 0.0

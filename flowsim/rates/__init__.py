@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from flowsim.errors import InputError
 from flowsim.network import LinearNetwork
 from flowsim.problem import Problem
-from flowsim.rates.certificate import Certificate, Certificates
+from flowsim.rates.certificate import OVERFLOW, Certificate, Certificates, refused
 from flowsim.rates.homogeneous import arora_2018, corollary_2, homogeneous_sharp, theorem_3_homogeneous
 from flowsim.rates.imbalance import TOLERANCE
 from flowsim.rates.prior import min_2021, yun_2020
@@ -29,6 +31,9 @@ STRUCTURED = (
     yun_2020,
 )
 """Each takes (network, loss or None, tolerance): they ask whether the imbalance has a sign or is a multiple of I."""
+
+LARGEST_EXPONENT = 300.0
+"""Of 10, of what is computed: float64 ends at 308."""
 
 NAMES = tuple(theorem.__name__.replace("_", "-") for theorem in (*PLAIN, *STRUCTURED, min_2021))
 """What the certificates are called, in the order of `certify`."""
@@ -75,7 +80,19 @@ def certify(
     loss: Any = subject.loss if isinstance(subject, Problem) else None
     if cheap and isinstance(network, LinearNetwork):
         network = compress(network)
-    entries = [theorem(network, loss) for theorem in PLAIN]
-    entries += [theorem(network, loss, tolerance) for theorem in STRUCTURED]
-    entries.append(min_2021(network, loss))
-    return Certificates(network.dims, network.lambda_min_T, tuple(entries))
+    if _overflows(network):
+        return Certificates(network.dims, float("nan"), tuple(refused(name, OVERFLOW) for name in NAMES))
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        entries = [theorem(network, loss) for theorem in PLAIN]
+        entries += [theorem(network, loss, tolerance) for theorem in STRUCTURED]
+        entries.append(min_2021(network, loss))
+        return Certificates(network.dims, network.lambda_min_T, tuple(entries))
+
+
+def _overflows(network: Any) -> bool:
+    """Whether D_l or T may exceed float64: the squares of a layer's norm, or of the product of L - 1 of them."""
+    small = network.core if isinstance(network, CompressedNetwork) else network
+    layers = [W for W in small.weights if isinstance(W, np.ndarray)]
+    logs = [np.log10(float(np.abs(W).max()) or 1.0) + 0.5 * np.log10(W.size) for W in layers]
+    together = sum(logs) - min(logs) + max(np.log10(small.scale), 0.0)
+    return 2 * max(*logs, together) > LARGEST_EXPONENT

@@ -32,7 +32,7 @@ class Margin:
 
 def present(network: Any) -> Margin:
     """The singular values of the model's product W at the present weights, up to the rounding of its computation."""
-    return Margin(np.linalg.svd(network.product, compute_uv=False), _rounding(network))
+    return Margin(np.linalg.svd(network.product, compute_uv=False), rounding(network))
 
 
 def margin(network: Any, loss: Any) -> tuple[Margin | None, str]:
@@ -50,11 +50,11 @@ def margin(network: Any, loss: Any) -> tuple[Margin | None, str]:
     values = np.linalg.svd(loss.minimiser, compute_uv=False)
     distance = sqrt(2 * float(excess(loss, network.product)) / constants.mu)
     condition = sqrt(max(constants.K or constants.mu, constants.mu) / constants.mu)
-    blurred = _rounding(network) + 8 * sum(loss.shape) * EPS * float(np.linalg.norm(values))
+    blurred = rounding(network) + 8 * sum(loss.shape) * EPS * float(values.sum())
     return Margin(values, distance * (1 + 64 * EPS) + condition * blurred), ""
 
 
-def _rounding(network: Any) -> float:
+def rounding(network: Any) -> float:
     """How far the computed product, and a singular value of it, may be off (Frobenius)."""
     small = network.core if isinstance(network, CompressedNetwork) else network
     size = small.scale * float(np.prod([np.linalg.norm(W) for W in small.weights]))
