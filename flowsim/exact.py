@@ -1,4 +1,4 @@
-"""The oracles of the tests: closed forms of gradient flow for f = 1/2 ||Y - W||_F^2, and lambda_min(T) without rounding."""
+"""The oracles of the tests: closed forms of the flow for f = 1/2 ||Y - W||_F^2, and lambda_min(T) without rounding."""
 
 from __future__ import annotations
 
@@ -126,8 +126,8 @@ def _gram(f: np.ndarray, Q0: np.ndarray, t: float) -> np.ndarray:
 def least_eigenvalue_of_T(network: LinearNetwork) -> float:
     """lambda_min(T) = lambda_min(scale^2 sum_l A_l A_l^T (x) B_l^T B_l) in multiple precision, for small n m.
 
-    The digits are as many as products of the entries, from the smallest to the greatest, can ask for: the value is right
-    to float64's, however ill-conditioned T is. Raises InputError where mpmath (extra `test`) is missing.
+    The digits are as many as products of the entries, from the smallest to the greatest, can ask for: the value is
+    right to float64's, however ill-conditioned T is. Raises InputError where mpmath (extra `test`) is missing.
 
     >>> import flowsim as fs
     >>> network = fs.LinearNetwork(([[1e8, 1.0]], [[1.0, 0.0], [1e8, 1e-8]], [[1e-8], [1e8]]))

@@ -1,14 +1,16 @@
 """Can rounding make a certificate false?
 
-Random networks made to break the arithmetic: two to six layers, n and m from 1 to 4, hidden widths from 1 on (bottlenecks
-among them), entries, rows, layers or whole networks scaled by powers of ten from 1e-8 to 1e8, entries that are tied or 0,
-layers of low rank, and structured ones (unimodal, homogeneous, balanced, diagonal) that are nudged by a relative 1e-16 to
-1e-3. The loss is one of four, with a target near the product, so that the margins are positive, or far from it.
+Random networks made to break the arithmetic: two to six layers, n and m from 1 to 4, hidden widths from 1 on
+(bottlenecks among them), entries, rows, layers or whole networks scaled by powers of ten from 1e-8 to 1e8, entries that
+are tied or 0, layers of low rank, and structured ones (unimodal, homogeneous, balanced, diagonal) that are nudged by a
+relative 1e-16 to 1e-3. The loss is one of four, with a target near the product, so that the margins are positive, or
+far from it.
 
 Every certificate that applies is held against lambda_min(T). Floating point clears those below
-(sigma_min(J) - error)^2, T = J J^T; the others, and all of every tenth network, go to multiple precision. Beside it, the
-same formulas without the caution: how many of them are false, and how many true ones the caution costs (alpha 0, or less
-than half). Prints all false certificates. 20,000 networks take about a quarter of an hour on two cores (extra `test`).
+(sigma_min(J) - error)^2, T = J J^T; the others, and all of every tenth network, go to multiple precision. Beside it,
+the same formulas without the caution: how many of them are false, and how many true ones the caution costs (alpha 0, or
+less than half). Prints all false certificates. 20,000 networks take about a quarter of an hour on two cores (extra
+`test`).
 
     python studies/hostile_networks.py [--members 20000] [--small]
 """
@@ -16,6 +18,7 @@ than half). Prints all false certificates. 20,000 networks take about a quarter 
 import argparse
 import time
 from collections import Counter
+from itertools import pairwise
 from unittest import mock
 
 import joblib
@@ -70,14 +73,14 @@ def structured(rng: np.random.Generator, dims: tuple[int, ...]) -> list[np.ndarr
     dims = (dims[0], *(max(h, least) for h in dims[1:-1]), dims[-1])
     kind = int(rng.integers(4))
     if kind == 0:
-        made = fs.unimodal(dims, peak=int(rng.integers(1, depth + 1)), imbalance=rng.uniform(0, 2, depth - 1), seed=seed)
+        peak, levels = int(rng.integers(1, depth + 1)), rng.uniform(0, 2, depth - 1)
+        made = fs.unimodal(dims, peak=peak, imbalance=levels, seed=seed)
     elif kind == 1:
-        square = (least, *dims[1:-1], least)
-        made = fs.homogeneous((least,) * len(square), imbalance=rng.uniform(-2, 2, depth - 1), seed=seed)
+        made = fs.homogeneous((least,) * len(dims), imbalance=rng.uniform(-2, 2, depth - 1), seed=seed)
     elif kind == 2:
         made = fs.balanced(dims, seed=seed)
     else:
-        diagonals = [np.eye(r, k) * 10.0 ** rng.uniform(-4, 4, (r, 1)) for r, k in zip(dims, dims[1:], strict=False)]
+        diagonals = [np.eye(r, k) * 10.0 ** rng.uniform(-4, 4, (r, 1)) for r, k in pairwise(dims)]
         made = fs.LinearNetwork(tuple(diagonals))
     size = 10.0 ** rng.uniform(-16, -3) * rng.integers(0, 2)
     factor = 10.0 ** float(rng.choice([0, 0, -8, -3, 3, 8]))
@@ -91,7 +94,7 @@ def network_of(seed: int) -> fs.LinearNetwork:
     if rng.random() < 0.3:
         layers = structured(rng, dims)
     else:
-        layers = [rng.standard_normal((r, k)) for r, k in zip(dims, dims[1:], strict=False)]
+        layers = [rng.standard_normal((r, k)) for r, k in pairwise(dims)]
         layers = scaled(rng, coarse(rng, layers))
     return fs.LinearNetwork(tuple(layers), scale=float(10.0 ** rng.choice([0, 0, -3, 3])))
 
@@ -121,10 +124,10 @@ def certificates_of(problem: fs.Problem, cautious: bool) -> dict[str, float]:
         found = fs.certify(problem)
     else:
         with (
-            mock.patch.object(imbalance, "uncertainty", lambda *_: 0.0),
-            mock.patch.object(margin, "rounding", lambda _: 0.0),
+            mock.patch.object(imbalance, "uncertainty", return_value=0.0),
+            mock.patch.object(margin, "rounding", return_value=0.0),
         ):
-            found = fs.certify(fs.Problem(problem.loss, fs.LinearNetwork(problem.network.weights, problem.network.scale)))
+            found = fs.certify(problem)
     return {c.name: c.alpha for c in found if c.alpha is not None and (c.applies or c.scope == "trajectory")}
 
 

@@ -126,8 +126,8 @@ class LinearNetwork:
         """J with T = J J^T, nm x at most L nm: blocks scale (R_l x S_l^T), A_l = R_l Q_l and B_l = Q'_l S_l."""
         blocks = []
         for A, B in zip(self.prefixes, self.suffixes, strict=True):
-            R, S = np.linalg.qr(A.T, mode="r").T, np.linalg.qr(B, mode="r")
-            blocks.append(self.scale * np.kron(R, S.T))
+            R, S = (np.asarray(np.linalg.qr(tall, mode="r")) for tall in (A.T, B))
+            blocks.append(self.scale * np.kron(R.T, S.T))
         return np.hstack(blocks)
 
     @cached_property

@@ -57,8 +57,9 @@ def certify(
 
     No alpha exceeds lambda_min(T) by rounding: eigenvalues count as smaller or larger by what they are uncertain by.
     tolerance: an eigenvalue of D_l within tolerance max(||W_l||_F^2, ||W_{l+1}||_F^2) of 0 counts as 0 where a theorem
-    asks for a sign, for balance or for a multiple of I, and what is so forgiven is taken off alpha. cheap: use a few products with the hidden layers instead of all
-    eigenvalues of the imbalance; what needs them all is refused, and Theorem 2 gives a smaller, valid bound.
+    asks for a sign, for balance or for a multiple of I, and what is so forgiven is taken off alpha. cheap: use a few
+    products with the hidden layers instead of all eigenvalues of the imbalance; what needs them all is refused, and
+    Theorem 2 gives a smaller, valid bound.
 
     Scalar weights 3 and 1: Theorem 1 has alpha = |D_1| = 8 of lambda_min(T) = 10, and it stays valid along the flow.
 

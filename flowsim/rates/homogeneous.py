@@ -41,8 +41,8 @@ TINY = float(np.finfo(float).tiny)
 def chain_bound(D: Sequence[Spectrum], dims: Sequence[int], nu: Margin | None) -> float:
     """The lower bound on lambda_min(T) of this module, the model's scale left out.
 
-    D: the eigenvalues of D_1 .. D_{L-1}; dims: (h_0, .., h_L); nu: the margin of W_1 .. W_L, None where nothing is known
-    of the product.
+    D: the eigenvalues of D_1 .. D_{L-1}; dims: (h_0, .., h_L); nu: the margin of W_1 .. W_L, None where nothing is
+    known of the product.
     """
     n, m = dims[0], dims[-1]
     ranges = [(float(one.low[-1]), float(one.high[0])) for one in D]
@@ -94,7 +94,8 @@ def _beyond(floor: float, ranges: Sequence[tuple[float, float]], nu: Margin) -> 
 def homogeneous_imbalance(network: Any, tolerance: float) -> tuple[np.ndarray | None, str]:
     """([d_1, ..., d_{L-1}], "") where n = m and D_l = d_l I for all l, else (None, the reason).
 
-    A hidden width below n is refused: lambda_min(T) = 0 there, and a 1 x 1 matrix D_l is a multiple of I whatever it is.
+    A hidden width below n is refused: lambda_min(T) = 0 there, and a 1 x 1 matrix D_l is a multiple of I whatever it
+    is.
     """
     found = spectra(network)
     if found is None or not network.is_dense:

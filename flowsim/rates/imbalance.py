@@ -1,4 +1,4 @@
-"""What the theorems see of the imbalance: the eigenvalues of all D_l, each with the rounding that it is uncertain by."""
+"""What the theorems see of the imbalance: the eigenvalues of all D_l, and what they are uncertain by."""
 
 from __future__ import annotations
 

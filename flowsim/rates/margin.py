@@ -15,7 +15,7 @@ from flowsim.reduction import CompressedNetwork
 
 @dataclass(frozen=True)
 class Margin:
-    """Bounds on the singular values of a product that stays within `distance` (Frobenius) of one with these `values`."""
+    """Bounds on the singular values of a matrix that stays within `distance` (Frobenius) of one with these `values`."""
 
     values: np.ndarray
     distance: float

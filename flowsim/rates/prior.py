@@ -1,4 +1,4 @@
-"""Bounds that came before [MVM23], to compare with: Yun et al. 2020, Min et al. 2021 (Arora et al. 2018: homogeneous)."""
+"""Bounds before [MVM23], to compare with: Yun et al. 2020, Min et al. 2021 (Arora et al. 2018: homogeneous)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from flowsim.rates.theorem_3 import half
 def yun_2020(network: Any, loss: Any = None, tolerance: float = TOLERANCE) -> Certificate:
     """alpha = scale^2 lambda^{L-1} for D_l >= 0 (l < L-1), D_{L-1} >= lambda I and h_{L-1} >= n.
 
-    Source: Yun, Krishnan, Mobahi (ICLR 2021, "A unifying view on implicit bias"), as compared with in [MVM23]. It is the
-    half of Theorem 3 left of l* = L with l_n(D_l) = 0 for l < L - 1 and lambda, the least, for l_n(D_{L-1}).
+    Source: Yun, Krishnan, Mobahi (ICLR 2021, "A unifying view on implicit bias"), as compared with in [MVM23]. It is
+    the half of Theorem 3 left of l* = L with l_n(D_l) = 0 for l < L - 1 and lambda, the least, for l_n(D_{L-1}).
     Without h_{L-1} >= n it fails: W_1 the first two columns of I_3, W_2 = 0.
     """
     name = "yun-2020"

@@ -62,7 +62,7 @@ def theorem_2_product(network: Any, loss: Any = None) -> Certificate:
     if nu is None:
         return refused(NAME, reason)
     n, m = network.dims[0], network.dims[-1]
-    alpha = network.scale**2 * product_bound(*found, n, m, nu(min(n, m)) / network.scale)
+    alpha = network.scale**2 * product_bound(found[0], found[1], n, m, nu(min(n, m)) / network.scale)
     return along_trajectory(NAME, network, loss, alpha, "beyond the paper: Theorem 2 with the margin of the product")
 
 

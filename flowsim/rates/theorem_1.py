@@ -35,8 +35,8 @@ def two_layer_eigenvalues(D: Spectrum, n: int, m: int) -> Eigenvalues:
 def _right_side(values: Eigenvalues, at_m: float, at_n: float) -> float:
     """1/2 (-Delta+ + sqrt((Delta+ + Delta)^2 + 4 at_m^2) - Delta- + sqrt((Delta- + Delta)^2 + 4 at_n^2)).
 
-    Delta+ + Delta = [l_1(D)]_+ + [l_m(-D)]_+, Delta- + Delta alike: Delta and two gains, none of which cancels; it falls
-    with [l_1]_+ and grows with everything else.
+    Delta+ + Delta = [l_1(D)]_+ + [l_m(-D)]_+, Delta- + Delta alike: Delta and two gains, none of which cancels; it
+    falls with [l_1]_+ and grows with everything else.
     """
     gains = _gain(values.top + values.mth, 2 * at_m) + _gain(values.bottom + values.nth, 2 * at_n)
     return values.Delta + 0.5 * gains
@@ -64,10 +64,10 @@ def lemma_3(network: Any, loss: Any = None) -> Certificate:
     """lambda_min(T) >= 1/2 (-Delta+ + sqrt((Delta+ + Delta)^2 + 4 sigma_m(W)^2)
                              - Delta- + sqrt((Delta- + Delta)^2 + 4 sigma_n(W)^2))   at the present weights.
 
-    W = W_1 W_2 (the model's scale left out, alpha times its square); Delta+, Delta- as in two_layer_eigenvalues, Delta =
-    [l_n(D)]_+ + [l_m(-D)]_+; equality for n = m = 1.
-    Source: [MVM23], Lemma 3, eq. (9). The print pairs Delta+ with sigma_n and Delta- with sigma_m, which is
-    false for n != m: W_1 = diag(10, 0.1), W_2 = (0.1, 0)^T has lambda_min(T) = 0.02, the printed bound is 1.005.
+    W = W_1 W_2 (the model's scale left out, alpha times its square); Delta+, Delta- as in two_layer_eigenvalues, Delta
+    = [l_n(D)]_+ + [l_m(-D)]_+; equality for n = m = 1. Source: [MVM23], Lemma 3, eq. (9). The print pairs Delta+ with
+    sigma_n and Delta- with sigma_m, which is false for n != m: W_1 = diag(10, 0.1), W_2 = (0.1, 0)^T has lambda_min(T)
+    = 0.02, the printed bound is 1.005.
     """
     values, reason = _two_layers(network)
     if values is None:

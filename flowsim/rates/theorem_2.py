@@ -44,7 +44,7 @@ def delta_star(network: LinearNetwork) -> float:
     """Delta* of the arrays of a three-layer network, the model's scale left out."""
     found = spectra(network)
     assert found is not None
-    Delta_21, half_21, Delta_23, half_23 = deltas(*found, network.dims[0], network.dims[-1])
+    Delta_21, half_21, Delta_23, half_23 = deltas(found[0], found[1], network.dims[0], network.dims[-1])
     return half_21 + Delta_21 * Delta_23 + half_23
 
 
@@ -66,8 +66,8 @@ def dominating(D_21: Spectrum, D_23: Spectrum, order: int) -> np.ndarray:
 def _sums(D: Spectrum, upper: np.ndarray, r: int) -> tuple[float, float]:
     """(Delta, 1/2 (Delta^(2) + Delta^2)), Delta = sum_i d_i, d = u - u wedge_r D >= 0, u the diagonal of Dbar >= 0.
 
-    Delta^(2) = sum_i d_i (2 u_i - d_i), so the half is sum_i d_i u_i + sum_{i<j} d_i d_j: no two terms cancel. Both grow
-    with u and fall with the eigenvalues of D.
+    Delta^(2) = sum_i d_i (2 u_i - d_i), so the half is sum_i d_i u_i + sum_{i<j} d_i d_j: no two terms cancel. Both
+    grow with u and fall with the eigenvalues of D.
     """
     shifted = np.concatenate([np.full(r - 1, np.inf), D.high])[: len(upper)]
     d = upper - np.minimum(upper, shifted)

@@ -4,18 +4,18 @@ Unimodal weights with index l* have D_l >= 0 for l < l* and D_l <= 0 for l >= l*
     d_(i) = sum_{l=i}^{l*-1} l_n(D_l) for i < l*,   d_(i) = sum_{l=l*}^{i} l_m(-D_l) for i >= l*.
 
 D_l has a sign up to rounding only. Let D_l >= -delta_l I for l = 1 .. k = l* - 1, and Delta_i = delta_1 + .. +
-delta_{i-1}. From W_{l+1} W_{l+1}^T = W_l^T W_l - D_l <= W_l^T W_l + delta_l I and rank(W_1) <= n the eigenvalue of index
-n + 1 of W_l W_l^T and of W_l^T W_l is at most Delta_l. Let S_l be the span of the first n eigenvectors of W_l^T W_l. For a
-positive semidefinite M that is at most epsilon off S_l, l_n(M) <= l_min(M on S_l) + epsilon (Aronszajn). Applied to
-W_{l+1} W_{l+1}^T and to D_l + delta_l I, each at most Delta_{l+1} off S_l since their sum is at most Delta_l + delta_l
-there, it gives for a_l = l_n(W_l W_l^T)
+delta_{i-1}. From W_{l+1} W_{l+1}^T = W_l^T W_l - D_l <= W_l^T W_l + delta_l I and rank(W_1) <= n the eigenvalue of
+index n + 1 of W_l W_l^T and of W_l^T W_l is at most Delta_l. Let S_l be the span of the first n eigenvectors of W_l^T
+W_l. For a positive semidefinite M that is at most epsilon off S_l, l_n(M) <= l_min(M on S_l) + epsilon (Aronszajn).
+Applied to W_{l+1} W_{l+1}^T and to D_l + delta_l I, each at most Delta_{l+1} off S_l since their sum is at most Delta_l
++ delta_l there, it gives for a_l = l_n(W_l W_l^T)
     a_l >= a_{l+1} + l_n(D_l) - 2 Delta_{l+1},   a_l >= l_n(D_l),   a_l >= a_{l+1} - delta_l,   a_{k+1} = 0.
-Now let y_0 be a unit vector, y_l = W_l^T y_{l-1} and rho_l the size of its part off S_l over that on S_l, rho_1 = 0. The
-part of y_l on S_l grows by W_{l+1}^T, back into S_{l+1}, by sqrt(a_{l+1} - 2 Delta_{l+1}) at least, and what comes off
-S_l, or goes off S_{l+1}, by sqrt(Delta_{l+1}) at most. So with
+Now let y_0 be a unit vector, y_l = W_l^T y_{l-1} and rho_l the size of its part off S_l over that on S_l, rho_1 = 0.
+The part of y_l on S_l grows by W_{l+1}^T, back into S_{l+1}, by sqrt(a_{l+1} - 2 Delta_{l+1}) at least, and what comes
+off S_l, or goes off S_{l+1}, by sqrt(Delta_{l+1}) at most. So with
     f_l = sqrt(a_{l+1} - 2 Delta_{l+1}) - sqrt(Delta_{l+1}) rho_l,   rho_{l+1} = sqrt(Delta_{l+1}) (1 + rho_l) / f_l
-sigma_n(W_1 .. W_k) >= sqrt(a_1) f_1 .. f_{k-1}, which is (d_(1) .. d_(k))^(1/2) where all delta_l = 0. The other half is
-the same for the transposed network, and lambda_min(T) >= sigma_n(W_1 .. W_{l*-1})^2 sigma_m(W_{l*+1} .. W_L)^2.
+sigma_n(W_1 .. W_k) >= sqrt(a_1) f_1 .. f_{k-1}, which is (d_(1) .. d_(k))^(1/2) where all delta_l = 0. The other half
+is the same for the transposed network, and lambda_min(T) >= sigma_n(W_1 .. W_{l*-1})^2 sigma_m(W_{l*+1} .. W_L)^2.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from collections.abc import Sequence
 from itertools import accumulate
 from math import sqrt
 from typing import Any
-
-import numpy as np
 
 from flowsim.rates.certificate import Certificate, along_trajectory, refused
 from flowsim.rates.imbalance import NEEDS_ALL, TOLERANCE, Spectrum, slacks, spectra
