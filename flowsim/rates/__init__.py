@@ -67,7 +67,7 @@ def certify(
     >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
     >>> certificates = fs.certify(problem)
     >>> first = certificates["theorem-1-A1"]
-    >>> certificates.lambda_min_T, round(first.alpha, 9), round(first.rate, 9)
+    >>> round(certificates.lambda_min_T, 9), round(first.alpha, 9), round(first.rate, 9)
     (10.0, 8.0, 16.0)
     >>> certificates["theorem-2"].reason
     'it is for three layers, the network has 2'
