@@ -9,7 +9,7 @@ far from it.
 Every certificate that applies is held against lambda_min(T). Floating point clears those below
 (sigma_min(J) - error)^2, T = J J^T; the others, and all of every tenth network, go to multiple precision. Beside it,
 the same formulas without the caution: how many of them are false, and how many true ones the caution costs (alpha 0, or
-less than half). Prints all false certificates. 20,000 networks take about a quarter of an hour on two cores (extra
+less than half). Prints all false certificates. 20,000 networks take about four minutes on two cores (extra
 `test`).
 
     python studies/hostile_networks.py [--members 20000] [--small]

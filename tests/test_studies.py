@@ -35,6 +35,13 @@ def test_it_prints_and_draws(name, words, only, monkeypatch, tmp_path, capsys):
     assert words in capsys.readouterr().out
 
 
+def test_no_certificate_is_false_on_hostile_networks(monkeypatch, capsys):
+    run("hostile_networks.py", monkeypatch)
+    printed = capsys.readouterr().out
+    assert "60 networks, 9 with a bottleneck" in printed
+    assert ", 0 false certificates" in printed
+
+
 def test_effectivity():
     study = runpy.run_path(str(STUDIES / "width.py"))
     row = study["effectivity"](11)
