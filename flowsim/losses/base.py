@@ -13,7 +13,9 @@ from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 
+from flowsim.checks import as_number
 from flowsim.errors import InputError
+from flowsim.values import Value, guarded
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,9 @@ class LossConstants:
     `dominance` names how the gradient dominates the loss: "quadratic" (A1, Polyak-Lojasiewicz),
     ||grad f||_F^2 >= gamma (f - f*); "linear" (A1'), ||grad f||_F >= gamma (f - f*); None: neither holds.
     mu: strong convexity (0 if none); K: smoothness (None if unbounded). A2 (mu > 0) implies A1 with gamma = 2 mu.
+    remark: what a certificate with these constants has to say of them, such as that gamma belongs to data of low rank.
+
+    Raises InputError for a gamma or K that is not positive and finite, or a negative mu.
 
     A user's own loss that declares its constants is certified like flowsim's own; here gamma is half of SquaredLoss's:
 
@@ -40,6 +45,13 @@ class LossConstants:
     dominance: Literal["quadratic", "linear"] | None
     mu: float = 0.0
     K: float | None = None
+    remark: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "K"):
+            if getattr(self, name) is not None:
+                as_number(getattr(self, name), name, above=0.0)
+        as_number(self.mu, "mu", least=0.0)
 
 
 @runtime_checkable
@@ -71,11 +83,17 @@ class Loss(Protocol):
         ...
 
 
-class BuiltIn(ABC):
+class BuiltIn(Value, ABC):
     """Base of flowsim's own losses: their attributes are arrays and numbers, and they serve stacks (..., n, m) too.
 
-    Their code is array arithmetic over the last two axes, the same for NumPy and jax arrays.
+    Their code is array arithmetic over the last two axes, the same for NumPy and jax arrays. They are frozen values:
+    what they were made from is copied (`flowsim.values.frozen`), an attribute is set once.
     """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in vars(self):
+            raise AttributeError(f"{type(self).__name__} is a frozen value: {name} cannot be set again; make another.")
+        super().__setattr__(name, value)
 
     @abstractmethod
     def excess(self, W: Any) -> Any:
@@ -91,9 +109,9 @@ class BuiltIn(ABC):
 
     @classmethod
     def from_parts(cls, parts: Mapping[str, Any]) -> Self:
-        """The loss with these parts, unchecked."""
+        """The loss with these parts, unchecked, and arrays among them made read-only."""
         loss = object.__new__(cls)
-        vars(loss).update(parts)
+        vars(loss).update({name: guarded(part) if isinstance(part, np.ndarray) else part for name, part in parts.items()})
         return loss
 
 

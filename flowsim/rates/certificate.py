@@ -23,7 +23,8 @@ class Certificate(Shown):
     where they do, a remark. alpha may be there without a rate: then the network is as the theorem asks, the loss not.
     scope "trajectory": lambda_min(T(t)) >= alpha for all t; "instant": at the present weights only.
     law "exponential": L(t) - f* <= excess exp(-rate t), rate = alpha gamma, under assumption A1 of [MVM23],
-    ||grad f||_F^2 >= gamma (f - f*): gamma = 2 for SquaredLoss, 2 sigma_min(X)^2 for LeastSquares;
+    ||grad f||_F^2 >= gamma (f - f*): gamma = 2 for SquaredLoss, for LeastSquares twice the square of the least nonzero
+    singular value of X;
     law "hyperbolic": L(t) - f* <= excess / (1 + excess rate t), rate = alpha gamma^2, under A1',
     ||grad f||_F >= gamma (f - f*): exponential and logistic loss. excess: L(0) - f*.
 
@@ -104,8 +105,9 @@ def along_trajectory(name: str, network: Any, loss: Any, alpha: float, remark: s
     constants = constants_of(loss)
     if constants is None or constants.dominance != "quadratic" or constants.gamma is None:
         return Certificate(name, False, alpha, reason="assumption A1 (Polyak-Lojasiewicz) is not known for this loss")
+    remarks = "; ".join(part for part in (remark, constants.remark) if part) or None
     return Certificate(
-        name, True, alpha, rate=alpha * constants.gamma, excess=float(excess(loss, network.product)), reason=remark
+        name, True, alpha, rate=alpha * constants.gamma, excess=float(excess(loss, network.product)), reason=remarks
     )
 
 
