@@ -79,13 +79,12 @@ def as_float_array(value: Any, name: str) -> np.ndarray:
 
 def refuse_masked(value: Any, name: str) -> None:
     """Refuse a masked array of NumPy, also in a list: the mask would be lost."""
-    if not isinstance(value, np.ma.MaskedArray):
-        if not (isinstance(value, (list, tuple)) and any(isinstance(entry, np.ma.MaskedArray) for entry in value)):
-            return
-    raise InputError(
-        f"Argument `{name}` must be a plain array, but it is masked; for a target that is seen in part"
-        " MaskedSquaredLoss(Y.data, mask=~Y.mask) takes the mask, else fill it."
-    )
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
+        raise InputError(
+            f"Argument `{name}` must be a plain array, but it is masked; for a target that is seen in part"
+            " MaskedSquaredLoss(Y.data, mask=~np.ma.getmaskarray(Y)) takes the mask, else fill it."
+        )
 
 
 def _count_bad(array: np.ndarray) -> int:

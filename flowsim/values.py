@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache, cached_property
-from types import MappingProxyType
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,17 +32,27 @@ def guarded(array: np.ndarray) -> np.ndarray:
     return view
 
 
-def settled(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
+class Settled(dict[str, Any]):
+    """A dictionary that cannot be changed."""
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("it belongs to a frozen value and cannot be changed; dict(...) makes a copy")
+
+    __setitem__ = __delitem__ = __ior__ = update = pop = popitem = clear = setdefault = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return settled, (dict(self),)
+
+
+def settled(mapping: Mapping[str, Any]) -> Settled:
     """A copy of a mapping of plain values that cannot be changed; lists in it become tuples."""
-    return MappingProxyType({name: _plain(value) for name, value in mapping.items()})
+    return Settled({name: _plain(value) for name, value in mapping.items()})
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return settled(value)
-    if isinstance(value, (list, tuple)):
-        return tuple(map(_plain, value))
-    return value
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _is_read_only(array: np.ndarray) -> bool:
@@ -68,28 +77,24 @@ class Value:
 
     def __getstate__(self) -> dict[str, Any]:
         kept = _cached(type(self))
-        return {name: _open(value) for name, value in vars(self).items() if name not in kept}
+        return {name: value for name, value in vars(self).items() if name not in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update({name: _closed(value) for name, value in state.items()})
 
 
-@cache
 def _cached(kind: type) -> frozenset[str]:
     return frozenset(
         name for base in kind.__mro__ for name, value in vars(base).items() if isinstance(value, cached_property)
     )
 
 
-def _open(value: Any) -> Any:
-    """A mapping that pickle takes."""
-    return {name: _open(part) for name, part in value.items()} if isinstance(value, MappingProxyType) else value
-
-
 def _closed(value: Any) -> Any:
-    """Arrays read-only, mappings settled, and tuples of them."""
+    """Arrays read-only, also in tuples and in sparse matrices."""
     if isinstance(value, np.ndarray):
         return sealed(value)
-    if isinstance(value, dict):
-        return settled(value)
-    return tuple(map(_closed, value)) if type(value) is tuple else value
+    if type(value) is tuple:
+        return tuple(map(_closed, value))
+    for name in ("data", "indices", "indptr") if hasattr(value, "indptr") else ():
+        sealed(getattr(value, name))
+    return value

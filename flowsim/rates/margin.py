@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flowsim.losses import constants_of
+from flowsim.losses import constants_of, minimiser_of
 from flowsim.rates.imbalance import singular
 
 Margin = Callable[[int], float]
@@ -22,8 +22,8 @@ def margin(network: Any, loss: Any) -> tuple[Margin | None, str]:
     """
     if loss is None:
         return None, "it needs a loss (a target or data), and there is none"
-    constants = constants_of(loss)
-    if constants is None or constants.mu <= 0 or constants.K is None or not hasattr(loss, "minimiser"):
+    constants, minimiser = constants_of(loss), minimiser_of(loss)
+    if constants is None or constants.mu <= 0 or constants.K is None or minimiser is None:
         return None, "assumption A2 (smooth and strongly convex, with a known minimiser) is not known for this loss"
-    distance = sqrt(constants.K / constants.mu) * float(np.linalg.norm(network.product - loss.minimiser))
-    return (lambda k: max(singular(loss.minimiser, k) - distance, 0.0)), ""
+    distance = sqrt(constants.K / constants.mu) * float(np.linalg.norm(network.product - minimiser))
+    return (lambda k: max(singular(minimiser, k) - distance, 0.0)), ""

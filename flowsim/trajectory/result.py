@@ -15,7 +15,7 @@ from flowsim.citations import citation
 from flowsim.display import Shown, Table
 from flowsim.errors import InputError
 from flowsim.integrators import start
-from flowsim.losses import minimum_of
+from flowsim.losses import UnknownLoss, minimum_of
 from flowsim.methods import GradientDescent, Method
 from flowsim.network import LinearNetwork, product, unflatten
 from flowsim.problem import Problem
@@ -76,21 +76,6 @@ class Reduction:
     network: CompressedNetwork | None
     error: np.ndarray
     reason: str
-
-
-@dataclass(frozen=True, eq=False)
-class UnknownLoss:
-    """Stands for a user's own loss in a trajectory loaded without it."""
-
-    shape: tuple[int, int]
-
-    def value(self, W: Any) -> Any:
-        """Not known."""
-        raise InputError(
-            "Argument `loss` must be passed to load(path, loss=...): the file does not hold the user's own."
-        )
-
-    gradient = value
 
 
 @dataclass(frozen=True, eq=False, repr=False)
