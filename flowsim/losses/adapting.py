@@ -140,7 +140,7 @@ class Adapted:
 
         Raises InputError where it does not keep to the contract at W.
         """
-        self.in_jax = self._recognise(W)
+        self.in_jax, self.minimum, self.constants = self._recognise(W), minimum_of(self.loss), constants_of(self.loss)
         try:
             value, slope = self._number("value", W), self._matrix("gradient", W)
             self.first = abs(value)
