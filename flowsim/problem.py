@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flowsim.errors import InputError
+from flowsim.errors import InputError, NumericalFailure
 from flowsim.losses import Adapted, adapted, check_loss
 from flowsim.network import backpropagate, flatten, hessian_product, unflatten
 from flowsim.values import Value
@@ -88,12 +88,18 @@ class Problem(Value):
         return -flatten(gradients)
 
     def jacobian_product(self, state: np.ndarray, directions: np.ndarray) -> np.ndarray:
-        """The derivative of the velocity along directions (..., size): minus the Hessian of L, symmetric."""
+        """The derivative of the velocity along directions (..., size): minus the Hessian of L, symmetric.
+
+        Raises NumericalFailure where it is not finite, which no linear algebra takes.
+        """
         dims = self.network.dims
         product = hessian_product(
             self.stacked_loss, unflatten(state, dims), unflatten(directions, dims), self.network.scale
         )
-        return -flatten(product)
+        found = -flatten(product)
+        if not np.isfinite(found).all():
+            raise NumericalFailure("The Hessian of the loss is not finite at a state that the method came to.")
+        return found
 
     def excess(self, products: np.ndarray) -> np.ndarray:
         """f(W) - f* at a stack of products (..., n, m); f(W) where f* is unknown."""

@@ -187,5 +187,5 @@ MASKED = np.ma.masked_array(np.ones((2, 1)), [[True], [False]])
     ],
 )
 def test_masked_arrays_are_refused(make):
-    with pytest.raises(InputError, match="masked.*MaskedSquaredLoss"):
+    with pytest.raises(InputError, match=r"masked.*MaskedSquaredLoss"):
         make()

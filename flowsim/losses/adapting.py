@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from flowsim.checks import as_number
 from flowsim.errors import InputError, NumericalFailure
 from flowsim.losses.base import BuiltIn, Loss, LossConstants
 from flowsim.losses.classification import ExponentialLoss, LogisticLoss
@@ -114,7 +115,11 @@ def check_loss(loss: Any) -> Loss:
     pair = isinstance(shape, (tuple, list)) and len(shape) == 2
     if not pair or not all(isinstance(size, (int, np.integer)) for size in shape):
         raise InputError(f"Argument `loss` must have the sizes (n, m) of the product as shape, but it has {shape!r}.")
-    constants = constants_of(loss)
+    minimum, constants = minimum_of(loss), constants_of(loss)
+    if isinstance(minimum, str):
+        raise InputError(f"Argument `loss` must declare a number as its minimum, but it is {minimum!r}.")
+    if minimum is not None:
+        as_number(minimum, "loss.minimum")
     if constants is not None and not isinstance(constants, LossConstants):
         raise InputError(f"Argument `loss` must have LossConstants as constants, but they are {constants!r}.")
     return loss

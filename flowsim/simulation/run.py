@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from flowsim.errors import InputError
-from flowsim.integrators import IntegrationFailure, Segment, compile_seconds, start
+from flowsim.errors import InputError, NumericalFailure
+from flowsim.integrators import Segment, compile_seconds, start
 from flowsim.integrators.base import Counts, dissipation
 from flowsim.losses import Adapted, excess
 from flowsim.methods import GradientDescent, Method, Projected
@@ -71,7 +71,7 @@ class Run:
                 break
             try:
                 refused = self._drive(integrator)
-            except IntegrationFailure as failure:
+            except NumericalFailure as failure:
                 refused, self.status, self.detail = None, "diverged", str(failure)
             except KeyboardInterrupt:
                 refused, self.status = None, "interrupted"
