@@ -43,7 +43,7 @@ def task_of(problem: fs.Problem, times: np.ndarray) -> dict[str, np.ndarray]:
     if isinstance(loss, fs.SquaredLoss):
         return arrays | {"G": np.eye(len(loss.Y)), "H": np.asarray(loss.Y)}
     if isinstance(loss, fs.LeastSquares):
-        return arrays | {"G": loss.gram, "H": loss.gram @ loss.minimiser}
+        return arrays | {"G": loss.factor.T @ loss.factor, "H": loss.factor.T @ loss.seen}
     return arrays | {"X": loss.X, "y": loss.labels}
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from flowsim.errors import ConversionNotice, InputError
+from flowsim.values import frozen, sealed
 
 CHECK_BLOCK = 2**20
 """Large arrays are checked in blocks of about this many entries."""
@@ -51,8 +52,10 @@ def check_memory(needed: float, name: str, value: Any, remedy: str) -> None:
 def as_float_array(value: Any, name: str) -> np.ndarray:
     """`value` as a finite float64 array; integers, booleans and other real floats are converted with a notice.
 
-    Raises InputError for complex, text, object, ragged, NaN or infinite entries.
+    The array may share its memory with `value`: what keeps it takes frozen(array).
+    Raises InputError for masked arrays, and for complex, text, object, ragged, NaN or infinite entries.
     """
+    refuse_masked(value, name)
     try:
         array = np.asarray(value)
     except (ValueError, TypeError) as error:
@@ -74,6 +77,16 @@ def as_float_array(value: Any, name: str) -> np.ndarray:
     return array
 
 
+def refuse_masked(value: Any, name: str) -> None:
+    """Refuse a masked array of NumPy, also in a list: the mask would be lost."""
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
+        raise InputError(
+            f"Argument `{name}` must be a plain array, but it is masked; for a target that is seen in part"
+            " MaskedSquaredLoss(Y.data, mask=~np.ma.getmaskarray(Y)) takes the mask, else fill it."
+        )
+
+
 def _count_bad(array: np.ndarray) -> int:
     """How many entries are NaN or infinite; a large array is read in blocks, so that nothing of its size is made."""
     if array.size <= CHECK_BLOCK or array.ndim == 0:
@@ -83,18 +96,22 @@ def _count_bad(array: np.ndarray) -> int:
 
 
 def as_layer(value: Any, name: str) -> Any:
-    """A weight matrix that may also be a scipy sparse matrix or LinearOperator (real, not empty), else as_matrix."""
+    """A weight matrix that may also be a scipy sparse matrix or LinearOperator (real, not empty), else as_matrix; what
+    is given as entries is frozen."""
     if isinstance(value, (np.ndarray, list, tuple)) or not hasattr(value, "shape"):
-        return as_matrix(value, name)
+        return frozen(as_matrix(value, name))
     from scipy.sparse import csr_array, issparse
     from scipy.sparse.linalg import LinearOperator
 
     if issparse(value):
-        sparse = csr_array(value)
+        sparse = csr_array(value, copy=True)
+        sparse.sum_duplicates()
         sparse.data = as_float_array(sparse.data, name)
+        for part in (sparse.data, sparse.indices, sparse.indptr):
+            sealed(part)
         return sparse
     if not isinstance(value, LinearOperator):
-        return as_matrix(value, name)
+        return frozen(as_matrix(value, name))
     if np.dtype(value.dtype).kind not in "fiub" or 0 in value.shape:
         raise InputError(
             f"Argument `{name}` must be a real, non-empty operator, but it has dtype {value.dtype} and shape"
@@ -119,9 +136,15 @@ def as_matrix(value: Any, name: str, shape: tuple[int | None, int | None] = (Non
 
 
 def as_number(
-    value: Any, name: str, *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf
+    value: Any,
+    name: str,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
 ) -> float:
-    """`value` as a finite float with above < value, least <= value <= most."""
+    """`value` as a finite float with above < value < below, least <= value <= most."""
     try:
         number = float(value)
     except (TypeError, ValueError) as error:
@@ -134,6 +157,8 @@ def as_number(
         raise InputError(f"Argument `{name}` must be at least {least:g}, but it is {number:g}.")
     if number > most:
         raise InputError(f"Argument `{name}` must be at most {most:g}, but it is {number:g}.")
+    if number >= below:
+        raise InputError(f"Argument `{name}` must be less than {below:g}, but it is {number:g}.")
     return number
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from flowsim.checks import as_choice, as_count, as_number
 from flowsim.display import Shown, Table
 from flowsim.errors import FlowsimError, InputError
-from flowsim.losses import BuiltIn, minimum_of
+from flowsim.losses import is_built_in, minimum_of
 from flowsim.methods import Diffrax, GradientDescent, Method, as_method
 from flowsim.model import tolerances
 from flowsim.network import flatten, imbalance_change, product, unflatten
@@ -183,6 +183,8 @@ def _drawn(draw: Draw, seed: int, k: int) -> Problem | str:
         problem = draw(np.random.SeedSequence(seed, spawn_key=(k,)))
     except (FlowsimError, MemoryError) as error:
         return str(error) or type(error).__name__
+    except Exception as error:
+        return f"draw raised {type(error).__name__}: {error}"
     if not isinstance(problem, Problem):
         raise InputError(f"Argument `draw` must return a Problem, but it returns a {type(problem).__name__}.")
     return problem
@@ -208,7 +210,11 @@ def _block(problems: Sequence[Problem | str], settings: _Settings) -> list[Resul
         alike = [k for k, kind in zip(cores, kinds, strict=True) if kind == usual]
         if len(alike) > 1:
             chosen = [problems[k] for k in alike]
-            for k, result in zip(alike, _side_by_side(chosen, [cores[k] for k in alike], settings), strict=True):
+            try:
+                found = _side_by_side(chosen, [cores[k] for k in alike], settings)
+            except FlowsimError:  # a user's own loss that jax cannot trace, for one
+                found = [None] * len(alike)
+            for k, result in zip(alike, found, strict=True):
                 results[k] = result
     return [result or _alone(problem, settings) for result, problem in zip(results, problems, strict=True)]
 
@@ -235,9 +241,9 @@ def _core(problem: Problem) -> Problem:
 
 def _kind(problem: Problem) -> tuple[Any, ...]:
     """Members of one kind can stand side by side."""
-    loss, compressed = problem.loss, getattr(problem, "compressed", None)
+    loss, compressed = problem.stacked_loss, getattr(problem, "compressed", None)
     same: Any = id(loss)
-    if isinstance(loss, BuiltIn):
+    if is_built_in(loss):
         same = type(loss), *(np.shape(part) for part in loss.parts().values())
     return same, problem.network.dims, compressed is None
 
@@ -254,7 +260,7 @@ def _side_by_side(problems: Sequence[Any], cores: Sequence[Problem], settings: _
     levels = None if settings.stop_loss is None else settings.stop_loss * first
     scales = np.array([core.network.scale for core in filled])
     dims = cores[0].network.dims
-    start = [core.loss for core in filled], scales, dims, states
+    start = [core.stacked_loss for core in filled], scales, dims, states
     if isinstance(method, GradientDescent):
         paths = descent(*start, method, settings.times, levels, settings.max_steps)
     else:
@@ -280,7 +286,7 @@ def _side_by_side(problems: Sequence[Any], cores: Sequence[Problem], settings: _
         row = {
             "status": "converged" if paths.below[k] else "completed",
             "reason": None,
-            "initial_loss": float(core.loss.value(core.network.product)),
+            "initial_loss": float(first[k]) + (minimum_of(core.loss) or 0.0),
             "final_excess": last,
             "time_reached": float(paths.end[k]),
             "rate_seen": _rate(float(first[k]), last, float(paths.end[k])),

@@ -8,18 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from flowsim.errors import InputError
-from flowsim.losses import check_loss, excess, vectorized
+from flowsim.errors import InputError, NumericalFailure
+from flowsim.losses import Adapted, adapted, check_loss
 from flowsim.network import backpropagate, flatten, hessian_product, unflatten
+from flowsim.values import Value
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Problem:
+class Problem(Value):
     """A loss on the product of a network, with the network's weights as the initial point: a frozen value.
 
-    network: a LinearNetwork, or a CompressedNetwork where the full weights are not there or not wanted.
+    network: a LinearNetwork, or a CompressedNetwork where the full weights are not there or not wanted. loss: one of
+    flowsim's, or a user's own (see Loss).
 
-    Raises InputError when the loss is not one, or its shape is not that of the network's product.
+    Raises InputError when the loss is not one, does not keep to the contract of Loss at the initial product, or its
+    shape is not that of the network's product; and for a subclass that overrides the equations, which the compiled
+    methods would not see.
 
     >>> import numpy as np
     >>> import flowsim as fs
@@ -34,6 +38,12 @@ class Problem:
     network: Any
 
     def __post_init__(self) -> None:
+        changed = [name for name in EQUATIONS if getattr(type(self), name) is not getattr(Problem, name)]
+        if changed:
+            raise InputError(
+                f"Argument `problem` must obey the equations of Problem, but {type(self).__name__} overrides"
+                f" {', '.join(changed)}; change the loss or the network instead."
+            )
         check_loss(self.loss)
         if not hasattr(self.network, "dims"):
             kind = type(self.network).__name__
@@ -47,6 +57,8 @@ class Problem:
                 f"Argument `loss` must be on {dims[0]} x {dims[-1]} matrices, the shape of the product of a network"
                 f" with dims {dims}, but its target is {' x '.join(map(str, self.loss.shape))}; transpose it?"
             )
+        loss = adapted(self.loss)
+        vars(self)["stacked_loss"] = loss.check(self.network.product) if isinstance(loss, Adapted) else loss
 
     def __repr__(self) -> str:
         return f"Problem({type(self.loss).__name__}, {self.network!r})"
@@ -63,8 +75,8 @@ class Problem:
 
     @cached_property
     def stacked_loss(self) -> Any:
-        """The loss, able to serve stacks of products."""
-        return vectorized(self.loss)
+        """The loss, able to serve stacks of products, NumPy's and jax's."""
+        return adapted(self.loss)
 
     def gradients(self, weights: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
         """The product W and [dL/dW_1, ..., dL/dW_L] at the given weights, or at stacks (..., rows, columns) of them."""
@@ -76,12 +88,18 @@ class Problem:
         return -flatten(gradients)
 
     def jacobian_product(self, state: np.ndarray, directions: np.ndarray) -> np.ndarray:
-        """The derivative of the velocity along directions (..., size): minus the Hessian of L, symmetric."""
+        """The derivative of the velocity along directions (..., size): minus the Hessian of L, symmetric.
+
+        Raises NumericalFailure where it is not finite, which no linear algebra takes.
+        """
         dims = self.network.dims
         product = hessian_product(
             self.stacked_loss, unflatten(state, dims), unflatten(directions, dims), self.network.scale
         )
-        return -flatten(product)
+        found = -flatten(product)
+        if not np.isfinite(found).all():
+            raise NumericalFailure("The Hessian of the loss is not finite at a state that the method came to.")
+        return found
 
     def excess(self, products: np.ndarray) -> np.ndarray:
         """f(W) - f* at a stack of products (..., n, m); f(W) where f* is unknown."""
@@ -90,4 +108,16 @@ class Problem:
     @property
     def initial_excess(self) -> float:
         """L(0) - f*."""
-        return float(excess(self.loss, self.network.product))
+        return float(self.excess(self.network.product))
+
+
+EQUATIONS = (
+    "initial_state",
+    "stacked_loss",
+    "gradients",
+    "velocity",
+    "jacobian_product",
+    "excess",
+    "initial_excess",
+)
+"""What all methods take to be as it is here."""

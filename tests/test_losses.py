@@ -1,13 +1,17 @@
 """Values, gradients and constants of the losses."""
 
+import re
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.integrate import solve_ivp
 
 import flowsim as fs
 from flowsim.errors import InputError
-from flowsim.losses import excess, vectorized
+from flowsim.losses import adapted, excess
 
 
 def least_squares(rng, rows, n, m, rank=None):
@@ -48,8 +52,7 @@ def test_cost_does_not_depend_on_the_rows(rng):
     X, Y = least_squares(rng, 5000, 3, 2)
     assert {name: value.shape for name, value in vars(fs.LeastSquares(X, Y)).items() if hasattr(value, "shape")} == {
         "factor": (3, 3),
-        "minimiser": (3, 2),
-        "gram": (3, 3),
+        "seen": (3, 2),
     }
 
 
@@ -59,6 +62,94 @@ def test_the_excess_is_free_of_cancellation(rng):
     near = loss.minimiser + 1e-12
     assert 0 < excess(loss, near) < 1e-20
     assert loss.excess(np.stack([near, near])) == pytest.approx([excess(loss, near)] * 2, rel=1e-12)
+
+
+def polynomial(degree, rows):
+    """Columns 1, x, ..., x^degree on [0, 1]: the more of them, the nearer to dependent."""
+    return np.vander(np.linspace(0.0, 1.0, rows), degree + 1, increasing=True)
+
+
+@pytest.mark.parametrize("degree", [3, 8, 13, 19])
+def test_an_ill_conditioned_x_costs_no_digits(degree, rng):
+    """Against X^T (X W - Y) in fractions; the condition number goes up to 1e16."""
+    X, Y, W = polynomial(degree, 25), rng.standard_normal((25, 2)), rng.standard_normal((degree + 1, 2))
+    loss = fs.LeastSquares(X, Y)
+    data, weights, target = (np.vectorize(Fraction, otypes=[object])(part) for part in (X, W, Y))
+    residual = data @ weights - target
+    slope, value = (data.T @ residual).astype(float), float((residual**2).sum() / 2)
+    assert loss.gradient(W) == pytest.approx(slope, rel=1e-12, abs=1e-12 * np.abs(slope).max())
+    assert loss.value(W) == pytest.approx(value, rel=1e-13)
+    assert loss.minimum <= loss.value(W)
+
+
+def test_the_flow_of_an_ill_conditioned_x_is_that_of_the_normal_equations(rng):
+    X, Y, network = polynomial(19, 30), rng.standard_normal((30, 1)), fs.fan_in((20, 30, 1), seed=0)
+    flow = fs.simulate(fs.Problem(fs.LeastSquares(X, Y), network), t1=1.0)
+
+    def velocity(_, state):
+        W1, W2 = state[:600].reshape(20, 30), state[600:].reshape(30, 1)
+        E = X.T @ (X @ (W1 @ W2) - Y)
+        return -np.concatenate([(E @ W2.T).ravel(), (W1.T @ E).ravel()])
+
+    plain = solve_ivp(velocity, (0.0, 1.0), flow.problem.initial_state, "DOP853", rtol=1e-10, atol=1e-12)
+    W = plain.y[:600, -1].reshape(20, 30) @ plain.y[600:, -1].reshape(30, 1)
+    assert flow.loss[-1] == pytest.approx(0.5 * ((Y - X @ W) ** 2).sum(), rel=1e-9)
+    assert flow.stats["steps"] < 100
+
+
+@pytest.mark.parametrize(
+    ("X", "words"),
+    [
+        (polynomial(2, 9), None),
+        (polynomial(11, 30), "ill-conditioned"),
+        (polynomial(19, 30), "rank 1. of 20"),
+        (polynomial(2, 9) @ np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]), "rank 2 of 3"),
+        (polynomial(4, 3), "rank 3 of 5"),
+    ],
+)
+def test_constants_of_deficient_data_say_so(X, words, rng):
+    loss = fs.LeastSquares(X, rng.standard_normal((len(X), 1)))
+    network = fs.fan_out((X.shape[1], 30, 1), seed=0)
+    certificate = fs.certify(fs.Problem(loss, network))["theorem-1-A1"]
+    if words is None:
+        assert certificate.reason is None
+        assert loss.minimiser == pytest.approx(np.linalg.lstsq(X, _seen(loss, X), rcond=None)[0], rel=1e-9)
+    else:
+        assert re.search(words, certificate.reason)
+        assert certificate.rate == certificate.alpha * loss.constants.gamma
+        assert loss.minimiser is None or "rank" in words
+
+
+def _seen(loss, X):
+    """The part of Y that X sees."""
+    left, _, _ = np.linalg.svd(X, full_matrices=False)
+    return left @ loss.seen
+
+
+def test_the_rank_tolerance_counts_for_the_value_and_the_minimum_alike(rng):
+    """Singular values that count as zero are those of a nearby X, whose loss it is."""
+    left, sigma, right = np.linalg.svd(rng.standard_normal((9, 3)), full_matrices=False)
+    sigma = np.array([1.0, 0.5, 1e-3])
+    X, near = (left * sigma) @ right, (left * [1.0, 0.5, 0.0]) @ right
+    Y, W = rng.standard_normal((9, 2)), rng.standard_normal((3, 2))
+    loss = fs.LeastSquares(X, Y, rank_tolerance=1e-2)
+    assert loss.value(W) == pytest.approx(0.5 * ((Y - near @ W) ** 2).sum(), rel=1e-12)
+    least = np.linalg.lstsq(near, Y, rcond=1e-10)[0]
+    assert loss.minimum == pytest.approx(0.5 * ((Y - near @ least) ** 2).sum(), rel=1e-12)
+    for tolerance in (-1.0, 1.0, np.nan):
+        with pytest.raises(InputError, match="rank_tolerance"):
+            fs.LeastSquares(X, Y, rank_tolerance=tolerance)
+
+
+def test_parts_with_a_minimiser_are_read_as_the_same_loss(rng):
+    """As files of this schema may have them."""
+    X, Y = least_squares(rng, 12, 4, 2, rank=3)
+    loss, W = fs.LeastSquares(X, Y), rng.standard_normal((4, 2))
+    parts = {"factor": loss.factor, "minimiser": loss.minimiser, "minimum": loss.minimum, "gram": X.T @ X}
+    again = fs.LeastSquares.from_parts(parts)
+    assert set(again.parts()) == {"factor", "seen", "minimum"}
+    assert again.gradient(W) == pytest.approx(loss.gradient(W), rel=1e-12)
+    assert again.constants == loss.constants
 
 
 @pytest.mark.parametrize(
@@ -98,7 +189,7 @@ def test_gradients_are_derivatives(rows, n, m, seed):
         change = (loss.gradient(W + step * V) - loss.gradient(W - step * V)) / (2 * step)
         curvature = loss.hessian_product(W, stack)
         assert curvature[1] == pytest.approx(change, rel=1e-6, abs=1e-6)
-        plain = vectorized(Plain(loss))
+        plain = adapted(Plain(loss))
         assert plain.hessian_product(W, stack) == pytest.approx(curvature, rel=1e-6, abs=1e-8)
         assert plain.excess(stack) == pytest.approx(loss.excess(stack), rel=1e-12)
 

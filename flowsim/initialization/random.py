@@ -15,6 +15,7 @@ import numpy as np
 from flowsim.checks import as_dims, as_number, check_memory
 from flowsim.errors import InputError
 from flowsim.network import LinearNetwork
+from flowsim.values import sealed
 
 LARGEST_NETWORK = 2**31
 """More weights than this (16 GiB of float64) are refused before anything is allocated."""
@@ -98,7 +99,7 @@ def orthogonal(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     weights = []
     for rows, columns in pairwise(sizes):
         basis = orthonormal(generator, max(rows, columns), min(rows, columns))
-        weights.append(factor * (basis if rows >= columns else basis.T))
+        weights.append(sealed(factor * (basis if rows >= columns else basis.T)))
     return LinearNetwork(tuple(weights), origin=origin_of("orthogonal", sizes, seed, factor))
 
 
@@ -167,7 +168,7 @@ def _gaussian(scheme: str, dims: Any, seed: Seed, scale: float) -> LinearNetwork
     variance, model_scale = GAUSSIAN[scheme]
     with np.errstate(over="ignore"):  # the network refuses what is infinite
         weights = tuple(
-            factor * sqrt(variance(rows, columns)) * generator.standard_normal((rows, columns))
+            sealed(factor * sqrt(variance(rows, columns)) * generator.standard_normal((rows, columns)))
             for rows, columns in pairwise(sizes)
         )
     return LinearNetwork(weights, model_scale(sizes), origin_of(scheme, sizes, seed, factor))

@@ -25,7 +25,8 @@ def compile_seconds(method: Method) -> float:
 
 
 def start(problem: Problem, method: Method, t: float, state: np.ndarray, t1: float) -> Integrator:
-    """The integrator of `method`, standing at (t, state), bound for t1."""
+    """The integrator of `method`, standing at (t, state), which it copies, bound for t1."""
+    state = np.array(state)
     if isinstance(method, GradientDescent):
         from flowsim.integrators.descent import CompiledDescent, Descent
 

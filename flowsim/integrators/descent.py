@@ -78,7 +78,7 @@ class Descent:
             for _ in range(count):
                 dissipated.append(eta * sum(np.vdot(G, G) for G in gradients))
                 weights = [W - eta * G for W, G in zip(weights, gradients, strict=True)]
-                P, gradients = backpropagate(problem.loss, weights, problem.network.scale)
+                P, gradients = backpropagate(problem.stacked_loss, weights, problem.network.scale)
                 products.append(P)
                 path.append(weights)
         self.weights, self.gradients = weights, gradients
@@ -94,7 +94,8 @@ class CompiledDescent(Descent):
         before = flatten([np.asarray(W) for W in self.weights])
         etas = np.zeros(self.longest)
         etas[:count] = self.step_size  # a step of size 0 changes nothing: one compiled length serves every remainder
-        arguments = as_argument(self.problem.loss), list(self.weights), list(self.gradients), self.problem.network.scale
+        loss, scale = as_argument(self.problem.stacked_loss), self.problem.network.scale
+        arguments = loss, list(self.weights), list(self.gradients), scale
         with float64():
             (self.weights, self.gradients), record = _compiled_scan()(*arguments, etas)
             layers, products, dissipated = ([np.asarray(x) for x in record[0]], *map(np.asarray, record[1:]))

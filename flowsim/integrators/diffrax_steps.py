@@ -65,7 +65,8 @@ class DiffraxSteps:
         self.length = max(1, min(longest, SEGMENT_NUMBERS // state.size))
         self.attempts, self.state = 0, np.array(state)
         self.counts = Counts(rhs_evaluations=None, rejected_steps=0)
-        self.end, self.args = np.array(t1, float), (as_argument(problem.loss), np.array(problem.network.scale, float))
+        self.end = np.array(t1, float)
+        self.args = as_argument(problem.stacked_loss), np.array(problem.network.scale, float)
         step = None if method.step_size is None else np.array(min(method.step_size, t1 - t), float)
         with float64():
             self.solver, self.controller = solver_of(method), controller_of(method)

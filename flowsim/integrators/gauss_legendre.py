@@ -26,6 +26,7 @@ from typing import Protocol
 
 import numpy as np
 
+from flowsim.errors import NumericalFailure
 from flowsim.integrators.base import Counts, IntegrationFailure, Segment, first_step, scaled_norm
 from flowsim.methods import GaussLegendre
 from flowsim.network import product, unflatten
@@ -268,7 +269,10 @@ class GaussLegendreSteps:
         solved = self.stages.solve(y, np.array(h), Z, scale, target)
         if solved.converged and solved.contraction <= SLOW:
             return solved
-        self.stages.linearize(y + solved.Z.mean(axis=0) if solved.converged else y + Z.mean(axis=0))
+        try:
+            self.stages.linearize(y + solved.Z.mean(axis=0) if solved.converged else y + Z.mean(axis=0))
+        except NumericalFailure:  # the state is out of the loss's domain
+            return solved if solved.converged else None
         if not solved.converged:
             solved = self.stages.solve(y, np.array(h), Z, scale, target)
         return solved if solved.converged else None

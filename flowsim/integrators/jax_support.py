@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
-from flowsim.losses import BuiltIn
+from flowsim.losses import adapted, is_built_in
 
 
 def float64() -> AbstractContextManager[Any]:
@@ -51,7 +51,7 @@ class LossArgument:
 def as_argument(loss: Any) -> LossArgument:
     """The loss, ready to be passed to a jitted function without a new compilation for each new target."""
     _register()
-    return LossArgument(loss)
+    return LossArgument(adapted(loss))
 
 
 @cache
@@ -63,7 +63,7 @@ def _register() -> None:
 
 def _split(argument: LossArgument) -> tuple[tuple[Any, ...], Any]:
     loss = argument.loss
-    if not isinstance(loss, BuiltIn):
+    if not is_built_in(loss):
         return (), loss
     fields = loss.parts()
     return tuple(fields.values()), (type(loss), tuple(fields))

@@ -1,19 +1,24 @@
 """Losses f(W) of the product W: the protocol, the constants that theorems need, and flowsim's own losses."""
 
-from flowsim.losses.base import (
-    BuiltIn,
-    Loss,
-    LossConstants,
+from flowsim.losses.adapting import (
+    BUILT_IN,
+    Adapted,
+    UnknownLoss,
+    adapted,
     check_loss,
     constants_of,
     excess,
+    is_built_in,
+    minimiser_of,
     minimum_of,
-    vectorized,
 )
+from flowsim.losses.base import BuiltIn, Loss, LossConstants
 from flowsim.losses.classification import ExponentialLoss, LogisticLoss, separation
 from flowsim.losses.squared import LeastSquares, MaskedSquaredLoss, SquaredLoss
 
 __all__ = [
+    "BUILT_IN",
+    "Adapted",
     "BuiltIn",
     "ExponentialLoss",
     "LeastSquares",
@@ -22,10 +27,13 @@ __all__ = [
     "LossConstants",
     "MaskedSquaredLoss",
     "SquaredLoss",
+    "UnknownLoss",
+    "adapted",
     "check_loss",
     "constants_of",
     "excess",
+    "is_built_in",
+    "minimiser_of",
     "minimum_of",
     "separation",
-    "vectorized",
 ]

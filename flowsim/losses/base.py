@@ -1,19 +1,21 @@
 """What a loss f(W) of the product W, an n x m matrix, has to offer, and the constants that the theorems need.
 
 A loss is any object with `shape`, `value(W)` and `gradient(W)`; that is enough to simulate. What else it declares
-(`minimum`, `excess`, `constants`, `minimiser`) lets flowsim stop at a level and certify rates.
+(`minimum`, `excess`, `constants`, `minimiser`) lets flowsim stop at a level and certify rates. What all paths use is
+`adapting.adapted(loss)`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from flowsim.errors import InputError
+from flowsim.checks import as_number
+from flowsim.values import Value, guarded
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,9 @@ class LossConstants:
     `dominance` names how the gradient dominates the loss: "quadratic" (A1, Polyak-Lojasiewicz),
     ||grad f||_F^2 >= gamma (f - f*); "linear" (A1'), ||grad f||_F >= gamma (f - f*); None: neither holds.
     mu: strong convexity (0 if none); K: smoothness (None if unbounded). A2 (mu > 0) implies A1 with gamma = 2 mu.
+    remark: what a certificate with these constants has to say of them, such as that gamma belongs to data of low rank.
+
+    Raises InputError for a gamma or K that is not positive and finite, or a negative mu.
 
     A user's own loss that declares its constants is certified like flowsim's own; here gamma is half of SquaredLoss's:
 
@@ -41,11 +46,33 @@ class LossConstants:
     dominance: Literal["quadratic", "linear"] | None
     mu: float = 0.0
     K: float | None = None
+    remark: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "K"):
+            if getattr(self, name) is not None:
+                as_number(getattr(self, name), name, above=0.0)
+        as_number(self.mu, "mu", least=0.0)
 
 
 @runtime_checkable
 class Loss(Protocol):
-    """What a user's own loss must offer. Optional: `minimum` (f*), `minimiser` (W*), `constants` (LossConstants).
+    """What a user's own loss must offer, in float64, of one n x m matrix W: every method takes such a loss.
+
+    Written with NumPy it is called back by the methods that jax compiles. Written with jax.numpy (its gradient returns
+    jax arrays) it is called in float64 whatever jax's setting, and compiled where it can be traced, as those methods
+    need it. It is handed copies of W, and has to be a function of W alone, the same as long as a Problem has it.
+
+    Optional: `minimum` (f*), `minimiser` (W*), `constants` (LossConstants), `excess(W)` (f(W) - f* where that is more
+    than a difference), and `hessian_product(W, V)`, the derivative of the gradient at W along V (n x m), which implicit
+    methods, RKC and GaussLegendre use; else it comes from jax, or for NumPy from central differences of the gradient,
+    to about ten digits for a smooth f. None stands for what is not known. A subclass of one of flowsim's losses is a
+    loss of the user's own: where it overrides value, gradient or excess, of the optional ones only those count that it
+    declares with them or below.
+
+    A Problem calls it at the initial product and raises InputError where it does not keep to this: values that are no
+    finite real numbers, gradients that are no finite real n x m matrices, other precision than float64, a `minimum`
+    above f(W). Where it fails later on, the simulation ends there as "diverged", and its message says why.
 
     >>> import numpy as np
     >>> import flowsim as fs
@@ -72,11 +99,17 @@ class Loss(Protocol):
         ...
 
 
-class BuiltIn(ABC):
+class BuiltIn(Value, ABC):
     """Base of flowsim's own losses: their attributes are arrays and numbers, and they serve stacks (..., n, m) too.
 
-    Their code is array arithmetic over the last two axes, the same for NumPy and jax arrays.
+    Their code is array arithmetic over the last two axes, the same for NumPy and jax arrays. They are frozen values:
+    what they were made from is copied (`flowsim.values.frozen`), an attribute is set once.
     """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in vars(self):
+            raise AttributeError(f"{type(self).__name__} is a frozen value: {name} cannot be set again; make another.")
+        super().__setattr__(name, value)
 
     @abstractmethod
     def excess(self, W: Any) -> Any:
@@ -92,66 +125,8 @@ class BuiltIn(ABC):
 
     @classmethod
     def from_parts(cls, parts: Mapping[str, Any]) -> Self:
-        """The loss with these parts, unchecked."""
+        """The loss with these parts, unchecked, and arrays among them made read-only."""
         loss = object.__new__(cls)
-        vars(loss).update(parts)
+        for name, part in parts.items():
+            vars(loss)[name] = guarded(part) if isinstance(part, np.ndarray) else part
         return loss
-
-
-def check_loss(loss: Any) -> Loss:
-    """Refuse an object that lacks shape, value or gradient."""
-    missing = [word for word in ("shape", "value", "gradient") if not hasattr(loss, word)]
-    if missing:
-        raise InputError(
-            f"Argument `loss` must offer shape, value(W) and gradient(W), but {type(loss).__name__} lacks"
-            f" {', '.join(missing)}; see flowsim.Loss."
-        )
-    return loss
-
-
-def minimum_of(loss: Any) -> float | None:
-    """f*, or None where the loss does not declare it."""
-    return getattr(loss, "minimum", None)
-
-
-def constants_of(loss: Any) -> LossConstants | None:
-    """The loss's LossConstants, or None where it does not declare them."""
-    return getattr(loss, "constants", None)
-
-
-def excess(loss: Any, W: Any) -> Any:
-    """f(W) - f* for one product, without cancellation where the loss offers `excess`; f(W) itself if f* is unknown."""
-    if hasattr(loss, "excess"):
-        return loss.excess(W)
-    return loss.value(W) - (minimum_of(loss) or 0.0)
-
-
-class Vectorized:
-    """A user's own loss on stacks (..., n, m) of products, one after the other; its Hessian by central differences."""
-
-    def __init__(self, loss: Any) -> None:
-        self.loss = loss
-
-    def excess(self, W: np.ndarray) -> np.ndarray:
-        """f(W) - f*, or f(W) where f* is unknown: (...)."""
-        return self._each(lambda one: float(excess(self.loss, one)), W)
-
-    def gradient(self, W: np.ndarray) -> np.ndarray:
-        """grad f(W): (..., n, m)."""
-        return self._each(self.loss.gradient, W)
-
-    def hessian_product(self, W: np.ndarray, V: np.ndarray) -> np.ndarray:
-        """The derivative of grad f at one W along V (..., n, m), to about ten digits for a smooth f."""
-        size = float(np.linalg.norm(V)) or 1.0
-        step = np.finfo(float).eps ** (1 / 3) * (1.0 + float(np.linalg.norm(W))) / size
-        return (self.gradient(W + step * V) - self.gradient(W - step * V)) / (2 * step)
-
-    @staticmethod
-    def _each(function: Callable[[np.ndarray], Any], W: np.ndarray) -> np.ndarray:
-        values = np.array([function(one) for one in W.reshape(-1, *W.shape[-2:])])
-        return values.reshape(*W.shape[:-2], *values.shape[1:])
-
-
-def vectorized(loss: Any) -> Any:
-    """The loss itself where it is one of flowsim's, else a user's own made to serve stacks of NumPy arrays."""
-    return loss if isinstance(loss, BuiltIn) else Vectorized(loss)

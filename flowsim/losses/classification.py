@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from flowsim.checks import as_float_array, as_matrix
+from flowsim.checks import as_float_array, as_matrix, refuse_masked
 from flowsim.errors import InputError, NumericalFailure
 from flowsim.losses.base import BuiltIn, LossConstants
+from flowsim.values import frozen
 
 
 def separation(Z: np.ndarray) -> tuple[float, np.ndarray]:
@@ -39,7 +40,8 @@ class _Classification(BuiltIn):
     """Data X (rows x n) with labels (rows x m, m = 1 where y is a vector), and their separation margin."""
 
     def __init__(self, X: Any, y: Any) -> None:
-        X = as_matrix(X, "X")
+        X = frozen(as_matrix(X, "X"))
+        refuse_masked(y, "y")
         labels = as_float_array(np.asarray(y) * 1.0, "y")
         labels = labels[:, None] if labels.ndim == 1 else as_matrix(labels, "y")
         if len(labels) != len(X):
@@ -49,7 +51,7 @@ class _Classification(BuiltIn):
                 "Argument `y` must hold the labels -1 and +1 only, but it holds"
                 f" {', '.join(f'{value:g}' for value in np.unique(labels)[:5])}; map the two classes to them."
             )
-        self.X, self.labels = X, labels
+        self.X, self.labels = X, frozen(labels)
         margins = [separation(column[:, None] * X)[0] for column in labels.T]
         self.margin = float(np.sum([g**-2.0 for g in margins]) ** -0.5) if min(margins) > 0 else 0.0
 

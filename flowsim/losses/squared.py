@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from flowsim.checks import as_matrix
+from flowsim.checks import as_matrix, as_number, refuse_masked
 from flowsim.errors import InputError
 from flowsim.losses.base import BuiltIn, LossConstants
+from flowsim.values import frozen, sealed
+
+WELL_CONDITIONED = float(np.finfo(float).eps) ** 0.5
+"""Below this quotient of singular values a minimiser has less than half of its digits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +34,7 @@ class SquaredLoss(BuiltIn):
     Y: np.ndarray
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "Y", as_matrix(self.Y, "Y"))
+        object.__setattr__(self, "Y", frozen(as_matrix(self.Y, "Y")))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -70,14 +75,19 @@ class SquaredLoss(BuiltIn):
 
 
 class LeastSquares(BuiltIn):
-    """f(W) = 1/2 ||Y - X W||_F^2 for data X (rows x n), Y (rows x m), evaluated as f* + 1/2 ||R (W - W*)||_F^2.
+    """f(W) = 1/2 ||Y - X W||_F^2 for data X (rows x n), Y (rows x m), evaluated as f* + 1/2 ||R W - S||_F^2.
 
-    R^T R = X^T X and W* is the least-norm minimiser, so that after construction nothing depends on the number of
-    rows, and f - f* is free of cancellation however small it gets.
+    With X = U Sigma V^T, of rank r, the factor is R = Sigma V^T (r x n) and S = U^T Y (r x m), what X sees of Y: after
+    construction nothing depends on the number of rows. f - f* = 1/2 ||R W - S||_F^2 is a sum of squares, free of
+    cancellation, and the gradient R^T (R W - S) needs no minimiser, whose digits an ill-conditioned X would take.
+
+    Singular values of at most `rank_tolerance` sigma_1 (default max(rows, n) eps, what X's own rounding leaves of them)
+    count as zero, in f and in f* alike: f is that of an X changed by at most rank_tolerance sigma_1 in the spectral
+    norm, with the default by round-off of X W.
     K = sigma_1(X)^2, gamma = 2 (least nonzero sigma(X))^2, mu = sigma_n(X)^2 with full column rank, else 0.
-    Singular values below `rank_tolerance` sigma_1 (default max(rows, n) eps) count as zero.
 
-    Raises InputError when X or Y is not a finite real matrix, X is zero, or their rows differ in number.
+    Raises InputError when X or Y is not a finite real matrix, X is zero, their rows differ in number, or the tolerance
+    is not in [0, 1).
 
     Of the rows of the data only X^T X, X^T Y and ||Y||^2 count:
 
@@ -91,50 +101,82 @@ class LeastSquares(BuiltIn):
     (6.0, 6.0, 12.0)
     """
 
+    factor: np.ndarray
+    seen: np.ndarray
+
     def __init__(self, X: Any, Y: Any, rank_tolerance: float | None = None) -> None:
         X = as_matrix(X, "X")
         Y = as_matrix(Y, "Y")
         if X.shape[0] != Y.shape[0]:
             raise InputError(f"Argument `Y` must have as many rows as `X` ({X.shape[0]}), but it has {Y.shape[0]}.")
+        tolerance = max(X.shape) * np.finfo(float).eps
+        if rank_tolerance is not None:
+            tolerance = as_number(rank_tolerance, "rank_tolerance", least=0.0, below=1.0)
         left, sigma, right = np.linalg.svd(X, full_matrices=False)
-        tolerance = max(X.shape) * np.finfo(float).eps if rank_tolerance is None else rank_tolerance
         rank = int((sigma > tolerance * sigma[0]).sum())
         if rank == 0:
             raise InputError("Argument `X` must not be zero: the loss would not depend on the weights.")
         seen = left[:, :rank].T @ Y
-        self._set(
-            factor=sigma[:rank, None] * right[:rank],
-            minimiser=right[:rank].T @ (seen / sigma[:rank, None]),
+        vars(self).update(
+            factor=sealed(sigma[:rank, None] * right[:rank]),
+            seen=sealed(seen),
             minimum=0.5 * float(((Y - left[:, :rank] @ seen) ** 2).sum()),
         )
 
-    def _set(self, factor: np.ndarray, minimiser: np.ndarray, minimum: float) -> None:
-        self.factor, self.minimiser, self.minimum = factor, minimiser, minimum
-        self.gram = factor.T @ factor
-
     @classmethod
-    def from_factor(cls, factor: np.ndarray, minimiser: np.ndarray, minimum: float) -> LeastSquares:
-        """The loss f* + 1/2 ||R (W - W*)||_F^2 itself, from R (full row rank), W* and f*."""
-        loss = cls.__new__(cls)
-        loss._set(as_matrix(factor, "factor"), as_matrix(minimiser, "minimiser"), float(minimum))
-        return loss
+    def from_parts(cls, parts: Mapping[str, Any]) -> Self:
+        """The loss with these parts, unchecked; also with a minimiser W* in the place of S, which is then R W*."""
+        if "seen" in parts:
+            return super().from_parts(parts)
+        factor = parts["factor"]
+        return super().from_parts(
+            {"factor": factor, "seen": factor @ parts["minimiser"], "minimum": parts["minimum"]}
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
         """(n, m)."""
-        return self.minimiser.shape[0], self.minimiser.shape[1]
+        return self.factor.shape[1], self.seen.shape[1]
+
+    @property
+    def minimum(self) -> float:
+        """f* = 1/2 ||Y - U U^T Y||_F^2."""
+        return vars(self)["minimum"]
+
+    @property
+    def minimiser(self) -> np.ndarray | None:
+        """W* = V Sigma^-1 S, of least norm, where sigma_r >= WELL_CONDITIONED sigma_1; else None: too few digits."""
+        sigma = self._singular_values
+        if sigma.min() < WELL_CONDITIONED * sigma.max():
+            return None
+        return self.factor.T @ (self.seen / sigma[:, None] ** 2)
 
     @property
     def constants(self) -> LossConstants:
-        """K = sigma_1^2, gamma = 2 sigma_r^2, mu = sigma_n^2 with full column rank r = n, else 0."""
-        sigma = np.linalg.svd(self.factor, compute_uv=False)
-        least = float(sigma[-1] ** 2)
-        full = self.factor.shape[0] == self.shape[0]
-        return LossConstants(gamma=2 * least, dominance="quadratic", mu=least if full else 0.0, K=float(sigma[0] ** 2))
+        """K = sigma_1^2, gamma = 2 sigma_r^2, mu = sigma_n^2 with full column rank r = n, else 0; a remark if r < n."""
+        sigma, n = self._singular_values, self.shape[0]
+        least, greatest = float(sigma.min()), float(sigma.max())
+        remark = None
+        if len(sigma) < n:
+            remark = f"X has rank {len(sigma)} of {n}: gamma is from its least nonzero singular value, {least:.3g}"
+        elif least < WELL_CONDITIONED * greatest:
+            remark = f"X is ill-conditioned: gamma is from its least singular value, {least / greatest:.1g} sigma_1"
+        return LossConstants(
+            gamma=2 * least**2,
+            dominance="quadratic",
+            mu=least**2 if len(sigma) == n else 0.0,
+            K=greatest**2,
+            remark=remark,
+        )
+
+    @property
+    def _singular_values(self) -> np.ndarray:
+        """sigma_1, ..., sigma_r: the rows of the factor are orthogonal, and these are their norms."""
+        return np.linalg.norm(self.factor, axis=1)
 
     def excess(self, W: Any) -> Any:
         """f(W) - f*; W may be a stack (..., n, m)."""
-        residual = self.factor @ (W - self.minimiser)
+        residual = self.factor @ W - self.seen
         return 0.5 * (residual * residual).sum((-2, -1))
 
     def value(self, W: Any) -> Any:
@@ -142,12 +184,12 @@ class LeastSquares(BuiltIn):
         return self.minimum + self.excess(W)
 
     def gradient(self, W: Any) -> Any:
-        """grad f(W) = X^T (X W - Y) = X^T X (W - W*)."""
-        return self.gram @ (W - self.minimiser)
+        """grad f(W) = X^T (X W - Y) = R^T (R W - S)."""
+        return self.factor.T @ (self.factor @ W - self.seen)
 
     def hessian_product(self, W: Any, V: Any) -> Any:
-        """X^T X V."""
-        return self.gram @ V
+        """X^T X V = R^T R V."""
+        return self.factor.T @ (self.factor @ V)
 
 
 class MaskedSquaredLoss(BuiltIn):
@@ -172,12 +214,14 @@ class MaskedSquaredLoss(BuiltIn):
     """
 
     def __init__(self, Y: Any, mask: Any) -> None:
-        self.mask = as_matrix(np.asarray(mask) * 1.0, "mask")
+        refuse_masked(mask, "mask")
+        refuse_masked(Y, "Y")
+        self.mask = frozen(as_matrix(np.asarray(mask) * 1.0, "mask"))
         if self.mask.shape != np.shape(Y):
             raise InputError(f"Argument `mask` must have the shape of `Y`, {np.shape(Y)}, but has {self.mask.shape}.")
         if (self.mask < 0).any() or not self.mask.any():
             raise InputError("Argument `mask` must be nonnegative and not all zero: it weighs the entries that count.")
-        self.Y = as_matrix(np.where(self.mask > 0, Y, 0.0), "Y")
+        self.Y = frozen(as_matrix(np.where(self.mask > 0, Y, 0.0), "Y"))
 
     @property
     def shape(self) -> tuple[int, int]:

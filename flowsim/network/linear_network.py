@@ -14,6 +14,7 @@ from flowsim.checks import as_layer, as_matrix, as_number, check_chain
 from flowsim.errors import InputError
 from flowsim.network.functions import imbalance, product
 from flowsim.network.kronecker import least_eigenvalue
+from flowsim.values import Value, frozen, guarded, sealed, settled
 
 DENSE_LIMIT = 400
 """Up to n m = DENSE_LIMIT the least eigenvalue of T comes from a dense matrix, beyond by LOBPCG."""
@@ -24,11 +25,14 @@ PROBES = 16
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LinearNetwork:
+class LinearNetwork(Value):
     """The network W = scale W_1 ... W_L, L >= 2, a frozen value.
 
     weights: matrices W_l of shape h_{l-1} x h_l; the hidden ones, 1 < l < L, may be scipy sparse matrices,
-    LinearOperators or memory-mapped arrays: then only products with them and their transposes are formed.
+    LinearOperators or memory-mapped arrays: then only products with them and their transposes are formed. Arrays and
+    sparse matrices are copied and read-only; an array that is read-only already, down to its memory, is kept: so a
+    memory map opened with mode "r" is not copied, and whoever changes its file changes the network. A LinearOperator is
+    the user's own and must not change.
     scale: the factor of the model (the NTK parametrization's 1/sqrt(...) lives here; the gradients carry scale, T
     carries scale^2). origin: where the weights came from, kept with results.
 
@@ -49,10 +53,12 @@ class LinearNetwork:
     def __post_init__(self) -> None:
         ends = (1, len(self.weights))
         weights = tuple(
-            (as_matrix if layer in ends else as_layer)(W, f"W{layer}") for layer, W in enumerate(self.weights, start=1)
+            frozen(as_matrix(W, f"W{layer}")) if layer in ends else as_layer(W, f"W{layer}")
+            for layer, W in enumerate(self.weights, start=1)
         )
         check_chain(weights)
         object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "origin", settled(self.origin))
         object.__setattr__(self, "scale", as_number(self.scale, "scale", above=0.0))
 
     def __repr__(self) -> str:
@@ -82,29 +88,29 @@ class LinearNetwork:
     @cached_property
     def product(self) -> np.ndarray:
         """W = scale W_1 ... W_L (n x m)."""
-        return product(self.weights, self.scale)
+        return sealed(np.asarray(product(self.weights, self.scale)))
 
     @cached_property
-    def prefixes(self) -> list[np.ndarray]:
-        """[A_1, ..., A_L], A_l = W_1 ... W_{l-1} (n x h_{l-1})."""
+    def prefixes(self) -> tuple[np.ndarray, ...]:
+        """(A_1, ..., A_L), A_l = W_1 ... W_{l-1} (n x h_{l-1})."""
         result = [np.eye(self.dims[0])]
         for W in self.weights[:-1]:
-            result.append(result[-1] @ W)
-        return result
+            result.append(np.asarray(result[-1] @ W))
+        return tuple(map(sealed, result))
 
     @cached_property
-    def suffixes(self) -> list[np.ndarray]:
-        """[B_1, ..., B_L], B_l = W_{l+1} ... W_L (h_l x m)."""
+    def suffixes(self) -> tuple[np.ndarray, ...]:
+        """(B_1, ..., B_L), B_l = W_{l+1} ... W_L (h_l x m)."""
         result = [np.eye(self.dims[-1])]
         for W in reversed(self.weights[1:]):
-            result.append(W @ result[-1])
-        return result[::-1]
+            result.append(np.asarray(W @ result[-1]))
+        return tuple(map(sealed, result[::-1]))
 
     @cached_property
-    def grams(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """[(scale A_l A_l^T, scale B_l^T B_l)]: T is the sum of their Kronecker products."""
+    def grams(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+        """((scale A_l A_l^T, scale B_l^T B_l), ...): T is the sum of their Kronecker products."""
         pairs = zip(self.prefixes, self.suffixes, strict=True)
-        return [(self.scale * A @ A.T, self.scale * B.T @ B) for A, B in pairs]
+        return tuple((sealed(self.scale * A @ A.T), sealed(self.scale * B.T @ B)) for A, B in pairs)
 
     def apply_T(self, E: np.ndarray) -> np.ndarray:
         """T E = scale^2 sum_l A_l A_l^T E B_l^T B_l for E of shape n x m ([MVM23], section 2).
@@ -166,12 +172,12 @@ class LinearNetwork:
         return [self.imbalance(layer) for layer in range(1, self.depth)]
 
     @cached_property
-    def imbalance_eigenvalues(self) -> list[np.ndarray]:
+    def imbalance_eigenvalues(self) -> tuple[np.ndarray, ...]:
         """The eigenvalues of D_1, ..., D_{L-1}, each descending."""
-        return [np.linalg.eigvalsh(self.imbalance(layer))[::-1] for layer in range(1, self.depth)]
+        return tuple(guarded(np.linalg.eigvalsh(self.imbalance(layer))[::-1]) for layer in range(1, self.depth))
 
     @cached_property
-    def imbalance_norms(self) -> list[float]:
+    def imbalance_norms(self) -> tuple[float, ...]:
         """||D_l||_F, l = 1 .. L-1, without h_l x h_l matrices where the layers are wide or operators.
 
         Then ||D_l||^2 = ||W_l W_l^T||^2 + ||W_{l+1} W_{l+1}^T||^2 - 2 ||W_l W_{l+1}||^2, where a norm with no thin side
@@ -179,14 +185,14 @@ class LinearNetwork:
         """
         rows = zip(self.dims, self.dims[1:], self.dims[2:], strict=False)
         if self.is_dense and max(k * k * (h + p) for h, k, p in rows) <= DIRECT_IMBALANCE:
-            return [float(np.linalg.norm(D)) for D in self.imbalances]
+            return tuple(float(np.linalg.norm(D)) for D in self.imbalances)
         squares = [_square_norm(W, W.T) for W in self.weights]
         crosses = [_square_norm(W, V) for W, V in itertools.pairwise(self.weights)]
         sums = (a + b - 2 * c for a, b, c in zip(squares, squares[1:], crosses, strict=False))
-        return [max(total, 0.0) ** 0.5 for total in sums]
+        return tuple(max(total, 0.0) ** 0.5 for total in sums)
 
     def with_weights(self, weights: Sequence[np.ndarray]) -> LinearNetwork:
-        """The same model at other weights.
+        """The same model at other weights, of which no origin is known.
 
         Scaling every weight by 2 scales T of a network with L layers by 4^{L-1}:
 
@@ -195,7 +201,7 @@ class LinearNetwork:
         >>> round(network.with_weights([2 * W for W in network.weights]).lambda_min_T / network.lambda_min_T, 9)
         16.0
         """
-        return LinearNetwork(tuple(weights), self.scale, self.origin)
+        return LinearNetwork(tuple(weights), self.scale)
 
 
 def _square_norm(W: Any, V: Any) -> float:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from flowsim.losses import minimum_of
+from flowsim.losses import minimiser_of, minimum_of
 from flowsim.methods import GradientDescent
 from flowsim.rates import Certificate
 from flowsim.trajectory import Trajectory, UnknownLoss
@@ -211,7 +211,7 @@ def energy_chart(trajectory: Trajectory) -> Chart:
 
 def target_singular_values(trajectory: Trajectory) -> np.ndarray:
     """Those of the loss's minimiser W*, as many as are shown of W(t); none where it declares none."""
-    minimiser = getattr(trajectory.problem.loss, "minimiser", None)
+    minimiser = minimiser_of(trajectory.problem.loss)
     if minimiser is None:
         return np.zeros(0)
     return np.linalg.svd(minimiser, compute_uv=False)[:MOST_MODES]

@@ -29,7 +29,8 @@ class Certificate(Shown):
     where they do, a remark. alpha may be there without a rate: then the network is as the theorem asks, the loss not.
     scope "trajectory": lambda_min(T(t)) >= alpha for all t; "instant": at the present weights only.
     law "exponential": L(t) - f* <= excess exp(-rate t), rate = alpha gamma, under assumption A1 of [MVM23],
-    ||grad f||_F^2 >= gamma (f - f*): gamma = 2 for SquaredLoss, 2 sigma_min(X)^2 for LeastSquares;
+    ||grad f||_F^2 >= gamma (f - f*): gamma = 2 for SquaredLoss, for LeastSquares twice the square of the least nonzero
+    singular value of X;
     law "hyperbolic": L(t) - f* <= excess / (1 + excess rate t), rate = alpha gamma^2, under A1',
     ||grad f||_F >= gamma (f - f*): exponential and logistic loss. excess: L(0) - f*.
 
@@ -131,7 +132,8 @@ def along_trajectory(
     if not (np.isfinite(rate) and np.isfinite(first)):
         return refused(name, OVERFLOW)
     law: Law = "exponential" if dominance == "quadratic" else "hyperbolic"
-    return Certificate(name, True, certain, law=law, rate=rate, excess=first, reason=remark)
+    remarks = "; ".join(part for part in (remark, constants.remark) if part) or None
+    return Certificate(name, True, certain, law=law, rate=rate, excess=first, reason=remarks)
 
 
 def _certain(alpha: float) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flowsim.losses import constants_of, excess, minimum_of
+from flowsim.losses import constants_of, excess, minimiser_of, minimum_of
 from flowsim.rates.imbalance import EPS
 from flowsim.reduction import CompressedNetwork
 
@@ -44,10 +44,10 @@ def margin(network: Any, loss: Any) -> tuple[Margin | None, str]:
     """
     if loss is None:
         return None, "it needs a loss (a target or data), and there is none"
-    constants = constants_of(loss)
-    if constants is None or constants.mu <= 0 or minimum_of(loss) is None or not hasattr(loss, "minimiser"):
+    constants, minimiser = constants_of(loss), minimiser_of(loss)
+    if constants is None or constants.mu <= 0 or minimum_of(loss) is None or minimiser is None:
         return None, "assumption A2 (strongly convex, with known minimum and minimiser) is not known for this loss"
-    values = np.linalg.svd(loss.minimiser, compute_uv=False)
+    values = np.linalg.svd(minimiser, compute_uv=False)
     distance = sqrt(2 * float(excess(loss, network.product)) / constants.mu)
     condition = sqrt(max(constants.K or constants.mu, constants.mu) / constants.mu)
     blurred = rounding(network) + 8 * sum(loss.shape) * EPS * float(values.sum())

@@ -38,7 +38,7 @@ def min_2021(network: Any, loss: Any = None) -> Certificate:
     Theorem 1 of [MVM23] extends it to all losses with A1.
     """
     name = "min-2021"
-    if loss is not None and not isinstance(loss, SquaredLoss):
+    if loss is not None and type(loss) is not SquaredLoss:
         return refused(name, "it is for the squared loss ||Y - W||_F^2 / 2")
     same = theorem_1_A1(network, loss)
     return Certificate(name, same.applies, same.alpha, rate=same.rate, reason=same.reason, excess=same.excess)

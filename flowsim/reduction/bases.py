@@ -40,6 +40,12 @@ class Bases(ABC):
         self.counts: list[tuple[int, ...]] = []
         self.exhausted = len(self.dims) == 3
 
+    given: tuple[Any, ...]
+    """The arguments that they were made from: copies and pickles are made from these again, and grow when asked."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.given
+
     @property
     def depth(self) -> int:
         """L."""
@@ -73,7 +79,7 @@ class Bases(ABC):
 
     @property
     @abstractmethod
-    def imbalance_norms(self) -> list[float]:
+    def imbalance_norms(self) -> Sequence[float]:
         """||D_l||_F, l = 1 .. L-1, of the whole network."""
 
     @abstractmethod
@@ -86,6 +92,7 @@ class KrylovBases(Bases):
 
     def __init__(self, weights: Sequence[Any]) -> None:
         super().__init__((weights[0].shape[0], *(W.shape[1] for W in weights)))
+        self.given = (tuple(weights),)
         self.weights = self.layers = tuple(weights)
         first, last = np.asarray(weights[0]), np.asarray(weights[-1])
         start = [np.zeros((width, 0)) for width in self.dims[1:-1]]
@@ -99,7 +106,7 @@ class KrylovBases(Bases):
         self.counts.append(self._widths())
 
     @cached_property
-    def imbalance_norms(self) -> list[float]:
+    def imbalance_norms(self) -> Sequence[float]:
         """||D_l||_F, l = 1 .. L-1."""
         return LinearNetwork(self.layers).imbalance_norms
 
@@ -151,18 +158,19 @@ class FixedBases(Bases):
         matrices: Sequence[np.ndarray],
         counts: Sequence[tuple[int, ...]],
         vectors: list[np.ndarray] | None,
-        imbalance_norms: list[float],
+        imbalance_norms: Sequence[float],
         weights: Sequence[Any] | None,
         complete: bool,
     ) -> None:
         super().__init__(dims)
+        self.given = dims, matrices, counts, vectors, imbalance_norms, weights, complete
         self.can_grow = complete
         self.matrices, self.counts, self.vectors, self.weights = list(matrices), list(counts), vectors, weights
         self.norms = imbalance_norms
         self.exhausted = True
 
     @property
-    def imbalance_norms(self) -> list[float]:
+    def imbalance_norms(self) -> Sequence[float]:
         """||D_l||_F, l = 1 .. L-1, as read."""
         return self.norms
 

@@ -15,6 +15,7 @@ from flowsim.errors import InputError
 from flowsim.network import LinearNetwork, backpropagate, flatten, unflatten
 from flowsim.problem import Problem
 from flowsim.reduction.bases import Bases, KrylovBases
+from flowsim.values import Value, frozen, settled
 
 REACH = 0.3
 """By how much less a correction of the weights may use each further level of the bases."""
@@ -26,12 +27,13 @@ def first_level(depth: int) -> int:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CompressedNetwork:
+class CompressedNetwork(Value):
     """The core of a network: What_l = P_{l-1}^T W_l P_l in the bases' levels 0 .. steps.
 
-    The core has the same product and loss. Its trajectory lifts to W_l(0) + P_{l-1} (What_l(t) - What_l(0)) P_l^T,
-    which fails the full flow by the defect: exactly 0 for two layers or complete bases, else super-exponentially small
-    in `steps`. The true widths are in `dims`.
+    A frozen value: its bases find further levels when they are asked for, which changes no level below, and which
+    copies, pickles and hashes of pickles leave out. The core has the same product and loss. Its trajectory lifts to
+    W_l(0) + P_{l-1} (What_l(t) - What_l(0)) P_l^T, which fails the full flow by the defect: exactly 0 for two layers or
+    complete bases, else super-exponentially small in `steps`. The true widths are in `dims`.
 
     >>> import numpy as np
     >>> import flowsim as fs
@@ -50,6 +52,9 @@ class CompressedNetwork:
     steps: int
     scale: float = 1.0
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "origin", settled(self.origin))
 
     def __repr__(self) -> str:
         return f"CompressedNetwork(dims {self.dims}, widths {self.widths[1:-1]} after {self.steps} Krylov steps)"
@@ -79,9 +84,9 @@ class CompressedNetwork:
 
     @cached_property
     def core(self) -> LinearNetwork:
-        """The small network."""
+        """The small network; its origin is that of the whole one as `core_of`."""
         self.bases.grow_to(self.steps + self.halo)
-        return LinearNetwork(tuple(self.bases.coordinates(self.steps)), self.scale, self.origin)
+        return LinearNetwork(tuple(self.bases.coordinates(self.steps)), self.scale, {"core_of": self.origin})
 
     @property
     def product(self) -> np.ndarray:
@@ -109,9 +114,9 @@ class CompressedNetwork:
         return self.bases.is_complete(self.steps)
 
     @cached_property
-    def surroundings(self) -> list[np.ndarray]:
+    def surroundings(self) -> tuple[np.ndarray, ...]:
         """The weights in the levels 0 .. steps + halo, in which the defect and the drift of the imbalance live."""
-        return self.bases.coordinates(self.steps + self.halo)
+        return tuple(frozen(M) for M in self.bases.coordinates(self.steps + self.halo))
 
     def changes(self, states: np.ndarray) -> list[np.ndarray]:
         """W_l(t) - W_l(0) in the coordinates of `surroundings`, for states of the core, stacked or single."""
@@ -173,9 +178,9 @@ class CompressedNetwork:
         return aslinearoperator(initial) + aslinearoperator(delta) @ aslinearoperator(right.T)
 
     @property
-    def imbalance_norms(self) -> list[float]:
+    def imbalance_norms(self) -> tuple[float, ...]:
         """||D_l(0)||_F, l = 1 .. L-1, of the whole network (an expectation where it was drawn in compressed form)."""
-        return self.bases.imbalance_norms
+        return tuple(self.bases.imbalance_norms)
 
     @property
     def weights(self) -> Sequence[Any]:
@@ -188,8 +193,8 @@ class CompressedNetwork:
         return self.bases.weights
 
     def with_weights(self, weights: Sequence[Any]) -> LinearNetwork:
-        """The same model at given full weights."""
-        return LinearNetwork(tuple(weights), self.scale, self.origin)
+        """The same model at given full weights, of which no origin is known."""
+        return LinearNetwork(tuple(weights), self.scale)
 
 
 @dataclass(frozen=True, eq=False)

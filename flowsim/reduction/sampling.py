@@ -12,7 +12,8 @@ distributed orthonormal columns in R^h, and of these only the n coordinates alon
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import cached_property
 from itertools import pairwise
 from math import prod, sqrt
@@ -35,11 +36,15 @@ FEWER = "choose fewer inputs, outputs, layers or steps"
 
 
 class SampledBases(Bases):
-    """Coordinates of a network with entries of W_l from N(0, deviations[l-1]^2), drawn level by level when needed."""
+    """Coordinates of a network with entries of W_l from N(0, deviations[l-1]^2), drawn level by level when needed.
+
+    They are drawn by a copy of the generator: what else is drawn from that does not change them.
+    """
 
     def __init__(self, dims: tuple[int, ...], deviations: list[float], generator: np.random.Generator) -> None:
         super().__init__(dims)
-        self.deviations, self.generator = deviations, generator
+        self.given = dims, deviations, deepcopy(generator)
+        self.deviations, self.generator = deviations, deepcopy(generator)
         self.widths = [dims[0], *([0] * (self.depth - 1)), dims[-1]]
         self.room = [dims[0], *([ROOM] * (self.depth - 1)), dims[-1]]
         self.matrices = [np.zeros(shape) for shape in pairwise(self.room)]
@@ -52,7 +57,7 @@ class SampledBases(Bases):
         self.counts.append(tuple(self.widths))
 
     @cached_property
-    def imbalance_norms(self) -> list[float]:
+    def imbalance_norms(self) -> Sequence[float]:
         """||D_l||_F, l = 1 .. L-1: thin terms exact, those of hidden layers in expectation.
 
         ||D_l||^2 = ||W_l W_l^T||^2 + ||W_{l+1} W_{l+1}^T||^2 - 2 ||W_l W_{l+1}||^2, and for h x k Gaussian entries
@@ -145,6 +150,8 @@ def sample_compressed(
     """
     as_choice(scheme, "scheme", SAMPLED)
     sizes, factor, generator = as_dims(dims), as_number(scale, "scale", above=0.0), generator_of(seed)
+    if isinstance(seed, np.random.Generator):
+        generator = np.random.default_rng(generator.integers(2**63, size=4))  # of its own, for what is drawn later
     level = first_level(len(sizes) - 1) if steps is None else as_count(steps, "steps", least=0)
     reason = cannot_sample(scheme, sizes)
     if reason is not None:

@@ -67,7 +67,7 @@ def save_times(method: Method, t1: float, save_points: Any) -> np.ndarray:
         check_memory(SAVED_BYTES * count, "save_points", "as many as that", "ask for fewer")
         times = np.linspace(0.0, t1, count)
     else:
-        times = as_float_array(np.asarray(save_points), "save_points")
+        times = as_float_array(save_points, "save_points")
         if times.ndim != 1 or (np.diff(times) <= 0).any() or times[0] < 0 or times[-1] > t1:
             raise InputError("Argument `save_points` must ascend strictly within [0, t1], but it does not.")
         times = np.union1d(times, [0.0, t1])

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from flowsim.errors import InputError
-from flowsim.integrators import IntegrationFailure, Segment, compile_seconds, start
+from flowsim.errors import InputError, NumericalFailure
+from flowsim.integrators import Segment, compile_seconds, start
 from flowsim.integrators.base import Counts, dissipation
-from flowsim.losses import excess
+from flowsim.losses import Adapted, excess
 from flowsim.methods import GradientDescent, Method, Projected
 from flowsim.model import CompressedModel, Model, Refused, choose_model, continued
 from flowsim.network import product, unflatten
@@ -71,7 +71,7 @@ class Run:
                 break
             try:
                 refused = self._drive(integrator)
-            except IntegrationFailure as failure:
+            except NumericalFailure as failure:
                 refused, self.status, self.detail = None, "diverged", str(failure)
             except KeyboardInterrupt:
                 refused, self.status = None, "interrupted"
@@ -141,8 +141,11 @@ class Run:
 
     def _use(self, model: Model) -> None:
         self.model = model
-        zero = excess(self.problem.loss, np.zeros(self.problem.loss.shape))
-        self.limit = GROWTH_LIMIT * max(self.problem.initial_excess, float(zero), np.finfo(float).tiny)
+        zero = float(excess(self.problem.loss, np.zeros(self.problem.loss.shape)))
+        zero = zero if np.isfinite(zero) else 0.0  # a user's own loss may not be defined there
+        self.limit = GROWTH_LIMIT * max(self.problem.initial_excess, zero, np.finfo(float).tiny)
+        if isinstance(self.problem.stacked_loss, Adapted):
+            self.problem.stacked_loss.failure = None
         self.stride = self._stride_for(model.initial_state)
 
     def _take(self, segment: Segment) -> Refused | None:
@@ -241,6 +244,11 @@ class Run:
         self.final = self.pending[-1]
         self.pending = []
 
+    def _failure(self) -> str:
+        """What a user's own loss failed by, where the run ended for it."""
+        loss = self.problem.stacked_loss
+        return (loss.failure or "") if self.status == "diverged" and isinstance(loss, Adapted) else ""
+
     def _unresolved(self) -> str:
         """A remark where rtol, which is relative to the weights, says little of their change: very wide networks."""
         method = self.method.method if isinstance(self.method, Projected) else self.method
@@ -262,7 +270,7 @@ class Run:
             problem=self.problem,
             method=self.method,
             status=self.status,
-            detail=" ".join(part for part in (self.detail, self._unresolved()) if part),
+            detail=" ".join(part for part in (self.detail, self._failure(), self._unresolved()) if part),
             time=time,
             excess=losses,
             gradient_norm=norms,

@@ -58,8 +58,8 @@ def write(trajectory: Trajectory, path: str | Path) -> None:
 
 
 def _describe_loss(loss: Any) -> tuple[str, dict[str, float], dict[str, np.ndarray]]:
-    """(kind, numbers, arrays): the loss itself where it is one of flowsim's, else the kind "custom" alone."""
-    if not isinstance(loss, losses.BuiltIn):
+    """(kind, numbers, arrays): the loss itself where it is one of flowsim's, not of a subclass, else "custom"."""
+    if not losses.is_built_in(loss):
         return "custom", {}, {}
     parts = loss.parts()
     arrays = {f"loss_{name}": part for name, part in parts.items() if isinstance(part, np.ndarray)}
@@ -132,9 +132,7 @@ def _restore_loss(configuration: dict[str, Any], arrays: dict[str, np.ndarray]) 
         return UnknownLoss((dims[0], dims[-1]))
     prefix = "loss_"
     parts = {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
-    if kind not in losses.__all__:
-        raise KeyError(kind)
-    return getattr(losses, kind).from_parts({**parts, **configuration["loss_numbers"]})
+    return losses.BUILT_IN[kind].from_parts({**parts, **configuration["loss_numbers"]})
 
 
 def load(path: str | Path, loss: Any = None, network: LinearNetwork | None = None) -> Trajectory:
@@ -171,7 +169,7 @@ def load(path: str | Path, loss: Any = None, network: LinearNetwork | None = Non
 def _restore(dataset: Any, configuration: dict[str, Any], loss: Any, network: Any) -> Trajectory:
     arrays = {str(name): variable.values for name, variable in dataset.variables.items()}
     network, compressed = _restore_network(configuration, arrays, network)
-    found = loss or _restore_loss(configuration, arrays)
+    found = _restore_loss(configuration, arrays) if loss is None else loss
     return Trajectory(
         problem=Problem(found, network),
         method=described(configuration["method"]),

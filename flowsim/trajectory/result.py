@@ -15,13 +15,14 @@ from flowsim.citations import citation
 from flowsim.display import Shown, Table
 from flowsim.errors import InputError
 from flowsim.integrators import start
-from flowsim.losses import minimum_of
+from flowsim.losses import UnknownLoss, minimum_of
 from flowsim.methods import GradientDescent, Method
 from flowsim.network import LinearNetwork, product, unflatten
 from flowsim.problem import Problem
 from flowsim.rates import Certificates, certify
 from flowsim.reduction import CompressedNetwork
 from flowsim.trajectory.resolution import resolved_until
+from flowsim.values import Value, guarded, sealed
 
 if TYPE_CHECKING:
     import xarray
@@ -48,6 +49,9 @@ class Checkpoints:
     times: np.ndarray
     states: np.ndarray
 
+    def __post_init__(self) -> None:
+        _guard(self)
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -56,6 +60,16 @@ class Steps:
     time: np.ndarray
     excess: np.ndarray
     dissipated: np.ndarray
+
+    def __post_init__(self) -> None:
+        _guard(self)
+
+
+def _guard(record: Any) -> None:
+    """Let nobody write to the arrays of a record."""
+    for name, value in vars(record).items():
+        if isinstance(value, np.ndarray):
+            vars(record)[name] = guarded(value)
 
 
 def as_trajectory(value: Any) -> Trajectory:
@@ -77,25 +91,13 @@ class Reduction:
     error: np.ndarray
     reason: str
 
-
-@dataclass(frozen=True, eq=False)
-class UnknownLoss:
-    """Stands for a user's own loss in a trajectory loaded without it."""
-
-    shape: tuple[int, int]
-
-    def value(self, W: Any) -> Any:
-        """Not known."""
-        raise InputError(
-            "Argument `loss` must be passed to load(path, loss=...): the file does not hold the user's own."
-        )
-
-    gradient = value
+    def __post_init__(self) -> None:
+        _guard(self)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Trajectory(Shown):
-    """A simulated gradient flow or gradient descent.
+class Trajectory(Value, Shown):
+    """A simulated gradient flow or gradient descent: a frozen value, whose arrays are read-only.
 
     time (S): saved times; excess (S): L - f* (L where f* is unknown); gradient_norm (S): ||grad L||_F;
     imbalance_change (S, L-1): ||D_l(t) - D_l(0)||_F; steps: the record of every step; reduction: whether and how the
@@ -130,6 +132,9 @@ class Trajectory(Shown):
     provenance: Mapping[str, Any] = field(default_factory=dict)
     restarts: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        _guard(self)
+
     @property
     def loss(self) -> np.ndarray:
         """L at the saved times."""
@@ -148,7 +153,7 @@ class Trajectory(Shown):
     @cached_property
     def imbalance_drift(self) -> np.ndarray:
         """(S, L-1): ||D_l(t) - D_l(0)||_F / max(1, ||D_l(0)||_F)."""
-        return self.imbalance_change / np.maximum(1.0, self.problem.network.imbalance_norms)
+        return sealed(self.imbalance_change / np.maximum(1.0, self.problem.network.imbalance_norms))
 
     @property
     def error_estimate(self) -> np.ndarray:
@@ -201,8 +206,10 @@ class Trajectory(Shown):
         return compressed.lift(state, layer, self.problem.network.weights[layer - 1])
 
     def network_at(self, t: float) -> LinearNetwork:
-        """The network at time t, with its full weights."""
-        return self.problem.network.with_weights(self.weights_at(t))
+        """The network at time t, with its full weights; its origin: the time, the method, and whose weights moved."""
+        network = self.problem.network
+        origin = {"time": float(t), "method": str(self.method), "started_from": network.origin}
+        return LinearNetwork(tuple(self.weights_at(t)), network.scale, origin)
 
     @property
     def simulated(self) -> Problem:
@@ -223,12 +230,12 @@ class Trajectory(Shown):
     def products(self) -> np.ndarray:
         """(C, n, m): W(t) at checkpoints.times, as integrated."""
         network = self.simulated.network
-        return product(unflatten(self.checkpoints.states, network.dims), network.scale)
+        return sealed(product(unflatten(self.checkpoints.states, network.dims), network.scale))
 
     @cached_property
     def singular_values(self) -> np.ndarray:
         """(C, min(n, m)): the singular values of W(t), descending, at checkpoints.times."""
-        return np.linalg.svd(self.products, compute_uv=False)
+        return sealed(np.linalg.svd(self.products, compute_uv=False))
 
     def _state_at(self, t: float) -> np.ndarray:
         end = float(self.time[-1])
@@ -289,9 +296,12 @@ class Trajectory(Shown):
         step = np.diff(self.step_time)
         sizes = f"steps {step.min():.3g} to {step.max():.3g}" if len(step) else "no step"
         ratio = self.excess[-1] / self.excess[0] if self.excess[0] else 0.0
+        known = minimum_of(self.problem.loss) is not None
+        falls = f"L - f* to {ratio:.3g} of its start" if known else "f* is not known"
         seen, best = self.rate_seen, self.certificates.best
         certified = f"{best.rate:.4g} by {best.name}, {best.law}" if best is not None and best.rate else "none"
         until = "" if self.resolved_until is None else f" until t = {self.resolved_until:.4g}"
+        itself = "" if known or seen is None else ", of L itself"
         flow = " of the flow" if isinstance(self.method, GradientDescent) else ""
         return Table(
             [
@@ -307,9 +317,9 @@ class Trajectory(Shown):
                 (
                     "loss",
                     f"{self.loss[0]:.6g} to {self.loss[-1]:.6g} at t = {self.time[-1]:.6g}"
-                    f" (L - f* to {ratio:.3g} of its start)",
+                    f" ({falls})",
                 ),
-                ("rate", f"seen {'-' if seen is None else f'{seen:.4g}'}{until}, certified{flow} {certified}"),
+                ("rate", f"seen {'-' if seen is None else f'{seen:.4g}'}{itself}{until}, certified{flow} {certified}"),
                 (
                     "drift",
                     f"imbalance {self.imbalance_drift.max():.3g}, energy{flow}"
