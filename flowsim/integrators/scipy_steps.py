@@ -15,21 +15,13 @@ from flowsim.integrators.base import (
     IntegrationFailure,
     Segment,
     dissipation,
-    scaled_norm,
+    is_faithful,
 )
 from flowsim.methods import Scipy
 from flowsim.network import product, unflatten
 from flowsim.problem import Problem
 
 SOLVERS = {"RK23": RK23, "RK45": RK45, "DOP853": DOP853, "Radau": Radau, "BDF": BDF, "LSODA": LSODA}
-
-
-MOST_DEFECT = 10.0
-"""Of h ||p' - F(p)|| in the middle of a step with interpolant p, in units of the tolerance: about 1 where accuracy
-limits the step of DOP853, from 100 on where stability does."""
-# p' by the central difference of order 4; the last point is the middle itself
-STENCIL = 1e-3 * np.array([-2.0, -1.0, 1.0, 2.0, 0.0])
-DERIVATIVE = np.array([1.0, -8.0, 8.0, -1.0, 0.0]) / 12e-3
 
 
 class ScipySteps:
@@ -114,10 +106,14 @@ class _Dense:
         if not self.steps.explicit:
             return True
         (start, first), (end, last) = self.start, self.end
-        h = end - start
-        near = self.interpolant(0.5 * (start + end) + h * STENCIL)
-        defect = near @ DERIVATIVE - h * self.steps.velocity(0.5 * (start + end), near[:, -1])
-        return scaled_norm(defect, first, last, self.solver.rtol, self.solver.atol) <= MOST_DEFECT
+        return is_faithful(
+            lambda t: self.interpolant(t).T,
+            lambda y: self.steps.velocity(start, y),
+            (start, end),
+            (first, last),
+            self.solver.rtol,
+            self.solver.atol,
+        )
 
     def __call__(self, t: np.ndarray) -> np.ndarray:
         states = np.empty((len(t), len(self.end[1])))
