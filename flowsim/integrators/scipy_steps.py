@@ -23,6 +23,9 @@ from flowsim.problem import Problem
 
 SOLVERS = {"RK23": RK23, "RK45": RK45, "DOP853": DOP853, "Radau": Radau, "BDF": BDF, "LSODA": LSODA}
 
+LEAST_SPAN = 1e-150
+"""A shorter span is first tried in one step."""
+
 
 class ScipySteps:
     """A method of scipy from (t, state) to t1.
@@ -85,7 +88,8 @@ class ScipySteps:
 
 def _settings(method: Scipy, span: float) -> dict[str, Any]:
     if method.step_size is None:
-        return {"rtol": method.rtol, "atol": method.atol}
+        first = {"first_step": span} if span < LEAST_SPAN else {}  # LSODA's own choice divides by its square
+        return {"rtol": method.rtol, "atol": method.atol, **first}
     step = min(method.step_size, span)
     return {"rtol": 1.0, "atol": 1e6, "first_step": step, "max_step": step}
 
