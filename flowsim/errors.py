@@ -1,6 +1,9 @@
 """One family of exceptions, each with the exit code that the command returns for it."""
 
 
+from numpy.linalg import LinAlgError
+
+
 class FlowsimError(Exception):
     """Base of every error that flowsim raises on purpose."""
 
@@ -27,3 +30,8 @@ class StorageError(FlowsimError, OSError):
 
 class ConversionNotice(UserWarning):
     """Input was converted (another dtype to float64, layers of PyTorch to matrices W_l) or not used."""
+
+
+MEMBER_FAILURES = (FlowsimError, ArithmeticError, LinAlgError, RuntimeError, MemoryError)
+"""What makes a row of a sweep, an ensemble or a comparison that says why, and leaves the other rows alone: errors of
+flowsim, of arithmetic, of LAPACK, of ARPACK and jax (RuntimeError), too little memory."""

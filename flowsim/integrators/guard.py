@@ -15,8 +15,8 @@ from flowsim.integrators.base import Counts, IntegrationFailure, Integrator, Seg
 
 @contextmanager
 def breakdown(name: str, t: float) -> Iterator[None]:
-    """Within, floating-point overflow is silent, and an ArithmeticError, ValueError or RuntimeError (what LAPACK, ARPACK
-    and jax raise are such) is an IntegrationFailure at time t. flowsim's own errors stay as they are."""
+    """Within, floating-point overflow is silent, and an ArithmeticError, ValueError or RuntimeError (LAPACK, ARPACK and
+    jax raise such) is an IntegrationFailure at time t. flowsim's own errors stay as they are."""
     from scipy.linalg import LinAlgWarning
 
     try:

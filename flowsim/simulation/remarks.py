@@ -19,9 +19,11 @@ EXPLAINED = 100.0
 """An error of the weights that is certain to be more than this many tolerances is remarked on."""
 LOST = 0.1
 """So is an imbalance that drifted by this share of ||W||^2, whatever the tolerance."""
+ROUND_OFF = 1e3 * np.finfo(float).eps
+"""A fall of the loss by less than this share is round-off."""
 STIFF = 1.0
-"""Steps of an explicit method with h |lambda|_max above this, and LONG / |lambda|_max still to go, are taken to be bound
-by stability, others by accuracy."""
+"""Steps of an explicit method with h |lambda|_max above this, and LONG / |lambda|_max still to go, are taken to be
+bound by stability, others by accuracy."""
 LONG = 1e3
 FEW = 300
 """Up to so many weights implicit methods are named first."""
@@ -108,7 +110,7 @@ def path(run: Trajectory) -> str:
     """Weights farther away than the flow can be: ||W(t) - W(0)||_F^2 <= t (L(0) - L(t)), by Cauchy and Schwarz."""
     if isinstance(run.method, GradientDescent) or len(run.checkpoints.states) < 2:
         return ""
-    fallen = max(float(run.excess[0] - run.excess[-1]), 0.0)
+    fallen = max(float(run.excess[0] - run.excess[-1]), ROUND_OFF * abs(float(run.loss[0])))
     reach = float(run.time[-1]) ** 0.5 * fallen**0.5 + EXPLAINED * (tolerance(run) or LOST * _size(run))
     if run.weights_change <= 2 * reach:
         return ""

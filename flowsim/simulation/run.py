@@ -187,8 +187,9 @@ class Run:
 
     def _use(self, model: Model) -> None:
         self.model = model
-        zero = excess(self.problem.loss, np.zeros(self.problem.loss.shape))
-        self.limit = GROWTH_LIMIT * max(self.problem.initial_excess, float(zero), np.finfo(float).tiny)
+        with np.errstate(over="ignore", invalid="ignore"):
+            zero = float(excess(self.problem.loss, np.zeros(self.problem.loss.shape)))
+            self.limit = GROWTH_LIMIT * max(self.problem.initial_excess, zero, np.finfo(float).tiny)
         self.stride = self._stride_for(model.initial_state)
 
     def _take(self, segment: Segment) -> Refused | None:
