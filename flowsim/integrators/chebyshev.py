@@ -37,6 +37,8 @@ REFRESH = 25
 """The greatest eigenvalue is sought again after so many steps, and after every rejected one."""
 MARGIN = 1.1
 """Lanczos approaches the greatest eigenvalue from below."""
+MOST_RAISES = 8
+"""Dense output raises its |lambda|_max by MARGIN at most so often."""
 SAFETY, LEAST_FACTOR, MOST_FACTOR = 0.8, 0.1, 10.0
 
 
@@ -105,8 +107,7 @@ class ChebyshevSteps:
             with np.errstate(over="ignore", invalid="ignore"):
                 y, energy = self._step(self.y, self.f, h, self.radius)
                 f = self.velocity(self.t + h, y)
-                error = 0.8 * (self.y - y) + 0.4 * h * (self.f + f)
-                size = scaled_norm(error, self.y, y, self.method.rtol, self.method.atol)
+                size = self.error(self.y, self.f, y, f, h)
             if not fixed:
                 factor = SAFETY * size ** (-1 / 3) if size > 0 else MOST_FACTOR
                 self.h = h * min(max(factor, LEAST_FACTOR), MOST_FACTOR)
@@ -114,6 +115,10 @@ class ChebyshevSteps:
                 return self._accept(energy, y, f, self.t1 if h == remaining else self.t + h)
             self.counts.rejected_steps = (self.counts.rejected_steps or 0) + 1
             self.age = REFRESH
+
+    def error(self, y0: np.ndarray, f0: np.ndarray, y1: np.ndarray, f1: np.ndarray, h: float) -> float:
+        """The estimated error of a step, 1 where it is the tolerance."""
+        return scaled_norm(0.8 * (y0 - y1) + 0.4 * h * (f0 + f1), y0, y1, self.method.rtol, self.method.atol)
 
     def move(self, state: np.ndarray) -> None:
         """Go on from another state at the time reached."""
@@ -190,5 +195,14 @@ class _Dense:
         return states
 
     def _shorter_steps(self, t: np.ndarray) -> np.ndarray:
-        y, f, start = self.ends[0], self.slopes[0], self.times[0]
-        return np.array([self.steps._step(y, f, float(end) - start, self.radius)[0] for end in t])
+        return np.array([self._shorter(float(end) - self.times[0]) for end in t])
+
+    def _shorter(self, h: float) -> np.ndarray:
+        """A step of length h from the start, of more stages where its own error says that |lambda|_max was too low."""
+        y, f, radius, steps = self.ends[0], self.slopes[0], self.radius, self.steps
+        for _ in range(MOST_RAISES):
+            state, _ = steps._step(y, f, h, radius)
+            if steps.method.step_size is not None or steps.error(y, f, state, steps.velocity(self.times[0], state), h) <= 1:
+                return state
+            radius *= MARGIN
+        return self.hermite(np.array([self.times[0] + h]))[0]
