@@ -202,7 +202,9 @@ class _Dense:
         y, f, radius, steps = self.ends[0], self.slopes[0], self.radius, self.steps
         for _ in range(MOST_RAISES):
             state, _ = steps._step(y, f, h, radius)
-            if steps.method.step_size is not None or steps.error(y, f, state, steps.velocity(self.times[0], state), h) <= 1:
+            if steps.method.step_size is not None:
+                return state
+            if steps.error(y, f, state, steps.velocity(self.times[0], state), h) <= 1:
                 return state
             radius *= MARGIN
         return self.hermite(np.array([self.times[0] + h]))[0]

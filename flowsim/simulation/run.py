@@ -28,7 +28,7 @@ CHECKPOINT_BYTES = 2**26
 """Checkpoints take at most about this much memory, apart from the first and the last."""
 PENDING_BYTES = 2**22
 """Saved states wait for their diagnostics, which are computed many at once, until they take this much memory."""
-PATIENCE, ENDLESS = 1000, 1e12
+PATIENCE, ENDLESS = 200, 1e12
 """A loss that has not fallen in PATIENCE steps ends a run that needs more than ENDLESS such steps to its end."""
 FALLEN = 0.999
 BELOW = 1 - 1e-12
