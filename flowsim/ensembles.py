@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +13,7 @@ import numpy as np
 
 from flowsim.checks import as_choice, as_count, as_number
 from flowsim.display import Shown, Table
-from flowsim.errors import FlowsimError, InputError
+from flowsim.errors import MEMBER_FAILURES, InputError
 from flowsim.losses import is_built_in, minimum_of
 from flowsim.methods import Diffrax, GradientDescent, Method, as_method
 from flowsim.model import tolerances
@@ -181,7 +182,7 @@ def _drawn(draw: Draw, seed: int, k: int) -> Problem | str:
     """Member k, or why there is none."""
     try:
         problem = draw(np.random.SeedSequence(seed, spawn_key=(k,)))
-    except (FlowsimError, MemoryError) as error:
+    except MEMBER_FAILURES as error:
         return str(error) or type(error).__name__
     except Exception as error:
         return f"draw raised {type(error).__name__}: {error}"
@@ -210,12 +211,9 @@ def _block(problems: Sequence[Problem | str], settings: _Settings) -> list[Resul
         alike = [k for k, kind in zip(cores, kinds, strict=True) if kind == usual]
         if len(alike) > 1:
             chosen = [problems[k] for k in alike]
-            try:
-                found = _side_by_side(chosen, [cores[k] for k in alike], settings)
-            except FlowsimError:  # a user's own loss that jax cannot trace, for one
-                found = [None] * len(alike)
-            for k, result in zip(alike, found, strict=True):
-                results[k] = result
+            with suppress(*MEMBER_FAILURES):  # each by itself then, and what fails is a row
+                for k, result in zip(alike, _side_by_side(chosen, [cores[k] for k in alike], settings), strict=True):
+                    results[k] = result
     return [result or _alone(problem, settings) for result, problem in zip(results, problems, strict=True)]
 
 
@@ -333,7 +331,7 @@ def _alone(problem: Problem | str, settings: _Settings) -> Result:
         )
         row = {**scalars_of(run), **certified(problem, settings.certificates)}
         return np.interp(times, run.time, run.excess), row
-    except (FlowsimError, MemoryError) as error:
+    except MEMBER_FAILURES as error:
         return np.full(len(times), np.nan), {"status": "failed", "reason": str(error) or type(error).__name__}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from flowsim.checks import as_choice, as_count, as_number, check_memory
 from flowsim.comparison.reference import REFERENCE_SHARE, Reference, solve_reference, weights_of
 from flowsim.comparison.result import Comparison, Row
-from flowsim.errors import FlowsimError, InputError
+from flowsim.errors import MEMBER_FAILURES, InputError
 from flowsim.methods import METHODS, Method, method_named
 from flowsim.problem import Problem
 from flowsim.problems import NamedProblem, problem_named
@@ -126,7 +126,7 @@ def _row(
         if run.status != "completed":
             return Row(*settings, run.status, reason=run.message, seconds=seconds)
         errors = reference.errors(weights_of(run))
-    except (FlowsimError, MemoryError) as error:
+    except MEMBER_FAILURES as error:
         return Row(*settings, "failed", reason=str(error) or type(error).__name__)
     compressed, stats = run.reduction.network, run.stats
     return Row(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from flowsim.integrators.base import DENSE_JACOBIAN_LIMIT, IntegrationFailure, Integrator, Movable, Segment
+from flowsim.integrators.guard import Guarded, breakdown
 from flowsim.methods import RKC, Diffrax, GaussLegendre, GradientDescent, Method, Projected, Scipy
 from flowsim.problem import Problem
 
@@ -25,8 +26,15 @@ def compile_seconds(method: Method) -> float:
 
 
 def start(problem: Problem, method: Method, t: float, state: np.ndarray, t1: float) -> Integrator:
-    """The integrator of `method`, standing at (t, state), which it copies, bound for t1."""
-    state = np.array(state)
+    """The integrator of `method`, standing at (t, state), which it copies, bound for t1.
+
+    Raises IntegrationFailure where it cannot start.
+    """
+    with breakdown(method.name, t):
+        return Guarded(_unguarded(problem, method, t, np.array(state), t1), method.name)
+
+
+def _unguarded(problem: Problem, method: Method, t: float, state: np.ndarray, t1: float) -> Integrator:
     if isinstance(method, GradientDescent):
         from flowsim.integrators.descent import CompiledDescent, Descent
 

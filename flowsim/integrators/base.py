@@ -113,6 +113,61 @@ def scaled_norm(error: np.ndarray, y0: np.ndarray, y1: np.ndarray, rtol: float, 
     return value if np.isfinite(value) else np.inf
 
 
+MOST_DEFECT = 10.0
+"""Of h ||p' - F(p)|| in the middle of a step with interpolant p, in units of the tolerance: about 1 where accuracy
+limits the step of DOP853, from 100 on where stability does."""
+# p' by the central difference of order 4; the last point is the middle itself
+STENCIL = 1e-3 * np.array([-2.0, -1.0, 1.0, 2.0, 0.0])
+DERIVATIVE = np.array([1.0, -8.0, 8.0, -1.0, 0.0]) / 12e-3
+
+
+def is_faithful(
+    interpolant: Callable[[np.ndarray], np.ndarray],
+    velocity: Callable[[np.ndarray], np.ndarray],
+    times: tuple[float, float],
+    ends: tuple[np.ndarray, np.ndarray],
+    rtol: float,
+    atol: float,
+) -> bool:
+    """Whether an interpolant p(t), (S, size) at times (S), solves the equation in the middle of a step.
+
+    An error e of p in a stiff direction has the defect h |lambda| e: it is seen long before it spoils the weights.
+    """
+    h, middle = times[1] - times[0], 0.5 * (times[0] + times[1])
+    near = interpolant(middle + h * STENCIL)
+    defect = DERIVATIVE @ near - h * velocity(near[-1])
+    return scaled_norm(defect, *ends, rtol, atol) <= MOST_DEFECT
+
+
+def spectral_radius(
+    product: Callable[[np.ndarray], np.ndarray], direction: np.ndarray
+) -> tuple[float, np.ndarray | None]:
+    """(|lambda|_max of a symmetric matrix to 5 per cent, from below; its eigenvector, None where that was not found).
+
+    product: the matrix times a vector, or times each row of a stack. Lanczos starts from `direction`; three rows or
+    fewer are solved directly.
+    """
+    from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
+
+    size = direction.size
+    if size <= 3:
+        return float(np.abs(np.linalg.eigvalsh(product(np.eye(size)))).max()), None
+    if not product(direction).any():  # Lanczos cannot start: a stationary point of order 2, or a direction without luck
+        direction = np.random.default_rng(0).standard_normal(size)
+        if not product(direction).any():
+            return 0.0, None
+    J = LinearOperator((size, size), matvec=lambda v: product(np.ravel(v)), dtype=np.float64)
+    try:
+        values, vectors = eigsh(J, 1, which="LM", tol=0.05, v0=direction)
+    except ArpackNoConvergence as partial:
+        values, vectors = partial.eigenvalues, partial.eigenvectors
+    except ArpackError:
+        values = np.zeros(0)
+    if not len(values):
+        return float(np.linalg.norm(product(direction)) / np.linalg.norm(direction)), None
+    return float(np.abs(values).max()), vectors[:, -1]
+
+
 def first_step(
     velocity: Callable[[np.ndarray], np.ndarray], y: np.ndarray, order: int, rtol: float, atol: float, span: float
 ) -> float:

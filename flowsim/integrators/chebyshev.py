@@ -12,7 +12,7 @@ Math. 88, 1997, section 2); the error estimate is theirs, 0.8 (y - y_1) + 0.4 h 
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, cached_property
 from math import ceil, sqrt
 from typing import NamedTuple
 
@@ -22,9 +22,10 @@ from flowsim.integrators.base import (
     CountingVelocity,
     IntegrationFailure,
     Segment,
-    dissipation,
     first_step,
+    is_faithful,
     scaled_norm,
+    spectral_radius,
 )
 from flowsim.methods import RKC
 from flowsim.network import product, unflatten
@@ -36,6 +37,8 @@ REFRESH = 25
 """The greatest eigenvalue is sought again after so many steps, and after every rejected one."""
 MARGIN = 1.1
 """Lanczos approaches the greatest eigenvalue from below."""
+MOST_RAISES = 8
+"""Dense output raises its |lambda|_max by MARGIN at most so often."""
 SAFETY, LEAST_FACTOR, MOST_FACTOR = 0.8, 0.1, 10.0
 
 
@@ -74,7 +77,11 @@ def stages_for(z: float) -> int:
 
 
 class ChebyshevSteps:
-    """RKC from (t, state) to t1, one accepted step a segment; dense output by cubic Hermite interpolation, order 3."""
+    """RKC from (t, state) to t1, one accepted step a segment.
+
+    Dense output: the cubic through both ends where it solves the equation in the middle of the step, else the ends of
+    shorter steps. Dissipated energy: z' = ||F(y)||^2 by the same stages, of order 2.
+    """
 
     def __init__(self, problem: Problem, method: RKC, t: float, state: np.ndarray, t1: float) -> None:
         self.problem, self.method, self.t, self.t1, self.y = problem, method, t, t1, np.array(state)
@@ -98,75 +105,106 @@ class ChebyshevSteps:
             if not self.t + h > self.t:
                 raise IntegrationFailure(f"RKC stopped at t = {self.t:.6g}: no step size was accepted.")
             with np.errstate(over="ignore", invalid="ignore"):
-                y = self._step(h)
+                y, energy = self._step(self.y, self.f, h, self.radius)
                 f = self.velocity(self.t + h, y)
-                error = 0.8 * (self.y - y) + 0.4 * h * (self.f + f)
-                size = scaled_norm(error, self.y, y, self.method.rtol, self.method.atol)
+                size = self.error(self.y, self.f, y, f, h)
             if not fixed:
                 factor = SAFETY * size ** (-1 / 3) if size > 0 else MOST_FACTOR
                 self.h = h * min(max(factor, LEAST_FACTOR), MOST_FACTOR)
             if fixed or size <= 1:
-                return self._accept(h, y, f, self.t1 if h == remaining else self.t + h)
+                return self._accept(energy, y, f, self.t1 if h == remaining else self.t + h)
             self.counts.rejected_steps = (self.counts.rejected_steps or 0) + 1
             self.age = REFRESH
+
+    def error(self, y0: np.ndarray, f0: np.ndarray, y1: np.ndarray, f1: np.ndarray, h: float) -> float:
+        """The estimated error of a step, 1 where it is the tolerance."""
+        return scaled_norm(0.8 * (y0 - y1) + 0.4 * h * (f0 + f1), y0, y1, self.method.rtol, self.method.atol)
 
     def move(self, state: np.ndarray) -> None:
         """Go on from another state at the time reached."""
         self.y, self.f = state, self.velocity(self.t, state)
 
-    def _accept(self, h: float, y: np.ndarray, f: np.ndarray, end: float) -> Segment:
-        dense = _Hermite(self.t, end, (self.y, self.f), (y, f))
-        energy = dissipation(self.problem, dense, self.t, end)
+    def _accept(self, energy: float, y: np.ndarray, f: np.ndarray, end: float) -> Segment:
+        dense = _Dense(self, (self.t, end), (self.y, y), (self.f, f))
         times = np.array([self.t, end])
         self.t, self.y, self.f, self.age = end, y, f, self.age + 1
         W = product(unflatten(y, self.problem.network.dims), self.problem.network.scale)
         return Segment(times, W[None], np.array([energy]), dense)
 
-    def _step(self, h: float) -> np.ndarray:
-        k = coefficients(stages_for(h * self.radius))
-        before, now, start = self.y, self.y + k.first * h * self.f, h * self.f
+    def _step(self, y: np.ndarray, f: np.ndarray, h: float, radius: float) -> tuple[np.ndarray, float]:
+        """(the end of a step of length h from y, where F(y) = f; the energy dissipated in it)."""
+        k = coefficients(stages_for(h * radius))
+        before, now, start = y, y + k.first * h * f, h * f
+        power = h * float(f @ f)
+        spent_before, spent = 0.0, k.first * power
         for mu, nu, mu_tilde, gamma_tilde in zip(k.mu, k.nu, k.mu_tilde, k.gamma_tilde, strict=True):
-            slope = h * self.velocity(self.t, now)
-            following = (1 - mu - nu) * self.y + mu * now + nu * before + mu_tilde * slope + gamma_tilde * start
+            velocity = self.velocity(self.t, now)
+            following = (1 - mu - nu) * y + mu * now + nu * before + mu_tilde * h * velocity + gamma_tilde * start
+            slope = h * float(velocity @ velocity)
+            spent_before, spent = spent, mu * spent + nu * spent_before + mu_tilde * slope + gamma_tilde * power
             before, now = now, following
-        return now
+        return now, spent
 
     def _bound_spectrum(self) -> None:
         """|lambda|_max of the Jacobian by Lanczos, started where the last search ended."""
         if self.age < REFRESH:
             return
-        from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
-
-        self.age, size = 0, self.y.size
-        J = LinearOperator((size, size), matvec=self._jacobian_product, dtype=np.float64)
-        if size <= 3:
-            self.radius = MARGIN * float(np.abs(np.linalg.eigvalsh(J @ np.eye(size))).max())
-            return
-        try:
-            value, vector = eigsh(J, 1, which="LM", tol=0.05, v0=self.direction)
-        except ArpackNoConvergence as partial:
-            value, vector = partial.eigenvalues, partial.eigenvectors
-        if len(value):
-            self.direction = vector[:, -1] + 1e-3 * np.ones(size)
-            self.radius = MARGIN * float(np.abs(value).max())
+        radius, vector = spectral_radius(self._jacobian_product, self.direction)
+        self.age, self.radius = 0, MARGIN * radius
+        if vector is not None:
+            self.direction = vector + 1e-3 * np.ones(vector.size)
 
     def _jacobian_product(self, v: np.ndarray) -> np.ndarray:
-        self.counts.rhs_evaluations = (self.counts.rhs_evaluations or 0) + 2  # two sweeps
-        return self.problem.jacobian_product(self.y, np.ravel(v))
+        self.counts.rhs_evaluations = (self.counts.rhs_evaluations or 0) + 2 * v[..., 0].size  # two sweeps
+        return self.problem.jacobian_product(self.y, v)
 
 
-class _Hermite:
-    """The cubic through the states and velocities at both ends."""
+class _Dense:
+    """The states at any times of a step."""
 
     def __init__(
-        self, start: float, end: float, first: tuple[np.ndarray, np.ndarray], last: tuple[np.ndarray, np.ndarray]
+        self,
+        steps: ChebyshevSteps,
+        times: tuple[float, float],
+        ends: tuple[np.ndarray, np.ndarray],
+        slopes: tuple[np.ndarray, np.ndarray],
     ) -> None:
-        self.start, self.end, self.first, self.last = start, end, first, last
+        self.steps, self.times, self.ends, self.slopes, self.radius = steps, times, ends, slopes, steps.radius
+
+    def hermite(self, t: np.ndarray) -> np.ndarray:
+        """The cubic through the states and velocities at both ends."""
+        h = self.times[1] - self.times[0]
+        s = ((t - self.times[0]) / h)[:, None]
+        (y0, y1), (f0, f1) = self.ends, self.slopes
+        return y0 + s * (y1 - y0) + s * (s - 1) * ((1 - 2 * s) * (y1 - y0) + h * ((s - 1) * f0 + s * f1))
+
+    @cached_property
+    def faithful(self) -> bool:
+        """Whether the cubic solves the equation in the middle of the step: seldom where the problem is stiff."""
+        method, velocity = self.steps.method, self.steps.velocity
+        velocity_at = lambda y: velocity(self.times[0], y)  # noqa: E731
+        return is_faithful(self.hermite, velocity_at, self.times, self.ends, method.rtol, method.atol)
 
     def __call__(self, t: np.ndarray) -> np.ndarray:
-        h = self.end - self.start
-        s = ((t - self.start) / h)[:, None]
-        (y0, f0), (y1, f1) = self.first, self.last
-        states = y0 + s * (y1 - y0) + s * (s - 1) * ((1 - 2 * s) * (y1 - y0) + h * ((s - 1) * f0 + s * f1))
-        states[t == self.end] = y1
+        states = np.empty((len(t), len(self.ends[0])))
+        inner = (t != self.times[0]) & (t != self.times[1])
+        if inner.any():
+            states[inner] = self.hermite(t[inner]) if self.faithful else self._shorter_steps(t[inner])
+        for end, state in zip(self.times, self.ends, strict=True):
+            states[t == end] = state
         return states
+
+    def _shorter_steps(self, t: np.ndarray) -> np.ndarray:
+        return np.array([self._shorter(float(end) - self.times[0]) for end in t])
+
+    def _shorter(self, h: float) -> np.ndarray:
+        """A step of length h from the start, of more stages where its own error says that |lambda|_max was too low."""
+        y, f, radius, steps = self.ends[0], self.slopes[0], self.radius, self.steps
+        for _ in range(MOST_RAISES):
+            state, _ = steps._step(y, f, h, radius)
+            if steps.method.step_size is not None:
+                return state
+            if steps.error(y, f, state, steps.velocity(self.times[0], state), h) <= 1:
+                return state
+            radius *= MARGIN
+        return self.hermite(np.array([self.times[0] + h]))[0]

@@ -23,19 +23,8 @@ SEGMENT_NUMBERS = 2**21
 LONGEST_SEGMENT = 64
 EVALUATED_AT_ONCE = 64
 """Dense output is compiled for up to this many times at once."""
-HERMITE = np.array(
-    [
-        [1, 0, 0, -10, 15, -6],
-        [0, 1, 0, -6, 8, -3],
-        [0, 0, 0.5, -1.5, 1.5, -0.5],
-        [0, 0, 0, 10, -15, 6],
-        [0, 0, 0, -4, 7, -3],
-        [0, 0, 0, 0.5, -1, 0.5],
-    ]
-)
-"""The quintic Hermite basis: value, first and second derivative at 0, then at 1; ascending powers."""
-
-
+MOST_INNER_STEPS = 64
+"""Dense output of an implicit method may take so many steps within one of the run's."""
 class Carry(NamedTuple):
     """What one segment hands to the next."""
 
@@ -112,7 +101,8 @@ class _Dense:
     """The states at any times of a segment: at the ends of steps as computed, elsewhere from the step's start."""
 
     def __init__(self, steps: DiffraxSteps, times: np.ndarray, first: np.ndarray, record: Any) -> None:
-        self.solver, self.dims, self.args = steps.solver, steps.problem.network.dims, steps.args
+        self.solver, self.controller = steps.solver, steps.controller
+        self.dims, self.args = steps.problem.network.dims, steps.args
         self.times, self.first, self.record, self.states = times, first, record, np.asarray(record)
 
     def __call__(self, t: np.ndarray) -> np.ndarray:
@@ -132,7 +122,7 @@ class _Dense:
         which[: len(t)] = steps
         arguments = self.first, self.record, which, where, np.array(len(t)), self.dims, self.args
         with float64():
-            return np.asarray(compiled().evaluate(self.solver, *arguments))[: len(t)]
+            return np.asarray(compiled().evaluate(self.solver, self.controller, *arguments))[: len(t)]
 
 
 def solver_of(method: Diffrax) -> Any:
@@ -144,11 +134,10 @@ def solver_of(method: Diffrax) -> Any:
         return solver()
     if method.kind.explicit:
         return solver(scan_kind="lax")
-    # diffrax's own choice, one very cheap chord step, rejects most steps of this flow at tight tolerances
-    from optimistix import Chord, rms_norm
+    from flowsim.integrators.stage_newton import MOST_ITERATIONS, stage_newton
 
     rtol, atol = (method.rtol, method.atol) if method.step_size is None else (1e-10, 1e-12)
-    return solver(root_finder=Chord(np.array(0.01 * rtol), np.array(0.01 * atol), rms_norm))
+    return solver(root_finder=stage_newton(rtol, atol), root_find_max_steps=MOST_ITERATIONS)
 
 
 def controller_of(method: Diffrax) -> Any:
@@ -261,29 +250,29 @@ def compiled() -> Compiled:
         weights, *_ = solver.step(terms, start, t, weights, args, state, False)
         return jnp.concatenate([jnp.ravel(W) for W in weights])
 
+    def adapted(solver: Any, controller: Any, y0: Any, start: Any, t: Any, dims: Any, args: Any) -> Any:
+        """The state at t by an implicit method from (start, y0): one shorter step, more where its error asks for them.
+
+        An interpolant through derivatives would multiply the error of the stiff components by h |lambda|.
+        """
+        begun = begin(solver, controller, start, t, unflatten(y0, dims), t - start, args)
+        carry, *_ = segment(solver, controller, begun, t, args, MOST_INNER_STEPS, None)
+        return jnp.where(carry.t == t, jnp.concatenate([jnp.ravel(W) for W in carry.y]), jnp.nan)
+
     @eqx.filter_jit
-    def evaluate(solver: Any, first: Any, record: Any, steps: Any, where: Any, count: Any, dims: Any, args: Any) -> Any:
-        def at(y0: Any, y1: Any, where: Any) -> Any:
-            start, end, t = where
+    def evaluate(
+        solver: Any, controller: Any, first: Any, record: Any, steps: Any, where: Any, count: Any, dims: Any, args: Any
+    ) -> Any:
+        def at(y0: Any, where: Any) -> Any:
+            start, _, t = where
             if isinstance(solver, diffrax.AbstractERK | diffrax.Euler):
                 return shorter(solver, y0, start, t, dims, args)
-            weights = quintic(unflatten(y0, dims), unflatten(y1, dims), end - start, (t - start) / (end - start), args)
-            return jnp.concatenate([jnp.ravel(W) for W in weights])
+            return adapted(solver, controller, y0, start, t, dims, args)
 
         def put(k: Any, states: Any) -> Any:
             step = steps[k]
-            return states.at[k].set(at(jnp.where(step == 0, first, record[step - 1]), record[step], where[k]))
+            return states.at[k].set(at(jnp.where(step == 0, first, record[step - 1]), where[k]))
 
         return lax.fori_loop(0, count, put, jnp.zeros((len(steps), len(first))))
-
-    def quintic(y0: Any, y1: Any, step: Any, s: Any, args: Any) -> Any:
-        """The Hermite interpolant through y, y' = F(y) and y'' = F'(y) F(y) at both ends, at s in [0, 1]."""
-        ends = []
-        for y in (y0, y1):
-            flow = lambda weights: velocity(0.0, weights, args)  # noqa: E731
-            ends += [y, *jax.jvp(flow, (y,), (flow(y),))]
-        powers = s ** jnp.arange(6)
-        factors = HERMITE @ powers * jnp.array([1.0, step, step**2] * 2)
-        return jax.tree.map(lambda *parts: sum(f * part for f, part in zip(factors, parts, strict=True)), *ends)
 
     return Compiled(begin, restart, segment, evaluate, shorter)

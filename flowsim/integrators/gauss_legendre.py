@@ -41,6 +41,12 @@ SLOW = 0.3
 """An iteration that shrinks the residual by less than this factor asks for a new Jacobian."""
 HOPELESS = 0.8
 """One that shrinks it by less than this is given up."""
+STOPPED = 100.0
+"""An iteration that has become slow within this factor of its target was stopped by round-off."""
+LEAST_HARM = 10.0
+"""Such an iteration is accepted when what it misses changes D_l by this much at most, in units of the target."""
+MOST_HALVINGS = 8
+"""Dense output halves a step whose stages it cannot solve at most so often."""
 ROUND_OFF = 4 * np.finfo(float).eps
 LOOSE = 0.02
 """The whole step is solved until its residual is this share of the tolerance."""
@@ -189,18 +195,26 @@ class Stages:
         """Solve for steps of the lengths h (...) from y, starting from Z (..., s, size).
 
         It has converged when the residual's largest entry over `scale` is at most `target`, or round-off stops it
-        within a hundred times of that.
+        within a hundred times of that. Round-off leaves a residual of h |lambda| eps |y|: where that is more, what
+        counts is the correction that it asks for, a few eps |y|, and what it does to D_l, |R| |Z|.
         """
         before, contraction, F = np.inf, 0.0, self.velocity(y + Z)
         for _ in range(MOST_ITERATIONS):
             R = h[..., None, None] * (self.tableau.A @ F) - Z
             residual = float(np.max(np.abs(R) / scale))
             contraction = residual / before
-            if residual <= target or (contraction > SLOW and residual <= 100 * target):
+            if residual <= target or (contraction > SLOW and residual <= STOPPED * target):
                 return Solved(Z, F, True, contraction)
-            if not np.isfinite(residual) or (contraction > HOPELESS and before < np.inf):
+            if not np.isfinite(residual):
                 break
-            Z = Z + self.newton(h, R)
+            correction = self.newton(h, R)
+            if contraction > SLOW and before < np.inf:
+                size, moved = float(np.max(np.abs(correction) / scale)), float(np.max(np.abs(Z) / scale))
+                if size <= STOPPED * target and residual * min(moved, 1.0) <= LEAST_HARM * target:
+                    return Solved(Z, F, True, contraction)
+                if contraction > HOPELESS:
+                    break
+            Z = Z + correction
             before, F = residual, self.velocity(y + Z)
         return Solved(Z, F, False, contraction)
 
@@ -325,12 +339,32 @@ class _Dense:
         return states
 
     def _between(self, part: _Part, h: np.ndarray) -> np.ndarray:
-        table, scale = self.stages.tableau, float(np.abs(part.start).max()) or 1.0
-        guess = table.at(h[:, None] / part.h * table.c) @ part.solved.Z
-        solved = self.stages.solve(part.start, h, guess, scale, ROUND_OFF)
+        """The ends of Gauss steps of the lengths h from the start of a part."""
+        guess = self.stages.tableau.at(h[:, None] / part.h * self.stages.tableau.c) @ part.solved.Z
+        solved = self._solve(part.start, h, guess)
+        if solved.converged:
+            return part.start + h[:, None] * (self.stages.tableau.b @ solved.F)
+        return np.array([self._one_by_one(part, float(length)) for length in h])
+
+    def _solve(self, y: np.ndarray, h: np.ndarray, guess: np.ndarray) -> Solved:
+        scale = float(np.abs(y).max()) or 1.0
+        solved = self.stages.solve(y, h, guess, scale, ROUND_OFF)
         if not solved.converged:
-            self.stages.linearize(part.start + part.solved.Z.mean(axis=0))
-            solved = self.stages.solve(part.start, h, guess, scale, ROUND_OFF)
-        if not solved.converged:
-            raise IntegrationFailure("GaussLegendre could not solve the stages of its dense output; tighten rtol.")
-        return part.start + h[:, None] * (table.b @ solved.F)
+            self.stages.linearize(y + guess.reshape(-1, y.size).mean(axis=0))
+            solved = self.stages.solve(y, h, guess, scale, ROUND_OFF)
+        return solved
+
+    def _one_by_one(self, part: _Part, h: float) -> np.ndarray:
+        """The state h after the start of a part by 1, 2, 4, ... Gauss steps, as few as can be solved; by the part's own
+        collocation polynomial, of order s, where none can."""
+        table = self.stages.tableau
+        for halvings in range(MOST_HALVINGS + 1):
+            step, state = np.array(h / 2**halvings), part.start
+            for _ in range(2**halvings):
+                solved = self._solve(state, step, np.zeros((len(table.c), state.size)))
+                if not solved.converged:
+                    break
+                state = state + step * (table.b @ solved.F)
+            else:
+                return state
+        return part.start + table.at(np.array(h / part.h)) @ part.solved.Z

@@ -43,8 +43,10 @@ def stopping_of(
     """The arguments of simulate, checked; max_steps beyond those taken already."""
     if stop_loss is not None and minimum_of(problem.loss) is None:
         raise InputError("Argument `stop_loss` must be None for a loss that does not declare its `minimum`.")
+    with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite at the start is refused later
+        level = None if stop_loss is None else as_number(stop_loss, "stop_loss", above=0.0) * problem.initial_excess
     return Stopping(
-        None if stop_loss is None else as_number(stop_loss, "stop_loss", above=0.0) * problem.initial_excess,
+        level,
         None if stop_gradient is None else as_number(stop_gradient, "stop_gradient", above=0.0),
         None if max_steps is None else taken + as_count(max_steps, "max_steps"),
         None if wall_limit is None else clock.perf_counter() + as_number(wall_limit, "wall_limit", above=0.0),

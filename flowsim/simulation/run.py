@@ -13,24 +13,28 @@ from flowsim.errors import InputError, NumericalFailure
 from flowsim.integrators import Segment, compile_seconds, start
 from flowsim.integrators.base import Counts, dissipation
 from flowsim.losses import Adapted, excess
-from flowsim.methods import GradientDescent, Method, Projected
+from flowsim.methods import Method
 from flowsim.model import CompressedModel, Model, Refused, choose_model, continued
 from flowsim.network import product, unflatten
 from flowsim.problem import Problem
 from flowsim.progress import Progress
 from flowsim.simulation.arguments import Stopping
+from flowsim.simulation.remarks import remarks, stiffness
 from flowsim.trajectory import Checkpoints, Reduction, Steps, Trajectory
 
 GROWTH_LIMIT = 1e4
 """A loss above GROWTH_LIMIT times max(L(0), f(0)) counts as diverged."""
 CHECKPOINT_BYTES = 2**26
 """Checkpoints take at most about this much memory, apart from the first and the last."""
-UNRESOLVED = 0.1
-"""A tolerance above this share of the weights' whole change is remarked on."""
-RISE = 1e-3
-"""A loss that ended this much higher, over its excess at the start, is remarked on."""
 PENDING_BYTES = 2**22
 """Saved states wait for their diagnostics, which are computed many at once, until they take this much memory."""
+PATIENCE, ENDLESS = 200, 1e12
+"""A loss that has not fallen in PATIENCE steps ends a run that needs more than ENDLESS such steps to its end."""
+FALLEN = 0.999
+BELOW = 1 - 1e-12
+"""A crossing is located just below its level, so that the run ends at or below it whatever the rounding."""
+RECENT = 10
+"""What bounds the steps is judged by the median of so many."""
 
 
 @dataclass
@@ -55,19 +59,23 @@ class Run:
     log: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
     counts: Counts = field(default_factory=lambda: Counts(0, 0, 0))
     final: tuple[float, np.ndarray] = (0.0, np.zeros(0))
+    mark: tuple[int, float, float] = (0, 0.0, np.inf)
     spent: dict[str, float] = field(default_factory=lambda: {"seconds": 0.0, "compile_seconds": 0.0})
 
     def to_end(self, t1: float, begin: Callable[[], tuple[float, np.ndarray]]) -> Trajectory:
         compiled = compile_seconds(self.method)
         begun = clock.perf_counter()
         t, state = begin()
-        while True:
+        while not self.status:
             try:
                 integrator = start(self.model.problem, self.method, t, state, t1)
             except InputError as refusal:  # the model has outgrown the method
                 if t == 0.0:
                     raise
                 self.status, self.detail = "diverged", str(refusal)
+                break
+            except NumericalFailure as failure:
+                self.status, self.detail = "diverged", str(failure)
                 break
             try:
                 refused = self._drive(integrator)
@@ -94,8 +102,34 @@ class Run:
             refused = self._take(segment)
             if refused is not None:
                 return refused
+            if not self.status and self._is_endless(integrator.t1):
+                self.status = "step_limit"
+        if self.status in ("wall_limit", "step_limit") and self.reached is not None:
+            self._say_why_so_slow(integrator.t1)
         self.status = self.status or "completed"
         return None
+
+    def _is_endless(self, t1: float) -> bool:
+        """Whether the run will never end: at rest, its steps bound by stability or round-off, and t1 far away."""
+        steps, t, loss = self.mark
+        if self.steps < steps + PATIENCE or self.reached is None:
+            return False
+        now, last = self.reached[0], float(self.log[-1][1][-1])
+        self.mark = self.steps, now, last
+        return last >= FALLEN * loss and (t1 - now) * (self.steps - steps) > ENDLESS * (now - t)
+
+    def _say_why_so_slow(self, t1: float) -> None:
+        """Where the steps would not have been enough: how many were left, and what is made for such a problem."""
+        assert self.reached is not None
+        times = np.concatenate([part for part, _, _ in self.log[-RECENT:]])[-RECENT - 1 :]
+        if len(times) < 2:
+            return
+        t, h = self.reached[0], float(np.median(np.diff(times)))
+        state = self.reached[1](np.array([t]))[0]
+        self.detail = stiffness(self.model.problem, self.method, state, h, t1 - t)
+        if self.stopping.max_steps is None and self.status == "step_limit":
+            there = f"At t = {t:.4g} the loss no longer falls, and {t1:.3g} is {(t1 - t) / h:.1e} steps away: lower t1."
+            self.detail = f"{there} {self.detail}".strip()
 
     def _change_model(self, refused: Refused) -> np.ndarray:
         """Go on with a finer model; what was kept so far is expressed in its coordinates."""
@@ -116,12 +150,24 @@ class Run:
     def begin(self, reduce: str) -> tuple[float, np.ndarray]:
         """Stand at t = 0."""
         self._use(choose_model(self.problem, self.method, reduce))
-        first = self.problem.initial_excess
+        state = self.model.initial_state
+        with np.errstate(over="ignore", invalid="ignore"):
+            first, gradient = self.problem.initial_excess, self._gradient_norm(state)
+        if not (np.isfinite(first) and np.isfinite(gradient)):
+            raise InputError(
+                "Argument `problem` must have a finite loss and gradient at its weights, but L - f* ="
+                f" {first:g} and ||grad L||_F = {gradient:g} there; scale the data or the weights down."
+            )
         self.log.append((np.zeros(1), np.array([first]), np.zeros(1)))
-        self._save(np.zeros(1), self.model.initial_state[None])
-        if self.stopping.level is not None and first <= self.stopping.level:
+        self._save(np.zeros(1), state[None])
+        self._stop_where_it_stands(first, state)
+        return 0.0, state
+
+    def _stop_where_it_stands(self, loss: float, state: np.ndarray) -> None:
+        """Before the first step: a level that is reached already."""
+        level, gradient = self.stopping.level, self.stopping.gradient
+        if (level is not None and loss <= level) or (gradient is not None and self._gradient_norm(state) <= gradient):
             self.status = "converged"
-        return 0.0, self.model.initial_state
 
     def go_on(self, run: Trajectory) -> tuple[float, np.ndarray]:
         """Stand at the end of a trajectory, with all that it recorded."""
@@ -135,15 +181,16 @@ class Run:
         self.saved_until, self.steps = self.final[0], run.stats["steps"]
         self.counts = Counts(**{name: run.stats[name] for name in vars(self.counts)})
         self.spent = {name: run.stats[name] for name in self.spent}
-        if self.stopping.level is not None and run.excess[-1] <= self.stopping.level:
-            self.status = "converged"
+        self.mark = self.steps, self.final[0], np.inf
+        self._stop_where_it_stands(float(run.excess[-1]), self.final[1])
         return self.final
 
     def _use(self, model: Model) -> None:
         self.model = model
-        zero = float(excess(self.problem.loss, np.zeros(self.problem.loss.shape)))
-        zero = zero if np.isfinite(zero) else 0.0  # a user's own loss may not be defined there
-        self.limit = GROWTH_LIMIT * max(self.problem.initial_excess, zero, np.finfo(float).tiny)
+        with np.errstate(over="ignore", invalid="ignore"):
+            zero = float(excess(self.problem.loss, np.zeros(self.problem.loss.shape)))
+            zero = zero if np.isfinite(zero) else 0.0  # a user's own loss may not be defined there
+            self.limit = GROWTH_LIMIT * max(self.problem.initial_excess, zero, np.finfo(float).tiny)
         if isinstance(self.problem.stacked_loss, Adapted):
             self.problem.stacked_loss.failure = None
         self.stride = self._stride_for(model.initial_state)
@@ -161,7 +208,7 @@ class Run:
         losses, dissipated = losses[:count].copy(), segment.dissipated[:count].copy()
         if count and end < times[-1]:
             times[-1] = end
-            losses[-1] = excess(self.problem.loss, self._product(segment.evaluate(np.array([end]))[0]))
+            losses[-1] = self._excess(segment.evaluate(np.array([end]))[0])
             dissipated[-1] = dissipation(self.model.problem, segment.evaluate, float(segment.times[count - 1]), end)
         due = self.save_times[(self.save_times > self.saved_until) & (self.save_times <= end * (1 + 1e-14))]
         if len(due):
@@ -190,12 +237,13 @@ class Run:
         if self.stopping.level is not None:
             low = np.flatnonzero(losses <= self.stopping.level)
             if len(low):
-                candidates.append((int(low[0]) + 1, self._crossing(segment, int(low[0])), "converged"))
+                crossing = self._crossing(segment, int(low[0]), self._excess, self.stopping.level)
+                candidates.append((int(low[0]) + 1, crossing, "converged"))
         if self.stopping.gradient is not None:
-            for step, t in enumerate(segment.times[1:], start=1):
-                velocity = self.model.problem.velocity(segment.evaluate(np.array([t]))[0])
-                if np.linalg.norm(velocity) <= self.stopping.gradient:
-                    candidates.append((step, float(t), "converged"))
+            for step, state in enumerate(segment.evaluate(segment.times[1:])):
+                if self._gradient_norm(state) <= self.stopping.gradient:
+                    crossing = self._crossing(segment, step, self._gradient_norm, self.stopping.gradient)
+                    candidates.append((step + 1, crossing, "converged"))
                     break
         if self.stopping.max_steps is not None and self.steps + len(losses) >= self.stopping.max_steps:
             kept = self.stopping.max_steps - self.steps
@@ -206,25 +254,29 @@ class Run:
             return first[0], first[1], "" if first[1] >= self.save_times[-1] else "wall_limit"
         return first
 
-    def _crossing(self, segment: Segment, step: int) -> float:
-        """Where L - f* crosses the level within a step of the flow; the step's end for gradient descent."""
+    def _crossing(
+        self, segment: Segment, step: int, measure: Callable[[np.ndarray], float], level: float
+    ) -> float:
+        """Where a measure of the state crosses the level within a step of the flow; the step's end for descent."""
         left, right = float(segment.times[step]), float(segment.times[step + 1])
-        level = self.stopping.level
         if segment.discrete or not level:
             return right
         from scipy.optimize import brentq
 
         def above(t: float) -> float:
-            value = float(excess(self.problem.loss, self._product(segment.evaluate(np.array([t]))[0])))
-            return float(np.log(max(value, np.finfo(float).tiny) / level))
+            value = measure(segment.evaluate(np.array([t]))[0])
+            return float(np.log(max(value, np.finfo(float).tiny) / (level * BELOW)))
 
         if above(left) <= 0 or above(right) >= 0:
             return right
         return float(brentq(above, left, right, xtol=1e-14 * right, rtol=1e-14))
 
-    def _product(self, state: np.ndarray) -> np.ndarray:
+    def _excess(self, state: np.ndarray) -> float:
         network = self.model.problem.network
-        return product(unflatten(state, network.dims), network.scale)
+        return float(excess(self.problem.loss, product(unflatten(state, network.dims), network.scale)))
+
+    def _gradient_norm(self, state: np.ndarray) -> float:
+        return float(np.linalg.norm(self.model.problem.velocity(state)))
 
     def _save(self, times: np.ndarray, states: np.ndarray) -> None:
         self.pending += zip(times.tolist(), states, strict=True)
@@ -249,18 +301,6 @@ class Run:
         loss = self.problem.stacked_loss
         return (loss.failure or "") if self.status == "diverged" and isinstance(loss, Adapted) else ""
 
-    def _unresolved(self) -> str:
-        """A remark where rtol, which is relative to the weights, says little of their change: very wide networks."""
-        method = self.method.method if isinstance(self.method, Projected) else self.method
-        rtol, (_, first), (_, last) = getattr(method, "rtol", 0.0), self.checkpoints[0], self.final
-        if getattr(method, "step_size", None) is not None or len(first) != len(last):
-            return ""
-        change, size = float(np.linalg.norm(last - first)), float(np.linalg.norm(last))
-        if not 0 < change < rtol * size / UNRESOLVED:
-            return ""
-        share = f"{change / size:.1e}"
-        return f"The weights changed by {share} of their norm, which rtol {rtol:g} hardly resolves: lower rtol."
-
     def _trajectory(self) -> Trajectory:
         if self.checkpoints[-1][0] < self.final[0]:
             self.checkpoints.append(self.final)
@@ -270,7 +310,7 @@ class Run:
             problem=self.problem,
             method=self.method,
             status=self.status,
-            detail=" ".join(part for part in (self.detail, self._failure(), self._unresolved()) if part),
+            detail=" ".join(part for part in (self.detail, self._failure()) if part),
             time=time,
             excess=losses,
             gradient_norm=norms,
@@ -282,25 +322,4 @@ class Run:
             ),
             stats={"steps": self.steps, **self.spent, **vars(self.counts)},
         )
-        return replace(run, detail=" ".join(part for part in (run.detail, _floor(run), _rise(run)) if part))
-
-
-def _rise(run: Trajectory) -> str:
-    """A remark on a loss that did not fall: from a stationary point, or by steps that are too large."""
-    if run.gradient_norm[0] == 0 and run.excess[0] > 0:
-        return "The gradient is 0 at the start, a stationary point: the weights do not move."
-    if run.status == "completed" and run.excess[-1] - run.excess[0] > RISE * abs(run.excess[0]):
-        return f"L rose from {run.loss[0]:.4g} to {run.loss[-1]:.4g}, against the flow: lower the step size or rtol."
-    return ""
-
-
-def _floor(run: Trajectory) -> str:
-    """A remark on a run that went on below what its tolerance resolves."""
-    if run.resolved_until is None:
-        return ""
-    level = run.excess[-1] / run.excess[0]
-    lower = "" if isinstance(run.method, GradientDescent) else ", a smaller tolerance takes it lower"
-    return (
-        f"From t = {run.resolved_until:.4g} on L - f* is no longer resolved but what errors leave, {level:.1e} of its"
-        f" start at the end: stop_loss ends a run before{lower}."
-    )
+        return replace(run, detail=" ".join(part for part in (run.detail, remarks(run)) if part))

@@ -15,7 +15,7 @@ import numpy as np
 
 from flowsim.config import provenance
 from flowsim.ensembles import certified, scalars_of
-from flowsim.errors import FlowsimError, InputError, StorageError
+from flowsim.errors import MEMBER_FAILURES, InputError, StorageError
 from flowsim.problem import Problem
 from flowsim.progress import Count, counting
 from flowsim.simulation import simulate
@@ -44,7 +44,7 @@ def run_member(member: Member) -> dict[str, Any]:
             scalars |= {**scalars_of(run), "final_loss": float(run.loss[-1])}
             if member.settings["curve_points"]:
                 scalars |= {"loss_curve": run.excess.tolist(), "loss_curve_time": run.time.tolist()}
-        except (FlowsimError, ArithmeticError, MemoryError, np.linalg.LinAlgError) as error:
+        except MEMBER_FAILURES as error:
             scalars = {"status": "failed", "reason": str(error) or type(error).__name__}
     scalars["seconds"] = clock.perf_counter() - begun
     return {

@@ -1,0 +1,94 @@
+"""Newton's method for the stages of diffrax's implicit methods, measured in the weights and never below round-off.
+
+A stage is z = y_i + gamma h f with f = F(z): diffrax asks for f (or, implicit Euler, for k = h f). In a stiff direction
+round-off makes F uncertain by |lambda| eps |z|, so that no tolerance on f can be met there; the correction of z that
+belongs to one of f, gamma h df, shrinks to a few eps |z| whatever h |lambda| is. It is what is measured here.
+The Jacobian is formed at the first iterate and again whenever the corrections shrink slowly.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+SHARE = 0.01
+"""The stages are solved to this share of the tolerance of a step."""
+MOST_ITERATIONS = 20
+SLOW = 0.1
+"""Corrections that shrink by less than this factor ask for a new Jacobian."""
+DIVERGED = 2.0
+ROUND_OFF = 8 * np.finfo(float).eps
+"""Of the greatest weight: no correction is asked to be smaller."""
+
+TINY = np.finfo(float).tiny
+
+
+def stage_newton(rtol: float, atol: float) -> Any:
+    """The root finder for steps whose error is held to rtol and atol."""
+    return _kind()(np.array(SHARE * rtol), np.array(SHARE * atol))
+
+
+@cache
+def _kind() -> Any:
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+    import optimistix as optx
+    from jax import lax
+    from jax.flatten_util import ravel_pytree
+    from jax.scipy.linalg import lu_factor, lu_solve
+
+    class State(eqx.Module):
+        factors: Any
+        size: Any
+        rate: Any
+        count: Any
+
+    def factored(fn: Any, y: Any, args: Any) -> Any:
+        flat, shaped = ravel_pytree(y)
+        return lu_factor(jax.jacfwd(lambda v: ravel_pytree(fn(shaped(v), args)[0])[0])(flat))
+
+    def moved(diff: Any, args: Any) -> tuple[Any, Any]:
+        """(how far a correction moves the weights, the weights that it starts from)."""
+        if len(args) == 5:  # implicit Euler
+            return ravel_pytree(diff)[0], ravel_pytree(args[2])[0]
+        _, diagonal, _, prod, _, base, _, control = args
+        return diagonal * ravel_pytree(prod(diff, control))[0], ravel_pytree(base)[0]
+
+    class StageNewton(optx.AbstractRootFinder):
+        rtol: Any
+        atol: Any
+        norm: Any = optx.max_norm
+
+        def init(
+            self, fn: Any, y: Any, args: Any, options: Any, f_struct: Any, aux_struct: Any, tags: Any
+        ) -> State:
+            return State(factored(fn, y, args), jnp.array(jnp.inf), jnp.array(0.0), jnp.array(0))
+
+        def step(self, fn: Any, y: Any, args: Any, options: Any, state: State, tags: Any) -> Any:
+            factors = lax.cond(state.rate > SLOW, lambda: factored(fn, y, args), lambda: state.factors)
+            residual, aux = fn(y, args)
+            flat, shaped = ravel_pytree(y)
+            diff = lu_solve(factors, ravel_pytree(residual)[0])
+            change, base = moved(shaped(diff), args)
+            least = jnp.maximum(ROUND_OFF * jnp.max(jnp.abs(base)), TINY)
+            scale = jnp.maximum(self.atol + self.rtol * jnp.abs(base), least)
+            size = jnp.sqrt(jnp.mean((change / scale) ** 2))
+            return shaped(flat - diff), State(factors, size, size / state.size, state.count + 1), aux
+
+        def terminate(self, fn: Any, y: Any, args: Any, options: Any, state: State, tags: Any) -> Any:
+            left = jnp.where(state.rate < 1, state.size * state.rate / (1 - state.rate), jnp.inf)
+            converged = (state.count >= 2) & ((state.size <= 1) | (left <= 1))
+            growing = (state.count >= 3) & (state.rate > DIVERGED) & ~converged
+            diverged = (state.count >= 1) & ~jnp.isfinite(state.size) | growing
+            result = optx.RESULTS.where(diverged, optx.RESULTS.nonlinear_divergence, optx.RESULTS.successful)
+            return converged | diverged, result
+
+        def postprocess(
+            self, fn: Any, y: Any, aux: Any, args: Any, options: Any, state: State, tags: Any, result: Any
+        ) -> Any:
+            return y, aux, {}
+
+    return StageNewton
