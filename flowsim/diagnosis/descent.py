@@ -72,7 +72,7 @@ def _missed(
     case: Levels, probes: Sequence[np.ndarray], span: float, before: np.ndarray, after: np.ndarray
 ) -> list[float]:
     """For each D_l: || (its change - the sum of its law over the steps between) V_l ||_F."""
-    network, eta = case.problem.network, case.method.step_size  # type: ignore[union-attr]
+    network, eta = case.problem.network, float(getattr(case.method, "step_size", 0.0))
     weights, law = unflatten(before, network.dims), [np.zeros_like(V) for V in probes]
     for _ in range(round(span / eta)):
         _, G = backpropagate(case.problem.stacked_loss, weights, network.scale)

@@ -8,7 +8,15 @@ from flowsim.integrators.base import DENSE_JACOBIAN_LIMIT, IntegrationFailure, I
 from flowsim.methods import RKC, Diffrax, GaussLegendre, GradientDescent, Method, Projected, Scipy
 from flowsim.problem import Problem
 
-__all__ = ["DENSE_JACOBIAN_LIMIT", "IntegrationFailure", "Integrator", "Reusable", "Segment", "compile_seconds", "start"]
+__all__ = [
+    "DENSE_JACOBIAN_LIMIT",
+    "IntegrationFailure",
+    "Integrator",
+    "Reusable",
+    "Segment",
+    "compile_seconds",
+    "start",
+]
 
 
 def compile_seconds(method: Method) -> float:
