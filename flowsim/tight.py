@@ -71,16 +71,18 @@ class Tight:
         self.longest = 0.0
 
     @cached_property
-    def method(self) -> Method:
+    def method(self) -> Scipy | GaussLegendre | RKC:
         """The method, at a tolerance so much below the run's."""
-        chosen, settings = self._fit(), settings_of(self.run.method)
+        chosen: Any = self._fit()
+        settings = settings_of(self.run.method)
         if getattr(settings, "step_size", 0.0) is not None:  # fixed steps have no tolerance: as far below the default
             settings = Scipy()
         share = TIGHTER[chosen.name] * self.tighter
         rtol = max(settings.rtol * share, 10 * LEAST_RTOL)
-        return replace(chosen, rtol=min(rtol, 1.0), atol=max(settings.atol * share, LEAST_ATOL))
+        fit: Scipy | GaussLegendre | RKC = replace(chosen, rtol=rtol, atol=max(settings.atol * share, LEAST_ATOL))
+        return fit
 
-    def _fit(self) -> Any:
+    def _fit(self) -> Scipy | GaussLegendre | RKC:
         stats, kind = self.run.stats, self.run.method.kind
         work = stats["rhs_evaluations"] or 10 * stats["steps"]
         if self.radius * self.span / STABLE <= TOO_MANY * work:

@@ -10,6 +10,8 @@ from flowsim.diagnosis import descent, laws
 from flowsim.diagnosis.levels import Levels
 from flowsim.diagnosis.result import STOPPED, Diagnosis, Law
 from flowsim.progress import Count, counting
+from flowsim.simulation.arguments import largest_order
+from flowsim.threads import threads_for
 from flowsim.tight import Deadline, WallLimit
 from flowsim.trajectory import Trajectory, UnknownLoss, as_trajectory
 
@@ -54,7 +56,8 @@ def diagnose(
     """
     as_trajectory(trajectory)
     deadline = Deadline(None if wall_limit is None else as_number(wall_limit, "wall_limit", above=0.0))
-    with counting(progress, "interval") as tell:
+    order = largest_order(trajectory.simulated, trajectory.method)
+    with counting(progress, "interval") as tell, threads_for(order):
         return _judge(trajectory, _checks(trajectory, deadline, tell))
 
 
