@@ -33,12 +33,12 @@ def following(progress: Progress | bool | None, t1: float) -> Iterator[Progress 
 
 
 @contextmanager
-def counting(progress: Count | bool | None) -> Iterator[Count | None]:
-    """What to call as members are finished: the user's own function, or for True a bar with the time that is left."""
+def counting(progress: Count | bool | None, unit: str = "member") -> Iterator[Count | None]:
+    """What to call as units are finished: the user's own function, or for True a bar with the time that is left."""
     if not isinstance(progress, bool):
         yield progress
         return
-    with _bar(progress, unit="member") as bar:
+    with _bar(progress, unit=unit) as bar:
 
         def tell(done: int, todo: int) -> None:
             bar.total = todo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -172,13 +173,20 @@ def compare(
     return 0 if any(row.status == "completed" for row in result.rows) else 3
 
 
-def diagnose(run: Path, *, json_: Json = False) -> int:
+def diagnose(
+    run: Path,
+    *,
+    wall_limit: Annotated[float | None, Parameter(help="Stop after this many seconds, keep what was judged.")] = None,
+    json_: Json = False,
+) -> int:
     """Check the laws that a saved run should obey: D_l, energy, monotone loss, rates, the flow itself."""
     from flowsim.diagnosis import diagnose as check
     from flowsim.trajectory import load
 
-    found = check(load(run))
+    found = check(load(run), progress=sys.stderr.isatty(), wall_limit=wall_limit)
     show(found.to_json(), json_, found)
+    if found.status != "completed":
+        note(f"The diagnosis ended early: {found.verdict}.")
     return found.exit_code
 
 

@@ -16,6 +16,7 @@ from flowsim.methods import METHODS, Method, method_named
 from flowsim.problem import Problem
 from flowsim.problems import NamedProblem, problem_named
 from flowsim.simulation import simulate
+from flowsim.threads import threads_for
 from flowsim.trajectory import Trajectory
 
 __all__ = ["Comparison", "Reference", "Row", "compare", "solve_reference"]
@@ -89,14 +90,15 @@ def compare(
         raise InputError("Argument `methods` must name at least one method.")
     limits = as_count(repeats, "repeats"), as_number(time_limit, "time_limit", above=0.0)
     as_choice(reduce, "reduce", ("auto", "always", "never"))
-    reference, rows = solve_reference(problem, grid, REFERENCE_SHARE * limits[1]), []
-    for method in runs:
-        if note is not None:
-            setting = getattr(method, "rtol", None) or getattr(method, "step_size", None)
-            note(f"{method.name.lower()} at {setting:g}")
-        rows.append(_row(name, problem, method, reference, *limits, reduce))
-        if rows[-1].status == "interrupted":
-            break
+    with threads_for(max(problem.network.dims)):
+        reference, rows = solve_reference(problem, grid, REFERENCE_SHARE * limits[1]), []
+        for method in runs:
+            if note is not None:
+                setting = getattr(method, "rtol", None) or getattr(method, "step_size", None)
+                note(f"{method.name.lower()} at {setting:g}")
+            rows.append(_row(name, problem, method, reference, *limits, reduce))
+            if rows[-1].status == "interrupted":
+                break
     return Comparison(tuple(rows), reference, end)
 
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from flowsim.integrators.base import DENSE_JACOBIAN_LIMIT, IntegrationFailure, Integrator, Movable, Segment
+from flowsim.integrators.base import DENSE_JACOBIAN_LIMIT, IntegrationFailure, Integrator, Movable, Reusable, Segment
 from flowsim.integrators.guard import Guarded, breakdown
 from flowsim.methods import RKC, Diffrax, GaussLegendre, GradientDescent, Method, Projected, Scipy
 from flowsim.problem import Problem
 
-__all__ = ["DENSE_JACOBIAN_LIMIT", "IntegrationFailure", "Integrator", "Segment", "compile_seconds", "start"]
+__all__ = [
+    "DENSE_JACOBIAN_LIMIT",
+    "IntegrationFailure",
+    "Integrator",
+    "Reusable",
+    "Segment",
+    "compile_seconds",
+    "start",
+]
 
 
 def compile_seconds(method: Method) -> float:

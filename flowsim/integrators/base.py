@@ -84,6 +84,14 @@ class Movable(Integrator, Protocol):
         ...
 
 
+class Reusable(Integrator, Protocol):
+    """An integrator that can go on from another state and time, knowing what it knows of step sizes and Jacobian."""
+
+    def go_on(self, t: float, state: np.ndarray, t1: float, step: float) -> None:
+        """Go on from (t, state) to t1, with a step of at least that size first."""
+        ...
+
+
 GAUSS_NODES, GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(4)
 
 

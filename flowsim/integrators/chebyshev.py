@@ -124,6 +124,11 @@ class ChebyshevSteps:
         """Go on from another state at the time reached."""
         self.y, self.f = state, self.velocity(self.t, state)
 
+    def go_on(self, t: float, state: np.ndarray, t1: float, step: float) -> None:
+        """Go on from (t, state) to t1, with a step of at least that size first, and the spectral radius as it is."""
+        self.t, self.t1, self.h = t, t1, max(self.h, step)
+        self.move(state)
+
     def _accept(self, energy: float, y: np.ndarray, f: np.ndarray, end: float) -> Segment:
         dense = _Dense(self, (self.t, end), (self.y, y), (self.f, f))
         times = np.array([self.t, end])

@@ -251,6 +251,11 @@ class GaussLegendreSteps:
                 )
             self.counts.rejected_steps = (self.counts.rejected_steps or 0) + 1
 
+    def go_on(self, t: float, state: np.ndarray, t1: float, step: float) -> None:
+        """Go on from (t, state) to t1, with a step of at least that size first, and the Jacobian as it is."""
+        self.t, self.t1, self.h = t, t1, max(self.h, step)
+        self.y, self.low = state, np.zeros_like(state)
+
     def _single(self, h: float) -> list[_Part] | None:
         part = self._part(self.y, self.low, h, np.zeros((self.method.stages, self.y.size)))
         return None if part is None else [part]

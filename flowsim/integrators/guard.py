@@ -6,11 +6,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 
 from flowsim.errors import FlowsimError
-from flowsim.integrators.base import Counts, IntegrationFailure, Integrator, Segment
+from flowsim.integrators.base import Counts, IntegrationFailure, Integrator, Reusable, Segment
 
 
 @contextmanager
@@ -60,6 +61,11 @@ class Guarded:
         if not self.inner.t > start:
             raise IntegrationFailure(f"{self.name} stopped at t = {start:.6g}: its steps do not advance the time.")
         return replace(segment, evaluate=lambda t: self._evaluated(segment, t))
+
+    def go_on(self, t: float, state: np.ndarray, t1: float, step: float) -> None:
+        """As a Reusable integrator's. Raises IntegrationFailure where that is impossible."""
+        with breakdown(self.name, t):
+            cast(Reusable, self.inner).go_on(t, state, t1, step)
 
     def _evaluated(self, segment: Segment, t: np.ndarray) -> np.ndarray:
         with breakdown(self.name, float(segment.times[0])):

@@ -78,6 +78,17 @@ class ScipySteps:
         _ = self.dense.interpolant
         self.solver.y, self.solver.f = state, self.solver.fun(self.t, state)
 
+    def go_on(self, t: float, state: np.ndarray, t1: float, step: float) -> None:
+        """Go on from (t, state) to t1, with a step of at least that size first, and the Jacobian as it is."""
+        solver = self.solver
+        if t != self.t:
+            solver.sol = None  # Radau extrapolates its last step
+        self.t, self.t1, solver.t, solver.t_bound, solver.status = t, t1, t, t1, "running"
+        solver.y, solver.f = state, solver.fun(t, state)
+        if step > solver.h_abs:
+            solver.h_abs = step
+            solver.LU_real = solver.LU_complex = None
+
     def _dissipated(self, dense: _Dense, start: float) -> float:
         """The integral of ||grad L||^2 over the last step, by the method's own quadrature weights where it has them."""
         if isinstance(self.solver, (RK23, RK45, DOP853)):

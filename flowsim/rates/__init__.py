@@ -19,6 +19,7 @@ from flowsim.rates.theorem_2 import theorem_2
 from flowsim.rates.theorem_3 import theorem_3_unimodal
 from flowsim.rates.theorem_4 import theorem_4
 from flowsim.reduction import CompressedNetwork, compress
+from flowsim.threads import threads_for
 
 PLAIN = (lemma_3, theorem_1_A1, theorem_1_A2, theorem_2, theorem_2_product, homogeneous_sharp)
 """Each takes (network, loss or None) and returns a Certificate."""
@@ -83,7 +84,7 @@ def certify(
         network = compress(network)
     if _overflows(network):
         return Certificates(network.dims, float("nan"), tuple(refused(name, OVERFLOW) for name in NAMES))
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"), threads_for(max(network.dims)):
         entries = [theorem(network, loss) for theorem in PLAIN]
         entries += [theorem(network, loss, tolerance) for theorem in STRUCTURED]
         entries.append(min_2021(network, loss))

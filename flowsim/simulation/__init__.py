@@ -13,8 +13,9 @@ from flowsim.errors import InputError
 from flowsim.methods import Method, as_method
 from flowsim.problem import Problem
 from flowsim.progress import Progress, following
-from flowsim.simulation.arguments import check_steps, save_times, stopping_of
+from flowsim.simulation.arguments import check_steps, largest_order, save_times, stopping_of
 from flowsim.simulation.run import Run
+from flowsim.threads import threads_for
 from flowsim.trajectory import Trajectory, UnknownLoss, as_trajectory
 
 __all__ = ["resume", "save_times", "simulate"]
@@ -74,7 +75,7 @@ def simulate(
     as_choice(reduce, "reduce", ("auto", "always", "never"))
     stopping = stopping_of(problem, stop_loss, stop_gradient, max_steps, wall_limit)
     check_steps(method, t1, stopping)
-    with following(progress, t1) as tell:
+    with following(progress, t1) as tell, threads_for(largest_order(problem, method)):
         run = Run(problem, method, save_times(method, t1, save_points), stopping, tell)
         return run.to_end(t1, lambda: run.begin(reduce))
 
@@ -117,7 +118,7 @@ def resume(
         save_points = np.linspace(begun, t1, as_count(save_points, "save_points", least=2))
     times = save_times(method, t1, save_points)
     stopping = stopping_of(problem, stop_loss, stop_gradient, max_steps, wall_limit, trajectory.stats["steps"])
-    with following(progress, t1) as tell:
+    with following(progress, t1) as tell, threads_for(largest_order(problem, method)):
         run = Run(problem, method, times[times > begun], stopping, tell)
         longer = run.to_end(t1, lambda: run.go_on(trajectory))
     return replace(longer, provenance=trajectory.provenance, restarts=(*trajectory.restarts, begun))

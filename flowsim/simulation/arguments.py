@@ -62,6 +62,12 @@ def check_steps(method: Method, t1: float, stopping: Stopping) -> None:
     check_memory(STEP_BYTES * steps, "step_size", f"{steps:.3g} steps", "enlarge it, lower t1 or set max_steps")
 
 
+def largest_order(problem: Problem, method: Method) -> int:
+    """The order of the largest matrices that a simulation works with: layers, or a Jacobian that is factored."""
+    widest = max(problem.network.dims)
+    return max(widest, problem.network.size) if method.kind.dense_jacobian else widest
+
+
 def save_times(method: Method, t1: float, save_points: Any) -> np.ndarray:
     """The times that simulate saves at, 0 and t1 among them; for gradient descent the nearest steps'."""
     if np.ndim(save_points) == 0:

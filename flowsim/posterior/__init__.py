@@ -1,0 +1,181 @@
+"""The rate that a simulated flow shows: lambda_min(T) along the trajectory, and the bound that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from flowsim.checks import as_number
+from flowsim.display import Shown, Table
+from flowsim.errors import InputError
+from flowsim.losses import constants_of
+from flowsim.methods import GradientDescent
+from flowsim.posterior.eigenvalues import loss_of_eigenvalue
+from flowsim.posterior.path import Path
+from flowsim.posterior.quadrature import Integral
+from flowsim.threads import threads_for
+from flowsim.trajectory import Trajectory, as_trajectory
+
+if TYPE_CHECKING:
+    import xarray
+
+STEPS, MOST_PANELS = 4, 24
+"""The integral begins with panels of so many steps of the run, so many at most."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PosteriorRate(Shown):
+    """lambda_min(T(t)) along a flow. Ours, not in [MVM23].
+
+    time (S): the trajectory's saved times; lambda_min_T (S): from below, less what rounding may have added;
+    integral (S): of lambda_min(T) from 0 to each; error (S): the estimated error of that integral for the exact flow;
+    least: the least value met, the best constant lower bound on the way.
+    bound (S): L(t) - f* <= (L(0) - f*) exp(-gamma (integral - error)) under A1, and
+    (L(0) - f*) / (1 + (L(0) - f*) gamma^2 (integral - error)) under A1'; None where the loss obeys neither. It holds
+    for the exact flow from the trajectory's start: of what error consists, see a_posteriori.
+
+    Scalar weights 3 and 1 on the way to their product 2: T = w_1^2 + w_2^2 falls, and w_1^2 - w_2^2 = 8 keeps it above.
+
+    >>> import flowsim as fs
+    >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
+    >>> rate = fs.a_posteriori(fs.simulate(problem, t1=2.0))
+    >>> rate.lambda_min_T[0].round(6).item(), round(rate.least, 6), round((64 + 16) ** 0.5, 6)
+    (10.0, 8.944272, 8.944272)
+    """
+
+    trajectory: Trajectory
+    lambda_min_T: np.ndarray
+    integral: np.ndarray
+    error: np.ndarray
+    least: float
+    law: Literal["exponential", "hyperbolic"] | None
+    bound: np.ndarray | None
+
+    def shown(self) -> Table:
+        """The mean rate, the least lambda_min(T), and what is left between loss and bound."""
+        rows = [
+            ("lambda_min(T)", f"{self.lambda_min_T[0]:.6g} at t = 0, least {self.least:.6g}, mean {self.alpha:.6g}"),
+            ("integral", f"{self.integral[-1]:.6g}, error at most about {self.error[-1]:.2g}"),
+            ("law", "none: the loss obeys neither A1 nor A1'" if self.law is None else self.law),
+        ]
+        if self.bound is not None:
+            rows.append(("at the end", f"L - f* = {self.trajectory.excess[-1]:.6g}, bound {self.bound[-1]:.6g}"))
+        return Table(rows)
+
+    @property
+    def time(self) -> np.ndarray:
+        """The trajectory's saved times."""
+        return self.trajectory.time
+
+    @property
+    def alpha(self) -> float:
+        """The mean of lambda_min(T) over the trajectory, less the error: what a constant bound could have been."""
+        return float((self.integral[-1] - self.error[-1]) / self.time[-1])
+
+    @property
+    def dataset(self) -> xarray.Dataset:
+        """The trajectory's dataset with lambda_min(T), its integral, the integral's error, and the bound."""
+        columns = {
+            "lambda_min_T": (self.lambda_min_T, "least eigenvalue of T(t)"),
+            "lambda_min_T_integral": (self.integral, "integral of the least eigenvalue of T from 0 to t"),
+            "quadrature_error": (self.error, "estimated error of that integral"),
+        }
+        if self.bound is not None:
+            columns["a_posteriori_bound"] = (self.bound, "upper bound on L(t) - f* from that integral, less its error")
+        return self.trajectory.dataset.assign(
+            {name: ("time", values, {"long_name": words}) for name, (values, words) in columns.items()}
+        )
+
+
+def a_posteriori(trajectory: Trajectory, *, rtol: float = 1e-8) -> PosteriorRate:
+    """lambda_min(T(t)) along a flow, its integral, and a bound on the loss of the exact flow.
+
+    The flow is solved again from the run's start, in the compressed form that it was simulated in, by a method fit for
+    the problem at 1/100 of the run's tolerance or less (`flowsim.tight.Tight`). Every value of lambda_min(T) is a lower
+    bound: computed, less what rounding may have added (`Certain`). It is integrated through interpolants at 5, 9 or 17
+    Chebyshev points on panels that are halved until the error is about rtol times the whole integral, or cannot be made
+    so small: the tight solve's tolerance and rounding make lambda_min(T) rough.
+
+    error, which the bound takes off the integral, is the sum of an estimate for that quadrature and of one for the
+    weights: |sqrt(lambda_min(T)) - sqrt(lambda_min(T*))| <= kappa delta for weights a distance delta apart, kappa from
+    the norms of products of layers. delta is the distance of the run from the tight solve, which is nearer to the exact
+    flow than the run is, plus the estimated error of the compression.
+
+    Raises InputError for gradient descent, which is no flow, for a run without a step, one that was loaded without its
+    loss, and for an rtol out of range; NumericalFailure where the tight solve breaks down.
+
+    For n = m = 1 the operator T is a number, and the bound is the loss itself; a certificate knows T(0) at best:
+
+    >>> import numpy as np
+    >>> import flowsim as fs
+    >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[1.0]], [[0.5]])))
+    >>> flow = fs.simulate(problem, t1=1.0, save_points=5)
+    >>> found = fs.a_posteriori(flow)
+    >>> np.allclose(found.bound / flow.excess, 1.0, atol=1e-5)
+    True
+    >>> round(fs.certify(problem).best.alpha, 6), round(found.least, 6), found.alpha > found.least
+    (1.25, 1.25, True)
+    """
+    if isinstance(as_trajectory(trajectory).method, GradientDescent):
+        raise InputError(
+            "Argument `trajectory` must be a flow: the bound is an integral over continuous time, which gradient"
+            " descent does not obey; simulate with an ODE method."
+        )
+    as_number(rtol, "rtol", above=0.0, most=1.0)
+    if trajectory.time[-1] == 0.0:
+        raise InputError("Argument `trajectory` must have taken a step; its end is at t = 0.")
+    network = trajectory.simulated.network
+    with threads_for(max(*network.dims, network.dims[0] * network.dims[-1])):
+        path, found, quadrature = _integrated(trajectory, rtol)
+        values = np.array(path.saved)
+        error = quadrature + _flow_error(path, values)
+    law, bound = _bound(trajectory, np.maximum(found - error, 0.0))
+    return PosteriorRate(trajectory, values, found, error, path.least, law, bound)
+
+
+def _integrated(trajectory: Trajectory, rtol: float) -> tuple[Path, np.ndarray, np.ndarray]:
+    """The tight flow, the integral of lambda_min(T) along it up to each saved time, and the quadrature's error."""
+    path, end = Path(trajectory), float(trajectory.time[-1])
+    mean, greatest, norm = path.typical()
+    wiggle = path.tight.method.rtol * float(np.linalg.norm(path.states[0]))
+    rough = float(loss_of_eigenvalue(np.array(greatest), path.sensitivity(0.0), np.array(wiggle)))
+    integral = Integral(path.least_eigenvalue, rough + path.rounding(norm), path.passed)
+    edges = _panels(trajectory)
+    for start, stop in pairwise(edges.tolist()):
+        wanted = trajectory.time[(trajectory.time > start) & (trajectory.time <= stop)]
+        integral.add(start, stop, rtol * mean * end / (len(edges) - 1), wanted)
+    return path, np.array([0.0, *integral.at]), np.array([0.0, *integral.errors])
+
+
+def _panels(trajectory: Trajectory) -> np.ndarray:
+    """Where panels begin and end: STEPS of the run's steps in each, or MOST_PANELS with as many steps in each."""
+    times = trajectory.step_time
+    count = min(max((len(times) - 1) // STEPS, 1), MOST_PANELS)
+    return times[np.unique(np.linspace(0, len(times) - 1, count + 1).astype(int))]
+
+
+def _flow_error(path: Path, values: np.ndarray) -> np.ndarray:
+    """What the integral up to each saved time may lose to the errors of the weights, the compression's among them.
+
+    The distance from the tight solve at the ends of an interval between checkpoints, the greater, counts all along it.
+    """
+    run, kept = path.run, path.run.checkpoints.times
+    distance = np.interp(kept, run.time, run.error_estimate) + np.array(path.distances)
+    kappa = path.sensitivity(float(distance.max()))
+    lost = loss_of_eigenvalue(np.interp(kept, run.time, values), kappa, distance)
+    steps = np.diff(kept) * np.maximum(lost[1:], lost[:-1])
+    return np.interp(run.time, kept, np.append(0.0, np.cumsum(steps)))
+
+
+def _bound(
+    trajectory: Trajectory, certain: np.ndarray
+) -> tuple[Literal["exponential", "hyperbolic"] | None, np.ndarray | None]:
+    constants, first = constants_of(trajectory.problem.loss), trajectory.excess[0]
+    if constants is None or constants.gamma is None or constants.dominance is None:
+        return None, None
+    if constants.dominance == "quadratic":
+        return "exponential", first * np.exp(-constants.gamma * certain)
+    return "hyperbolic", first / (1 + first * constants.gamma**2 * certain)
