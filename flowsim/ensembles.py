@@ -24,6 +24,7 @@ from flowsim.rates import certify
 from flowsim.reduction import CompressedNetwork, compress
 from flowsim.simulation import save_times, simulate
 from flowsim.trajectory import EXIT_CODES, Trajectory
+from flowsim.trajectory.resolution import rate_seen, resolved_until
 
 if TYPE_CHECKING:
     import xarray
@@ -40,7 +41,9 @@ class Ensemble(Shown):
 
     time (S): the common grid; excess (M, S): L - f* of each member; from where a member stopped (at its level, or
     because it failed) its last value is held, so that quantiles above the stopping level are exact. scalars: name ->
-    array (M), as in `flowsim sweep`'s table; status and reason are words. seconds: of the whole call.
+    array (M), as in `flowsim sweep`'s table; status and reason are words. rate_seen is Trajectory's, up to where the
+    loss is last resolved (of descent side by side: of the times that it records, `time` among them). seconds: of the
+    whole call.
 
     >>> import flowsim as fs
     >>> def draw(seed):
@@ -280,6 +283,8 @@ def _side_by_side(problems: Sequence[Any], cores: Sequence[Problem], settings: _
         last = float(levels[k]) if levels is not None and beyond else float(ends[-1])
         until = -2 if beyond else -1
         spent, lost = float(paths.dissipated[k, taken][until]), float(ends[0] - ends[until])
+        steepness = float(np.linalg.norm(core.velocity(walked[-1])))
+        floor = resolved_until(when, np.append(ends[:-1], last), steepness, last)
         drift = _drift(compressed, core, walked) / np.maximum(1.0, problem.network.imbalance_norms)
         row = {
             "status": "converged" if paths.below[k] else "completed",
@@ -287,7 +292,7 @@ def _side_by_side(problems: Sequence[Any], cores: Sequence[Problem], settings: _
             "initial_loss": float(first[k]) + (minimum_of(core.loss) or 0.0),
             "final_excess": last,
             "time_reached": float(paths.end[k]),
-            "rate_seen": _rate(float(first[k]), last, float(paths.end[k])),
+            "rate_seen": rate_seen(when, np.append(ends[:-1], last), floor),
             "drift": float(drift.max()),
             "energy_residual": abs(lost - spent) / (float(first[k]) or 1.0),
             "error_estimate": error,
@@ -351,11 +356,6 @@ def scalars_of(run: Trajectory) -> dict[str, Any]:
         "rhs_evaluations": run.stats["rhs_evaluations"],
         "core_width": None if run.reduction.network is None else max(run.reduction.network.widths[1:-1]),
     }
-
-
-def _rate(first: float, last: float, end: float) -> float | None:
-    """log(first / last) / end."""
-    return float(np.log(first / last) / end) if first > 0 and last > 0 and end > 0 else None
 
 
 def alpha_of(name: str) -> str:

@@ -68,6 +68,23 @@ def test_a_compressed_run(method):
     assert fs.diagnose(sabotaged(run)).broken
 
 
+@pytest.mark.parametrize("method", [fs.Scipy("DOP853", 1e-7, 1e-12), fs.Scipy("RK45", 1e-9, 1e-9)])
+def test_the_compression_error_is_held_to_the_tolerance_itself(method):
+    """rtol ||W(t) - W(0)||_F + atol: half of it holds, twice of it does not."""
+    problem = fs.Problem(fs.SquaredLoss(np.ones((2, 1))), fs.fan_out((2, 100, 200, 1), seed=0))
+    run = fs.simulate(problem, method, t1=2e-3, save_points=11)
+    before, after = run.weights_at(0.0), run.weights_at(2e-3)
+    moved = np.sqrt(sum(np.linalg.norm(W - V) ** 2 for W, V in zip(after, before, strict=True)))
+    allowed = method.rtol * moved + method.atol
+    law = fs.diagnose(run)["compression"]
+    assert law.residual == run.error_estimate[-1]
+    assert law.expected == pytest.approx(allowed, rel=1e-6)
+    for share, holds in ((0.5, True), (2.0, False)):
+        error = run.error_estimate * share * allowed / run.error_estimate[-1]
+        forged = dataclasses.replace(run, reduction=dataclasses.replace(run.reduction, error=error))
+        assert fs.diagnose(forged)["compression"].holds is holds
+
+
 def test_a_nudged_state_in_the_file_alone(tmp_path, capsys):
     run = clean("dop853")
     states = run.checkpoints.states.copy()

@@ -46,6 +46,41 @@ def test_members_are_what_simulate_gives():
     assert dict(runs.dataset.sizes) == {"member": 11, "time": 9}
 
 
+def own_target(seed):
+    rng = np.random.default_rng(seed)
+    return fs.Problem(fs.SquaredLoss(rng.standard_normal((3, 1))), fs.fan_out((3, 6, 5, 1), seed=rng))
+
+
+@pytest.mark.parametrize("method", [fs.Diffrax("Dopri8"), fs.GradientDescent(1e-3, "jax"), fs.Scipy("RK45")])
+def test_scalars_are_those_of_simulate(method):
+    """Before the loss has fallen to its floor, up to the rounding of another order of summation."""
+    members = fs.ensemble(own_target, 5, t1=0.2, method=method, save_points=5)
+    for k in range(5):
+        problem = own_target(np.random.SeedSequence(0, spawn_key=(k,)))
+        run = fs.simulate(problem, method, t1=0.2, save_points=5)
+        assert run.resolved_until is None
+        row = {name: values[k] for name, values in members.scalars.items()}
+        assert row["rate_seen"] == pytest.approx(run.rate_seen, rel=1e-9)
+        assert row["initial_loss"] == pytest.approx(run.loss[0], rel=1e-12)
+        assert row["final_excess"] == pytest.approx(run.excess[-1], rel=1e-9)
+        assert row["steps"] == run.stats["steps"]
+        if isinstance(method, fs.Diffrax):  # of all steps, not of the saved times
+            run = fs.simulate(problem, method, t1=0.2, save_points=run.step_time)
+        assert row["drift"] == pytest.approx(run.imbalance_drift.max(), rel=1e-3)
+
+
+def test_beyond_its_floor_the_loss_of_a_member_is_not_taken_for_that_of_the_flow():
+    """The rate of a run of 60 is that of 3, the time in which the loss falls, not a twentieth of it."""
+    members = fs.ensemble(own_target, 5, t1=60.0, save_points=5)
+    for k in range(5):
+        run = alone(own_target, k, t1=60.0, save_points=5)
+        assert run.resolved_until < 20
+        assert members.scalars["rate_seen"][k] == pytest.approx(run.rate_seen, rel=1e-4)
+        fell = run.step_time <= run.resolved_until
+        seen = np.log(run.steps.excess[0] / run.steps.excess[fell][-1]) / run.resolved_until
+        assert run.rate_seen == pytest.approx(seen, rel=1e-12)
+
+
 def test_full_networks_and_other_methods_agree():
     settings = {"t1": 0.05, "save_points": 5}
     batched = fs.ensemble(full, 5, **settings)
@@ -98,10 +133,6 @@ def test_shapes_and_depths_of_all_kinds():
 
 
 def test_targets_of_their_own_and_a_users_loss():
-    def own_target(seed):
-        rng = np.random.default_rng(seed)
-        return fs.Problem(fs.SquaredLoss(rng.standard_normal((3, 1))), fs.fan_out((3, 40, 30, 1), seed=rng))
-
     runs = fs.ensemble(own_target, 4, t1=0.1, save_points=3)
     run = alone(own_target, 2, t1=0.1, save_points=3)
     assert runs.excess[2] == pytest.approx(run.excess, rel=1e-7)

@@ -69,6 +69,29 @@ def test_factored_and_iterated_projections_agree(monkeypatch):
     assert np.abs(factored.product_at(1.0) - iterated.product_at(1.0)).max() < 1e-5
 
 
+@pytest.mark.parametrize("stages", [1, 2])
+def test_steps_of_gauss_legendre_below_a_rounding_of_the_weights_add_up(stages):
+    """From w_1 = w_2 = 1 and a residual of 1e-13: d(residual)/dt = -2 residual, half of it in 500 steps of which the
+    greatest is a tenth of a rounding of a weight."""
+    target, count = 1.0 + 1e-13, 500
+    problem = fs.Problem(fs.SquaredLoss([[target]]), fs.LinearNetwork(([[1.0]], [[1.0]])))
+    end = 0.5 * np.log(2.0)
+    run = fs.simulate(problem, fs.GaussLegendre(stages, step_size=end / count), t1=end, save_points=2)
+    assert target - run.product_at(end).item() == pytest.approx(0.5 * (target - 1.0), abs=1e-15)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_projection_disturbs_the_outer_levels_of_a_core_little(seed):
+    """Corrections as large there as near the ends would show in the defect, and 3 to 8 more Krylov steps be taken."""
+    rng = np.random.default_rng(seed)
+    problem = fs.Problem(fs.SquaredLoss(rng.standard_normal((2, 2))), fs.fan_in((2, 80, 90, 2), seed=seed))
+    steps = [
+        fs.simulate(problem, method, t1=0.3, save_points=11, reduce="always").reduction.network.steps
+        for method in (fs.Projected(fs.Scipy("RK45", 1e-2, 1e-4)), fs.GaussLegendre(2, 1e-2, 1e-4))
+    ]
+    assert steps[0] <= steps[1] + 1
+
+
 def test_rkc_takes_longer_steps_than_stability_lets_an_explicit_method():
     """Near the end of a stiff flow: fewer right-hand sides than RK45 at the same loose tolerance."""
     X = np.diag(10.0 ** np.linspace(0, -2, 6))

@@ -162,6 +162,33 @@ def test_the_loss_stays_below_the_bounds_with_a_margin(seed):
         assert name in assert_below_every_bound(fs.Problem(near_target(rng, network), network), 5.0)
 
 
+@pytest.mark.parametrize(("dims", "name"), [((2, 5, 1), "theorem-1-A2"), ((2, 6, 5, 2), "corollary-2")])
+def test_the_margin_of_a_loss_of_condition_number_9(dims, name):
+    """nu = sigma_min(W*) - 3 ||W(0) - W*||_F for X = diag(1, 3); balanced weights have alpha = L nu^(2 - 2/L), with two
+    layers and m = 1 nu alone."""
+    network = fs.balanced(dims, seed=2)
+    step = np.zeros(network.product.shape)
+    step[0, 0] = 0.1 * sigma_min(network)
+    X, target = np.diag([1.0, 3.0]), network.product + step
+    nu = np.linalg.svd(target, compute_uv=False)[-1] - 3 * step[0, 0]
+    alpha = nu if len(dims) == 3 else 3 * nu ** (4 / 3)
+    certificate = fs.certify(fs.Problem(fs.LeastSquares(X, X @ target), network))[name]
+    assert certificate.alpha == pytest.approx(alpha, rel=1e-9)
+    assert certificate.rate == pytest.approx(2 * alpha, rel=1e-9)  # gamma = 2 mu = 2
+
+
+@pytest.mark.parametrize("excess", [0.01, 1.0, 40.0])
+def test_the_laws_solve_their_equations(excess):
+    """dE/dt = -rate E and dE/dt = -rate E^2, from E(0) = excess."""
+    t = np.array([0.0, 0.3, 2.0, 50.0])
+    exponential, hyperbolic = (
+        fs.Certificate("mine", True, alpha=2.0, rate=0.7, law=law, excess=excess).bound(t)
+        for law in ("exponential", "hyperbolic")
+    )
+    assert exponential == pytest.approx(excess * np.exp(-0.7 * t), rel=1e-14)
+    assert 1 / hyperbolic == pytest.approx(1 / excess + 0.7 * t, rel=1e-14)
+
+
 @pytest.mark.parametrize("depth", [2, 3, 5])
 def test_theorem_4(depth, rng):
     X = rng.standard_normal((30, 3))
@@ -251,6 +278,16 @@ def test_a_posteriori_is_exact_for_scalar_weights():
     flow = fs.simulate(fs.Problem(fs.SquaredLoss([[1.0]]), network), fs.Scipy("DOP853", 1e-12, 1e-14), t1=3.0)
     rate = fs.a_posteriori(flow)
     assert rate.bound == pytest.approx(flow.excess, rel=1e-7)
+
+
+@pytest.mark.parametrize("start", [-1.5, 0.2, 3.0])
+def test_a_posteriori_is_exact_for_scalar_weights_and_one_point_too(start):
+    """f = exp(-W) has gradient -f, so that A1' holds with gamma = 1 and equality: dL/dt = -lambda_min(T) L^2."""
+    network = fs.LinearNetwork(([[1.0]], [[start]]))
+    problem = fs.Problem(fs.ExponentialLoss([[1.0]], [1.0]), network)
+    flow = fs.simulate(problem, fs.Scipy("DOP853", 1e-12, 1e-14), t1=3.0)
+    assert flow.excess[0] == pytest.approx(np.exp(-start))
+    assert fs.a_posteriori(flow).bound == pytest.approx(flow.excess, rel=1e-7)
 
 
 def test_a_posteriori_hyperbolic_law_and_refusals(rng):

@@ -114,6 +114,29 @@ def test_divergence_is_a_status_and_keeps_the_path(problem):
     assert np.isfinite(run.checkpoints.states).all()
 
 
+class Upward:
+    """Values of W and of its distance from 1, and a gradient of the wrong sign: W(t) = exp(2 t) from w_1 = w_2 = 1."""
+
+    shape = (1, 1)
+
+    def __init__(self, value):
+        self.value = value
+
+    def gradient(self, W):
+        return -np.ones((1, 1))
+
+
+@pytest.mark.parametrize("value", [lambda W: W[0, 0], lambda W: (W[0, 0] - 1) ** 2], ids=["of L(0)", "of f(0)"])
+def test_a_loss_ten_thousand_times_as_large_has_diverged(value):
+    """As L(0) = 1, or as f(0) = 1 where L(0) = 0."""
+    problem = fs.Problem(Upward(value), fs.LinearNetwork(([[1.0]], [[1.0]])))
+    greatest = 1e4 if value(np.eye(1)) else 101.0
+    for share, status in ((0.9, "completed"), (1.1, "diverged")):
+        run = fs.simulate(problem, fs.Scipy("RK45"), t1=float(0.5 * np.log(share * greatest)))
+        assert run.status == status
+        assert run.product_at(run.time[-1]).item() <= greatest
+
+
 def test_a_convergent_start_stops_at_once(problem):
     solved = fs.Problem(fs.SquaredLoss(problem.network.product), problem.network)
     run = fs.simulate(solved, t1=1.0, stop_loss=1e-3)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import xarray
 
+import flowsim as fs
 from flowsim import cli
 from flowsim.errors import InputError, StorageError
 from flowsim.store import Store
@@ -86,6 +87,15 @@ def test_a_member_is_what_simulate_gives():
     run = running.simulate(member.problem(), member.method(), t1=1.0, save_points=2, stop_loss=1e-3)
     assert record["scalars"]["final_loss"] == pytest.approx(float(run.loss[-1]), rel=1e-12)
     assert record["scalars"]["time_reached"] == pytest.approx(float(run.time[-1]), rel=1e-12)
+
+
+def test_every_pair_of_root_seed_and_seed_is_a_draw_of_its_own():
+    members = [member for root in (0, 1, 2) for member in spec(root_seed=root, seeds=3).members()]
+    draws = [member.problem().network.weights[1] for member in members]
+    assert len({W.tobytes() for W in draws}) == len(members) == 9
+    expected = fs.fan_out((2, 12, 9, 1), seed=np.random.SeedSequence(1, spawn_key=(2,)))
+    assert (draws[5] == expected.weights[1]).all()
+    assert len({member.key for member in members}) == 9
 
 
 def test_workers_and_shards_give_the_same_table(spec_file, tmp_path):

@@ -209,6 +209,16 @@ def test_where_nothing_was_above_the_minimum_no_loss_is_unresolved(first):
     assert resolved_until(time, np.full(50, first), 1e-9, first) is None
 
 
+@pytest.mark.parametrize(("level", "floor"), [(0.5e-6, True), (2e-6, False)])
+def test_a_floor_lies_below_a_millionth_of_the_first_value(level, floor):
+    """Above that a loss that rests, whatever the gradient promises, is at a saddle."""
+    time = np.linspace(0.0, 1.0, 101)
+    excess = 3.0 * np.maximum(np.exp(-40 * time), level)
+    gradient = np.sqrt(1000 * excess[-1])  # promises a fall by exp(-50) in a twentieth of the time
+    found = resolved_until(time, excess, gradient, excess[-1])
+    assert found == (time[excess > 3e-6][-1] if floor else None)
+
+
 def test_a_floor_of_rounding_below_the_minimum():
     """A loss that falls to 1e-12 and then is -1e-16 is resolved to the end of the last step above 0."""
     time = np.linspace(0.0, 1.0, 50)

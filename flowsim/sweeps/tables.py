@@ -35,7 +35,7 @@ SCALARS = {
     "final_loss": "L at the end",
     "final_excess": "L - f* at the end",
     "time_reached": "t at the end: where L - f* fell to stop_loss if status is converged",
-    "rate_seen": "log((L(0) - f*) / (L - f*)) / t at the end",
+    "rate_seen": "log((L(0) - f*) / (L - f*)) / t at the end, or where the loss is last resolved",
     "drift": "greatest ||D_l(t) - D_l(0)||_F / max(1, ||D_l(0)||_F)",
     "energy_residual": "greatest |L(0) - L(t) - integral of ||grad L||^2| / (L(0) - f*)",
     "error_estimate": "estimated compression error of the weights at the end",

@@ -1,4 +1,5 @@
-"""Until when a recorded loss is that of the flow, and not what round-off and the errors of the steps leave of it."""
+"""Until when a recorded loss is that of the flow, and not what round-off and the errors of the steps leave of it; and
+the rate that it shows until then."""
 
 from __future__ import annotations
 
@@ -32,3 +33,13 @@ def resolved_until(time: np.ndarray, excess: np.ndarray, gradient: float, last: 
         return None
     floor = float(np.clip(ABOVE * tail.max(), 0.0, DEEP * excess[0]))
     return float(time[np.flatnonzero(excess > floor)[-1]])
+
+
+def rate_seen(time: np.ndarray, excess: np.ndarray, until: float | None) -> float | None:
+    """The mean rate log((L(0) - f*) / (L(t) - f*)) / t of a record of steps; None where nothing fell.
+
+    time, excess: t and L - f* after each step; t is the last of them, or `until` where the rest is not resolved.
+    """
+    place = len(time) - 1 if until is None else int(np.searchsorted(time, until))
+    first, last, end = float(excess[0]), float(excess[place]), float(time[place])
+    return float(np.log(first / last)) / end if 0 < last < np.inf and first > 0 and end > 0 else None

@@ -21,7 +21,7 @@ from flowsim.network import LinearNetwork, product, unflatten
 from flowsim.problem import Problem
 from flowsim.rates import Certificates, certify
 from flowsim.reduction import CompressedNetwork
-from flowsim.trajectory.resolution import resolved_until
+from flowsim.trajectory.resolution import rate_seen, resolved_until
 from flowsim.values import Value, guarded, sealed
 
 if TYPE_CHECKING:
@@ -271,11 +271,7 @@ class Trajectory(Value, Shown):
     @property
     def rate_seen(self) -> float | None:
         """log((L(0) - f*) / (L(t) - f*)) / t, t the end, or resolved_until: the mean rate; None where nothing fell."""
-        first, last, end = float(self.excess[0]), float(self.excess[-1]), float(self.time[-1])
-        if self.resolved_until is not None:
-            end = self.resolved_until
-            last = float(self.steps.excess[np.searchsorted(self.step_time, end)])
-        return float(np.log(first / last)) / end if 0 < last < np.inf and first > 0 and end > 0 else None
+        return rate_seen(self.step_time, self.steps.excess, self.resolved_until)
 
     @cached_property
     def certificates(self) -> Certificates:
