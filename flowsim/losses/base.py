@@ -9,10 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 
+from flowsim.checks import as_matrix, as_number
 from flowsim.errors import InputError
 
 
@@ -77,6 +78,18 @@ class BuiltIn(ABC):
     Their code is array arithmetic over the last two axes, the same for NumPy and jax arrays.
     """
 
+    kept: ClassVar[tuple[str, ...]]
+    """The names of its parts."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(n, m), the shape of the product W."""
+
+    @abstractmethod
+    def gradient(self, W: Any) -> Any:
+        """grad f(W); W may be a stack (..., n, m)."""
+
     @abstractmethod
     def excess(self, W: Any) -> Any:
         """f(W) - f* (f(W) where f* is unknown); W may be a stack (..., n, m)."""
@@ -95,6 +108,34 @@ class BuiltIn(ABC):
         loss = object.__new__(cls)
         vars(loss).update(parts)
         return loss
+
+    @classmethod
+    def restored(cls, parts: Mapping[str, Any]) -> Self:
+        """The loss with the parts that a file holds. Raises InputError where they are not those of such a loss."""
+        try:
+            loss = cls.from_parts(parts)
+        except KeyError as error:
+            raise InputError(f"A {cls.__name__} must have the part {error}, but it is missing.") from error
+        if set(loss.parts()) != set(cls.kept):
+            found = ", ".join(sorted(loss.parts())) or "none"
+            raise InputError(f"A {cls.__name__} must have the parts {', '.join(cls.kept)}, but it has {found}.")
+        for name, part in loss.parts().items():
+            if isinstance(part, np.ndarray):
+                as_matrix(part, name)
+            else:
+                as_number(part, name)
+        loss.check()
+        return loss
+
+    def check(self) -> None:
+        """Refuse parts, finite matrices and numbers by their names, that no such loss has. Raises InputError."""
+        wanted = self.shape
+        try:
+            found = np.shape(self.gradient(np.zeros(wanted)))
+        except ValueError:
+            found = ()
+        if found != wanted:
+            raise InputError(f"The parts of a {type(self).__name__} must fit each other, but their shapes do not.")
 
 
 def check_loss(loss: Any) -> Loss:

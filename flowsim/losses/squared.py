@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flowsim.checks import as_matrix
+from flowsim.checks import as_matrix, as_number
 from flowsim.errors import InputError
 from flowsim.losses.base import BuiltIn, LossConstants
 
@@ -27,6 +27,7 @@ class SquaredLoss(BuiltIn):
     """
 
     Y: np.ndarray
+    kept = ("Y",)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "Y", as_matrix(self.Y, "Y"))
@@ -112,6 +113,15 @@ class LeastSquares(BuiltIn):
         self.factor, self.minimiser, self.minimum = factor, minimiser, minimum
         self.gram = factor.T @ factor
 
+    kept = ("factor", "minimiser", "gram", "minimum")
+
+    def check(self) -> None:
+        """Refuse a negative f*, and a gram matrix that is not R^T R."""
+        super().check()
+        as_number(self.minimum, "minimum", least=0.0)
+        if not np.allclose(self.gram, self.factor.T @ self.factor, rtol=0, atol=1e-10 * np.abs(self.gram).max()):
+            raise InputError("Argument `gram` must be factor^T factor, but it is another matrix.")
+
     @classmethod
     def from_factor(cls, factor: np.ndarray, minimiser: np.ndarray, minimum: float) -> LeastSquares:
         """The loss f* + 1/2 ||R (W - W*)||_F^2 itself, from R (full row rank), W* and f*."""
@@ -178,6 +188,13 @@ class MaskedSquaredLoss(BuiltIn):
         if (self.mask < 0).any() or not self.mask.any():
             raise InputError("Argument `mask` must be nonnegative and not all zero: it weighs the entries that count.")
         self.Y = as_matrix(np.where(self.mask > 0, Y, 0.0), "Y")
+
+    kept = ("mask", "Y")
+
+    def check(self) -> None:
+        """Refuse what the constructor refuses."""
+        super().check()
+        MaskedSquaredLoss(self.Y, self.mask)
 
     @property
     def shape(self) -> tuple[int, int]:
