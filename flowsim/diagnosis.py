@@ -14,7 +14,7 @@ from flowsim.display import Shown, Table
 from flowsim.errors import FlowsimError
 from flowsim.integrators import IntegrationFailure, start
 from flowsim.methods import GaussLegendre, GradientDescent, Method, Projected, Scipy
-from flowsim.network import backpropagate, imbalance_change, unflatten
+from flowsim.network import backpropagate, imbalance_change, joint_norm, unflatten
 from flowsim.problem import Problem
 from flowsim.simulation import resume, simulate
 from flowsim.trajectory import Trajectory, UnknownLoss, as_trajectory
@@ -186,7 +186,7 @@ class _Case:
         """The saved L - f* and ||grad L||_F against those of the checkpoints' weights."""
         kept = np.isin(self.run.time, self.times)
         W, gradients = self.problem.gradients(unflatten(self.states, self.problem.network.dims))
-        norms = np.sqrt(sum((G * G).sum((-2, -1)) for G in gradients))
+        norms = joint_norm(gradients)
         first, steepest = self.run.excess[0] or 1.0, norms.max() or 1.0
         gaps = [
             np.abs(self.run.excess[kept] - self.problem.excess(W)) / first,

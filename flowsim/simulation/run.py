@@ -281,6 +281,8 @@ def _rise(run: Trajectory) -> str:
     """A remark on a loss that did not fall: from a stationary point, or by steps that are too large."""
     if run.gradient_norm[0] == 0 and run.excess[0] > 0:
         return "The gradient is 0 at the start, a stationary point: the weights do not move."
+    if 0 < run.gradient_norm[0] < np.finfo(float).tiny ** 0.5 and run.excess[0] == 0:
+        return "L - f* is 0 in float64 at the start, but the gradient is not: its square underflows; scale the problem."
     if run.status == "completed" and run.excess[-1] - run.excess[0] > RISE * abs(run.excess[0]):
         return f"L rose from {run.loss[0]:.4g} to {run.loss[-1]:.4g}, against the flow: lower the step size or rtol."
     return ""

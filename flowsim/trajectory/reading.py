@@ -11,7 +11,7 @@ import numpy as np
 from flowsim import losses
 from flowsim.checks import as_choice
 from flowsim.errors import InputError
-from flowsim.network import LinearNetwork, flatten, unflatten
+from flowsim.network import LinearNetwork, flatten, joint_norm, unflatten
 from flowsim.problem import Problem
 from flowsim.reduction import CompressedNetwork, FixedBases, regrown
 from flowsim.trajectory import netcdf
@@ -217,7 +217,7 @@ def _check_start(run: Trajectory, path: Any) -> None:
         return
     W, gradients = simulated.gradients(unflatten(state, simulated.network.dims))
     around = simulated.excess(np.array([1 - SAME, 1.0, 1 + SAME])[:, None, None] * W)
-    norm = float(np.sqrt(sum((G * G).sum() for G in gradients)))
+    norm = float(joint_norm(gradients))
     if not (_near(around[1], run.excess[0], np.ptp(around)) and _near(norm, run.gradient_norm[0], SAME * norm)):
         raise damaged(
             path,
