@@ -6,6 +6,7 @@ import itertools
 import math
 import operator
 import os
+import reprlib
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,9 @@ CHECK_BLOCK = 2**20
 
 WIDEST = 2**53
 """The widest layer: beyond, float64 does not count."""
+SHORT = reprlib.Repr()
+SHORT.maxstring, SHORT.maxlong, SHORT.maxother = 60, 30, 60
+"""How much of a value a sentence tells."""
 UNKNOWN_MEMORY = 2**34
 """What a machine that does not tell its memory is taken to have (16 GiB)."""
 
@@ -201,7 +205,7 @@ def as_choice(value: Any, name: str, known: Iterable[str]) -> str:
     plain = {option.casefold(): option for option in options}
     near = get_close_matches(str(value).casefold(), plain, n=1, cutoff=0.6)
     hint = f" (did you mean {plain[near[0]]}?)" if near else ""
-    raise InputError(f"Argument `{name}` must be one of {', '.join(options)}, but it is {value!r}{hint}.")
+    raise InputError(f"Argument `{name}` must be one of {', '.join(options)}, but it is {shortened(value)}{hint}.")
 
 
 def mistake(entry: Mapping[str, Any], known: Iterable[str] = ()) -> str:
@@ -214,13 +218,20 @@ def mistake(entry: Mapping[str, Any], known: Iterable[str] = ()) -> str:
         return "is not known" + (f" (did you mean {near[0]}?)" if near else "; leave it out")
     if entry["type"] == "value_error":
         return str(entry["msg"]).removeprefix("Value error, ")
-    return f"{str(entry['msg']).replace('Input should', 'must')}, but it is {entry['input']!r}"
+    return f"{str(entry['msg']).replace('Input should', 'must')}, but it is {shortened(entry['input'])}"
+
+
+def shortened(value: Any) -> str:
+    """The value's repr, its middle left out where it is long."""
+    return SHORT.repr(value)
 
 
 def check_schema(found: Any, known: int, what: str) -> None:
-    """Refuse what a newer flowsim wrote."""
-    if not isinstance(found, int) or found > known:
-        raise InputError(f"{what} has schema {found}, but this flowsim reads up to {known}; update flowsim to read it.")
+    """Refuse what a newer flowsim wrote, and what is no schema."""
+    if type(found) is not int or found < 1:
+        raise InputError(f"{what} must have a schema from 1 on, but it has {shortened(found)}; it is damaged.")
+    if found > known:
+        raise InputError(f"{what} has schema {shortened(found)}, but this flowsim reads up to {known}; update flowsim.")
 
 
 def check_chain(weights: Sequence[np.ndarray]) -> None:

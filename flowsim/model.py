@@ -10,7 +10,7 @@ import numpy as np
 from flowsim.errors import InputError
 from flowsim.integrators import DENSE_JACOBIAN_LIMIT, Segment
 from flowsim.methods import GaussLegendre, GradientDescent, Method, Projected
-from flowsim.network import LinearNetwork, flatten, imbalance_change, unflatten
+from flowsim.network import LinearNetwork, flatten, imbalance_change, joint_norm, unflatten
 from flowsim.problem import Problem
 from flowsim.reduction import CompressedNetwork, KrylovBases, first_level, regrown
 from flowsim.trajectory import Trajectory
@@ -238,4 +238,4 @@ def _why_not(network: CompressedNetwork) -> str:
 
 def _loss_and_gradient(problem: Problem, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     W, gradients = problem.gradients(unflatten(states, problem.network.dims))
-    return problem.excess(W), np.sqrt(sum((G * G).sum((-2, -1)) for G in gradients))
+    return problem.excess(W), joint_norm(gradients)

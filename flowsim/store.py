@@ -11,14 +11,13 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flowsim.checks import check_schema
 from flowsim.errors import InputError, StorageError
-from flowsim.files import make_folder
+from flowsim.files import make_folder, replacing
 
 SPECIFICATION = "specification.json"
 RECORDS = "records"
@@ -103,16 +102,12 @@ class Store:
 
     def _write(self, place: Path, text: str) -> None:
         """Beside, flushed to the disk, renamed; nothing is left where that fails."""
-        beside = place.with_name(f".{place.name}.{os.getpid()}")
         try:
-            with open(beside, "w") as stream:
+            with replacing(place) as beside, open(beside, "w", encoding="utf-8") as stream:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(beside, place)
         except OSError as error:
-            with suppress(OSError):
-                beside.unlink()
             raise _refused(place, error) from error
 
 

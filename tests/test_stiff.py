@@ -1,5 +1,7 @@
 """Stiff problems and extreme numbers: right inside steps as at their ends, or a status and a sentence."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
@@ -120,7 +122,7 @@ def test_rkc_energy_is_of_order_two(monkeypatch):
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_rkc_stands_at_zero_weights(depth):
     dims = (2, *[3] * (depth - 1), 1)
-    weights = tuple(np.zeros(shape) for shape in zip(dims, dims[1:], strict=False))
+    weights = tuple(np.zeros(shape) for shape in pairwise(dims))
     run = fs.simulate(fs.Problem(fs.SquaredLoss(np.ones((2, 1))), fs.LinearNetwork(weights)), fs.RKC(1e-4), t1=1.0)
     assert run.status == "completed"
     assert "stationary" in run.detail

@@ -6,7 +6,6 @@ Exit codes: 0 done; 2 bad usage or input; 3 numerical failure or a limit reached
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from cyclopts import App, CycloptsError
 
 from flowsim import __version__
 from flowsim.cli import configuration, figures, lists, networks, simulations, sweeps
-from flowsim.cli.output import note
+from flowsim.cli.output import discard_output, note, open_streams, tell
 from flowsim.errors import ConversionNotice, FlowsimError
 
 app = App(
@@ -54,12 +53,15 @@ app.register_install_completion_command(help="Install completion for this shell 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; no traceback unless --debug is among the arguments."""
+    open_streams()
     tokens, debug = configuration.without(list(sys.argv[1:] if arguments is None else arguments), "--debug")
     with warnings.catch_warnings():
         warnings.simplefilter("always", ConversionNotice)
         warnings.showwarning = lambda message, *_, **__: note(str(message))
         try:
-            return _run(tokens)
+            code = _run(tokens)
+            sys.stdout.flush()
+            return code
         except KeyboardInterrupt:
             note("Interrupted.")
             return 130
@@ -78,7 +80,7 @@ def _run(tokens: list[str]) -> int:
     if print_only:
         command, bound, _ = app.parse_args(tokens, **quiet)
         bound.apply_defaults()
-        print(configuration.complete(command.__name__, bound.arguments))
+        tell(configuration.complete(command.__name__, bound.arguments))
         return 0
     return app(tokens, **quiet, result_action="return_value") or 0
 
@@ -90,7 +92,7 @@ def entry() -> None:
 
 def _explain(error: Exception, tokens: Sequence[str]) -> int:
     if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 0
     if isinstance(error, FlowsimError):
         note(f"Error: {error}")
@@ -104,6 +106,8 @@ def _explain(error: Exception, tokens: Sequence[str]) -> int:
         return 2
     if isinstance(error, OSError):
         note(f"Error: {error.filename or 'the output'}: {error.strerror or error}.")
+        if error.filename is None:
+            discard_output()
         return 2
     note(f"Internal error: {type(error).__name__}: {error}; run again with --debug and report it.")
     return 1

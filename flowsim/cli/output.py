@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time as clock
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from flowsim.display import Shown
@@ -16,13 +18,45 @@ EVERY = 60.0
 """Seconds between two lines on a simulation under way, where standard error is no terminal."""
 
 
+def open_streams() -> None:
+    """Make standard input, output and error usable: those that are closed lead nowhere, and what a stream cannot encode
+    is written as an escape.
+
+    Were a closed one left so, the next file that is opened would take its number, and what is printed would go there.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None or getattr(stream, "closed", False):
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+        elif number and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def note(text: str) -> None:
-    """A sentence on standard error."""
-    print(printable(text), file=sys.stderr)
+    """A sentence on standard error; none where nobody reads it."""
+    with suppress(OSError, ValueError):
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def tell(text: str) -> None:
+    """A text on standard output; the rest is left out where its reader has gone, such as `head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        discard_output()
+
+
+def discard_output() -> None:
+    """Let standard output lead nowhere: what is still in it cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def printable(text: str) -> str:
-    """The text with what could steer a terminal, or cannot be encoded, as escapes."""
+    """The text with what could steer a terminal as escapes."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
@@ -33,7 +67,7 @@ def progress(t1: float) -> Progress | bool:
     first: tuple[float, float] | None = None
     told = clock.monotonic()
 
-    def tell(t: float, excess: float, _: float) -> None:
+    def say(t: float, excess: float, _: float) -> None:
         nonlocal first, told
         now = clock.monotonic()
         begun, start = first = first or (now, t)
@@ -43,21 +77,21 @@ def progress(t1: float) -> Progress | bool:
         level = f"{math.log10(excess):.2f}" if excess > 0 else "-inf"
         note(f"t = {t:.4g} of {t1:g}, log10(L - f*) = {level}, about {left:.0f} s left")
 
-    return tell
+    return say
 
 
 def show(result: dict[str, Any], as_json: bool, text: Callable[[], str] | Shown) -> None:
     """One JSON object, or the text, or a result's table (by rich in a terminal) on standard output."""
     if as_json:
-        print(json.dumps(finite(result), allow_nan=False))
+        tell(json.dumps(finite(result), allow_nan=False))
     elif not isinstance(text, Shown):
-        print(printable(text()))
+        tell(printable(text()))
     elif sys.stdout.isatty():
         from rich.console import Console
 
         Console().print(text)
     else:
-        print(printable(text.summary()))
+        tell(printable(text.summary()))
 
 
 def finite(value: Any) -> Any:

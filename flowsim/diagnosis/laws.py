@@ -11,7 +11,7 @@ from flowsim.diagnosis.result import Law, worst
 from flowsim.integrators import IntegrationFailure
 from flowsim.methods import GaussLegendre, Projected
 from flowsim.model import tolerances
-from flowsim.network import unflatten
+from flowsim.network import joint_norm, unflatten
 from flowsim.trajectory import Trajectory
 
 UNREMARKABLE = 0.01
@@ -29,7 +29,7 @@ def record(case: Levels) -> Law:
     """The saved L - f* and ||grad L||_F against those of the checkpoints' weights."""
     run, kept = case.run, np.isin(case.run.time, case.times)
     W, gradients = case.problem.gradients(unflatten(case.states, case.problem.network.dims))
-    norms = np.sqrt(sum((G * G).sum((-2, -1)) for G in gradients))
+    norms = joint_norm(gradients)
     first, steepest = run.excess[0] or 1.0, norms.max() or 1.0
     if kept.sum() != len(W):
         return worst(*RECORD, np.full(len(case.times), np.nan), ROUND_OFF, case.times)

@@ -8,7 +8,7 @@ from flowsim.files.data import read_data, read_target
 from flowsim.files.netcdf import read_netcdf
 from flowsim.files.opening import LARGEST_FILE, check_readable, read_toml
 from flowsim.files.weights import read_weights, save_weights
-from flowsim.files.writing import NETCDF, NPZ, check_writable, make_folder, write_atomically, write_netcdf
+from flowsim.files.writing import NETCDF, NPZ, check_writable, make_folder, replacing, write_atomically, write_netcdf
 
 __all__ = [
     "LARGEST_FILE",
@@ -22,6 +22,7 @@ __all__ = [
     "read_target",
     "read_toml",
     "read_weights",
+    "replacing",
     "save_weights",
     "write_atomically",
     "write_netcdf",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ DEFLATE = 1032
 
 
 def read_netcdf(path: str | Path, limit: int = LARGEST_FILE) -> xarray.Dataset:
-    """The dataset of a NetCDF-4 file, in memory.
+    """The dataset of a NetCDF-4 file, in memory, its numbers as they stand there: no attribute scales or dates them.
 
     Raises InputError when the file is missing, damaged, declares more than `limit` bytes, or takes from other files.
     """
@@ -30,8 +31,10 @@ def read_netcdf(path: str | Path, limit: int = LARGEST_FILE) -> xarray.Dataset:
             with h5py.File(stream, "r") as file:
                 _check_contained(path, file, limit)
             stream.seek(0)
-            with xarray.open_dataset(stream, engine="h5netcdf") as dataset:
-                return dataset.load()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # on variables without names for their axes
+                with xarray.open_dataset(stream, engine="h5netcdf", decode_cf=False) as dataset:
+                    return dataset.load()
         except InputError:
             raise
         except Exception as error:  # HDF5, h5netcdf and xarray raise all kinds for damaged files

@@ -10,11 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from flowsim.checks import as_number
+from flowsim.checks import as_matrix, as_number
+from flowsim.errors import InputError
 from flowsim.values import Value, guarded
 
 
@@ -106,10 +107,22 @@ class BuiltIn(Value, ABC):
     what they were made from is copied (`flowsim.values.frozen`), an attribute is set once.
     """
 
+    kept: ClassVar[tuple[str, ...]]
+    """The names of its parts."""
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name in vars(self):
             raise AttributeError(f"{type(self).__name__} is a frozen value: {name} cannot be set again; make another.")
         super().__setattr__(name, value)
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(n, m), the shape of the product W."""
+
+    @abstractmethod
+    def gradient(self, W: Any) -> Any:
+        """grad f(W); W may be a stack (..., n, m)."""
 
     @abstractmethod
     def excess(self, W: Any) -> Any:
@@ -130,3 +143,31 @@ class BuiltIn(Value, ABC):
         for name, part in parts.items():
             vars(loss)[name] = guarded(part) if isinstance(part, np.ndarray) else part
         return loss
+
+    @classmethod
+    def restored(cls, parts: Mapping[str, Any]) -> Self:
+        """The loss with the parts that a file holds. Raises InputError where they are not those of such a loss."""
+        try:
+            loss = cls.from_parts(parts)
+        except KeyError as error:
+            raise InputError(f"A {cls.__name__} must have the part {error}, but it is missing.") from error
+        if set(loss.parts()) != set(cls.kept):
+            found = ", ".join(sorted(loss.parts())) or "none"
+            raise InputError(f"A {cls.__name__} must have the parts {', '.join(cls.kept)}, but it has {found}.")
+        for name, part in loss.parts().items():
+            if isinstance(part, np.ndarray):
+                as_matrix(part, name)
+            else:
+                as_number(part, name)
+        loss.check()
+        return loss
+
+    def check(self) -> None:
+        """Refuse parts, finite matrices and numbers by their names, that no such loss has. Raises InputError."""
+        wanted = self.shape
+        try:
+            found = np.shape(self.gradient(np.zeros(wanted)))
+        except ValueError:
+            found = ()
+        if found != wanted:
+            raise InputError(f"The parts of a {type(self).__name__} must fit each other, but their shapes do not.")

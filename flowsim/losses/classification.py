@@ -11,6 +11,9 @@ from flowsim.errors import InputError, NumericalFailure
 from flowsim.losses.base import BuiltIn, LossConstants
 from flowsim.values import frozen
 
+SAME_MARGIN = 1e-9
+"""Relative: two computations of a margin agree to this."""
+
 
 def separation(Z: np.ndarray) -> tuple[float, np.ndarray]:
     """(margin, u): the greatest min_i z_i^T u over unit vectors u, z_i = y_i x_i the rows of Z; (0, 0) if none is > 0.
@@ -54,6 +57,15 @@ class _Classification(BuiltIn):
         self.X, self.labels = X, frozen(labels)
         margins = [separation(column[:, None] * X)[0] for column in labels.T]
         self.margin = float(np.sum([g**-2.0 for g in margins]) ** -0.5) if min(margins) > 0 else 0.0
+
+    kept = ("X", "labels", "margin")
+
+    def check(self) -> None:
+        """Refuse what the constructor refuses, and a margin that is not that of the data."""
+        super().check()
+        margin = type(self)(self.X, self.labels).margin
+        if abs(margin - self.margin) > SAME_MARGIN * margin:
+            raise InputError(f"Argument `margin` must be that of the data, {margin:g}, but it is {self.margin:g}.")
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -32,6 +32,7 @@ class SquaredLoss(BuiltIn):
     """
 
     Y: np.ndarray
+    kept = ("Y",)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "Y", frozen(as_matrix(self.Y, "Y")))
@@ -122,6 +123,13 @@ class LeastSquares(BuiltIn):
             seen=sealed(seen),
             minimum=0.5 * float(((Y - left[:, :rank] @ seen) ** 2).sum()),
         )
+
+    kept = ("factor", "seen", "minimum")
+
+    def check(self) -> None:
+        """Refuse a negative f*."""
+        super().check()
+        as_number(self.minimum, "minimum", least=0.0)
 
     @classmethod
     def from_parts(cls, parts: Mapping[str, Any]) -> Self:
@@ -222,6 +230,13 @@ class MaskedSquaredLoss(BuiltIn):
         if (self.mask < 0).any() or not self.mask.any():
             raise InputError("Argument `mask` must be nonnegative and not all zero: it weighs the entries that count.")
         self.Y = frozen(as_matrix(np.where(self.mask > 0, Y, 0.0), "Y"))
+
+    kept = ("mask", "Y")
+
+    def check(self) -> None:
+        """Refuse what the constructor refuses."""
+        super().check()
+        MaskedSquaredLoss(self.Y, self.mask)
 
     @property
     def shape(self) -> tuple[int, int]:

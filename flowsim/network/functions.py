@@ -131,3 +131,14 @@ def least_eigenvalues_of_T(weights: Sequence[np.ndarray], scale: float = 1.0) ->
     T = sum(np.einsum("...ij,...kl->...ikjl", A @ A.mT, B.mT @ B) for A, B in zip(prefixes, suffixes, strict=True))
     eigenvalues = np.linalg.eigvalsh(scale**2 * T.reshape(*T.shape[:-4], n * m, n * m))
     return np.maximum(eigenvalues[..., 0], 0.0)
+
+
+def joint_norm(matrices: Sequence[np.ndarray]) -> np.ndarray:
+    """(sum_l ||G_l||_F^2)^(1/2) of arrays, or of stacks (..., rows, columns) of them, where squares underflow too.
+
+    The entries are scaled by a power of two, which changes no digit.
+    """
+    greatest = np.max([np.abs(G).max((-2, -1)) for G in matrices], axis=0)
+    exponent = np.where(np.isfinite(greatest), np.frexp(greatest)[1], 0)
+    scaled = (np.ldexp(G, -exponent[..., None, None]) for G in matrices)
+    return np.ldexp(np.sqrt(sum((G * G).sum((-2, -1)) for G in scaled)), exponent)

@@ -29,10 +29,10 @@ def regrown(network: CompressedNetwork, whole: Any, states: np.ndarray) -> tuple
         found = CompressedNetwork(KrylovBases(whole.weights), network.steps, network.scale, network.origin)
     else:
         found = redrawn(network.origin, network.steps)
-    if found.core.dims == network.core.dims:
+    if found.core.dims == network.core.dims and found.scale == network.scale:
         start = flatten(network.core.weights)
         missed = np.linalg.norm(_rotated(network, found, start) - flatten(found.core.weights))
-        if missed <= SAME * np.linalg.norm(start):
+        if np.isfinite(missed) and missed <= SAME * np.linalg.norm(start):
             return found, _rotated(network, found, states)
     raise InputError("The compressed network that is found from its weights or its seed is another than the file's.")
 

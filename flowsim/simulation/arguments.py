@@ -21,6 +21,9 @@ SAVED_BYTES = 256
 STEP_BYTES = 48
 """About what the record of a step takes."""
 
+ROUNDING = 4
+"""So many units in the last place a time may exceed t1 by rounding."""
+
 
 @dataclass(frozen=True)
 class Stopping:
@@ -69,16 +72,20 @@ def largest_order(problem: Problem, method: Method) -> int:
 
 
 def save_times(method: Method, t1: float, save_points: Any) -> np.ndarray:
-    """The times that simulate saves at, 0 and t1 among them; for gradient descent the nearest steps'."""
+    """The times that simulate saves at, 0 and t1 among them; for gradient descent the nearest steps'.
+
+    A time that exceeds t1 by rounding alone (such as of a multiple of a step) is t1.
+    """
     if np.ndim(save_points) == 0:
         count = as_count(save_points, "save_points", least=2)
         check_memory(SAVED_BYTES * count, "save_points", "as many as that", "ask for fewer")
-        times = np.linspace(0.0, t1, count)
+        times = np.unique(np.linspace(0.0, t1, count))  # t1 may have no numbers in between
     else:
         times = as_float_array(save_points, "save_points")
-        if times.ndim != 1 or (np.diff(times) <= 0).any() or times[0] < 0 or times[-1] > t1:
+        beyond = times.size and (times.min() < 0 or times.max() > t1 + ROUNDING * np.spacing(t1))
+        if times.ndim != 1 or (np.diff(times) <= 0).any() or beyond:
             raise InputError("Argument `save_points` must ascend strictly within [0, t1], but it does not.")
-        times = np.union1d(times, [0.0, t1])
+        times = np.union1d(np.minimum(times, t1), [0.0, t1])
     if isinstance(method, GradientDescent):
         last = count_steps(method.step_size, t1)
         steps = np.clip(np.round(times / method.step_size), 0, last)
