@@ -70,6 +70,13 @@ def test_diagnosis(monkeypatch, capsys):
     assert ": 10 found" in printed
 
 
+def test_trust(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("trust.py", monkeypatch)
+    assert ended.value.code == 0
+    assert " 0 off by more than 100 tolerances" in capsys.readouterr().out
+
+
 def test_resilience(monkeypatch, capsys):
     pytest.importorskip("distributed")
     run("resilience.py", monkeypatch)

@@ -1,6 +1,8 @@
 """diffrax's solvers and step-size controllers, driven in jitted segments that carry the controller's state.
 
-The dissipated energy, the integral of ||grad L||_F^2, comes from the method's own quadrature: its stages and weights.
+Values inside a step are ends of shorter steps of the method itself, for implicit methods under its own error control:
+the interpolants of diffrax, and any through derivatives, lose the stiff components. The dissipated energy, the
+integral of ||grad L||_F^2, comes from the method's own quadrature: its stages and weights.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ r = R_i solves.
 
 Error. Every step is two halves; a whole step, solved to the tolerance only, stands beside them:
 (y_halves - y_whole) / (4^s - 1) estimates the error of the halves. Between its nodes the solution is a Gauss step of
-its own from the nearest node on the left: dense output has the order and the invariants of the method.
+its own from the nearest node on the left: dense output has the order and the invariants of the method. Where that
+step cannot be solved it is halved; a run never ends for its dense output.
 """
 
 from __future__ import annotations

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from scipy.integrate import BDF, DOP853, LSODA, RK23, RK45, Radau
+from scipy.linalg import LinAlgWarning
 
 from flowsim.errors import InputError
 from flowsim.integrators.base import (
@@ -45,11 +47,10 @@ class ScipySteps:
         self.problem, self.t, self.t1 = problem, t, t1
         velocity = CountingVelocity(problem)
         self.counts = velocity.counts
-        with np.errstate(over="ignore", invalid="ignore"):  # a trial step may overflow; it is then rejected
-            settings = _settings(method, t1 - t)
-            if not method.kind.explicit:
-                settings["jac"] = lambda _, y: problem.jacobian_product(y, np.eye(y.size))
-            self.solver: Any = SOLVERS[method.name](velocity, t, state, t1, **settings)
+        settings = _settings(method, t1 - t)
+        if not method.kind.explicit:
+            settings["jac"] = lambda _, y: problem.jacobian_product(y, np.eye(y.size))
+        self.solver: Any = SOLVERS[method.name](velocity, t, state, t1, **settings)
         self.velocity, self.explicit = velocity, method.kind.explicit
         if method.name == "Radau" and method.step_size is not None:
             self.solver.newton_tol = 1e-13  # with error control off, rtol = 1 would leave the stages unsolved
@@ -57,8 +58,13 @@ class ScipySteps:
     def advance(self) -> Segment:
         """One accepted step."""
         before = self.t, self.solver.y
-        with np.errstate(over="ignore", invalid="ignore"):
+        if self.explicit:
             message = self.solver.step()
+        else:
+            with warnings.catch_warnings():  # of singular matrices and repeated failures: the status says it
+                warnings.simplefilter("ignore", LinAlgWarning)
+                warnings.filterwarnings("ignore", "lsoda:", UserWarning)
+                message = self.solver.step()
         if self.solver.status == "failed":
             raise IntegrationFailure(f"{type(self.solver).__name__} stopped at t = {self.t:.6g}: {message}")
         start, self.t = self.t, float(self.solver.t)

@@ -42,7 +42,8 @@ def simulate(
     save_points: how many times to save, evenly, both ends included, or the times themselves (0 and the end are added).
     stop_loss: stop when L - f* <= stop_loss (L(0) - f*); the flow's time of crossing is located, and where it comes
     long before t1 few of the times to save come before it (Trajectory.step_time and steps have every step).
-    stop_gradient: stop when ||grad L||_F <= stop_gradient. max_steps, wall_limit (seconds): stop after that many
+    stop_gradient: stop when ||grad L||_F <= stop_gradient, located alike (a step at whose end it is higher is passed).
+    Both are looked at before the first step; gradient descent stops at the end of a step. max_steps, wall_limit (seconds): stop after that many
     accepted steps or that long. progress(t, excess, initial_excess) is called after every segment; True shows a bar.
     Ctrl-C returns what there is.
 
@@ -52,8 +53,10 @@ def simulate(
     compresses even where it does not pay, "never" integrates the full weights.
 
     Gradient descent takes round(t1 / step_size) steps, saves at the nearest steps and reports the times it reached.
-    Numerical failure never raises: see Trajectory.status. Raises InputError for arguments out of range, and where the
-    full weights would be needed but the network has none.
+    Numerical failure never raises: see Trajectory.status, and Trajectory.detail, which says where the numbers of a run
+    are not to be trusted. A run whose loss no longer falls, and which would need more than 1e12 steps to t1, ends with
+    status "step_limit". Raises InputError for arguments out of range, where the full weights would be needed but the
+    network has none, and where the loss or its gradient is not finite at the start.
 
     One unit a layer, balanced: the product is a Saxe mode.
 

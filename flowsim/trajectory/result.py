@@ -31,7 +31,7 @@ REMEDIES = {
     "completed": "The end time was reached.",
     "converged": "The stopping level was reached.",
     "diverged": "The state grew without bound or the steps failed; lower step_size, or rtol where there is one.",
-    "step_limit": "The step limit was reached before the end time; raise max_steps or loosen rtol.",
+    "step_limit": "The step limit was reached before the end time; raise max_steps, loosen rtol or lower t1.",
     "wall_limit": "The wall-clock limit was reached before the end time; raise wall_limit or use a cheaper method.",
     "interrupted": "The run was interrupted; the result up to there is kept.",
 }
