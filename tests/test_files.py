@@ -70,11 +70,92 @@ def test_a_trained_network_is_read(trained, torch, ending, tmp_path, capsys):
     assert cli.main(["certify", str(path)]) == 0
 
 
-def test_state_dicts_within_checkpoints(trained, torch, tmp_path):
-    for key in ("state_dict", "model_state_dict"):
-        torch.save({"epoch": 3, key: trained.state_dict()}, tmp_path / "m.pt")
-        network = quietly(files.read_weights, tmp_path / "m.pt")
-        assert (network.weights[0] == trained[0].weight.detach().numpy().T).all()
+@pytest.mark.parametrize("ending", ["pt", "pth", "ckpt", "bin"])
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "net", "my_model"])
+def test_state_dicts_within_checkpoints(key, ending, trained, torch, tmp_path):
+    path = tmp_path / f"m.{ending}"
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.1, momentum=0.9).state_dict()
+    prefixed = {f"module.model.{name}": value for name, value in trained.state_dict().items()}
+    torch.save({"epoch": 3, "optimizer": optimizer, key: prefixed}, path)
+    network = quietly(files.read_weights, path)
+    assert (network.weights[0] == trained[0].weight.detach().numpy().T).all()
+    assert files.read_target(path) is None
+
+
+def test_of_two_state_dicts_none_is_guessed(trained, torch, tmp_path):
+    state = trained.state_dict()
+    torch.save({"generator": state, "critic": state}, tmp_path / "m.pt")
+    with pytest.raises(InputError, match="critic, generator; save the one meant"):
+        files.read_weights(tmp_path / "m.pt")
+    torch.save({"model": state, "average": state}, tmp_path / "m.pt")
+    assert quietly(files.read_weights, tmp_path / "m.pt").depth == 3
+
+
+AUTO = {"encoder.weight": np.full((2, 4), 3.0), "decoder.weight": np.arange(8.0).reshape(4, 2)}
+"""(out, in): both orders chain."""
+
+
+def named(path, *layers):
+    return quietly(lambda place: files.read_weights(place, layers=list(layers)), path)
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_an_order_that_is_not_plain_must_be_named(ending, tmp_path, capsys):
+    path = tmp_path / f"m.{ending}"
+    if ending == "safetensors":
+        save_file(AUTO, path)
+    else:
+        torch = pytest.importorskip("torch")
+        torch.save({name: torch.from_numpy(value) for name, value in AUTO.items()}, path)
+    with pytest.raises(InputError, match="--layers"):
+        files.read_weights(path)
+    mapped = AUTO["decoder.weight"] @ AUTO["encoder.weight"]
+    assert named(path, "encoder", "decoder").product == pytest.approx(mapped.T)
+    assert named(path, "decoder.weight", "encoder.weight").dims == (2, 4, 2)
+    assert cli.main(["certify", str(path)]) == 2
+    assert "--layers" in capsys.readouterr().err
+    assert cli.main(["certify", str(path), "--layers", "encoder, decoder"]) == 0
+    assert "encoder.weight, decoder.weight were taken in this order" in capsys.readouterr().err
+
+
+def test_numbers_against_the_order_of_the_file(torch, tmp_path):
+    square = {"fc2.weight": torch.eye(3), "fc1.weight": 2 * torch.eye(3)}
+    torch.save(square, tmp_path / "m.pt")
+    with pytest.raises(InputError, match="plain order"):
+        files.read_weights(tmp_path / "m.pt")
+    torch.save({"fc2.weight": torch.ones(2, 5), "fc1.weight": torch.ones(5, 3)}, tmp_path / "m.pt")
+    assert quietly(files.read_weights, tmp_path / "m.pt").dims == (3, 5, 2)
+
+
+def test_the_shapes_may_tell_the_order(tmp_path):
+    save_file({"a.weight": A3, "b.weight": A1, "c.weight": A2}, tmp_path / "m.safetensors")
+    assert quietly(files.read_weights, tmp_path / "m.safetensors").dims == (3, 6, 5, 2)
+    many = {f"{letter}.weight": np.eye(2) for letter in "abcdefghijklmn"}
+    save_file(many, tmp_path / "m.safetensors")
+    with pytest.raises(InputError, match="plain order"):
+        files.read_weights(tmp_path / "m.safetensors")
+
+
+def test_a_part_of_a_model_may_be_named(tmp_path):
+    whole = {**{f"net.{name}": value for name, value in CHAIN.items()}, "net.0.bias": np.zeros(6), "gain": np.ones(3)}
+    save_file({**whole, "head.weight": np.ones((3, 2)), "head.bias": np.ones(3)}, tmp_path / "m.safetensors")
+    path = tmp_path / "m.safetensors"
+    assert named(path, "0", "1", "2").product == pytest.approx((A3 @ A2 @ A1).T)
+    with pytest.warns(ConversionNotice, match=r"1 bias of zeros dropped; gain, head.bias, .* not used"):
+        files.read_weights(path, layers=["net.0", "net.1.weight"])
+    refused = [(["head", "0"], "`head.bias` is not zero"), (["0", "0"], "named twice"), (["3", "0"], "'3' is none")]
+    refused += [(["1", "0"], "must hold layers that chain"), ([], "Linear layers"), (["gain"], "none")]
+    for layers, words in refused:
+        with pytest.raises(InputError, match=words):
+            named(path, *layers)
+    with pytest.raises(InputError, match="list of names"):
+        files.read_weights(path, layers="net.0,net.1")
+
+
+def test_layers_are_for_models_alone(tmp_path):
+    files.save_weights(tmp_path / "w.npz", fs.fan_in((2, 5, 1), seed=0))
+    with pytest.raises(InputError, match="`layers` must not be given"):
+        named(tmp_path / "w.npz", "W1", "W2")
 
 
 def test_the_order_of_a_state_dict_is_kept(torch, tmp_path):

@@ -18,6 +18,10 @@ LOSSES = {"squared": "LeastSquares", "exponential": "ExponentialLoss", "logistic
 Loss = Annotated[str, Parameter(help="On data: squared, or with labels Y = +-1 exponential or logistic.")]
 Mask = Annotated[Path | None, Parameter(help="With a target: weights >= 0 of its entries as .npy, 0 where unseen.")]
 
+Layers = Annotated[
+    str | None, Parameter(help="Of a PyTorch or .safetensors file: the layers in their order, with commas.")
+]
+
 
 def whole(_: Any, tokens: Sequence[Any]) -> int:
     """A whole number such as 1000 or 1e3; cyclopts by itself rounds 2.5."""
@@ -72,23 +76,32 @@ def loss_of(weights: Path, target: Path | None, data: Path | None, kind: str, ma
     return None if Y is None else losses.SquaredLoss(Y)
 
 
-def subject_of(subject: str, target: Path | None, data: Path | None, kind: str, mask: Path | None) -> Any:
+def network_of(weights: Path, layers: str | None) -> Any:
+    """The network in a file of weights; of a model's file the layers named."""
+    from flowsim.files import read_weights
+
+    return read_weights(weights, layers=None if layers is None else [name.strip() for name in layers.split(",")])
+
+
+def subject_of(
+    subject: str, target: Path | None, data: Path | None, kind: str, mask: Path | None, layers: str | None
+) -> Any:
     """A named problem, or the problem of a file of weights and the flags."""
     from flowsim.checks import as_choice
-    from flowsim.files import read_weights
     from flowsim.problem import Problem
     from flowsim.problems import PROBLEMS, problem_named
 
     if subject in PROBLEMS:
-        if target is not None or data is not None or mask is not None:
+        if any(given is not None for given in (target, data, mask, layers)):
             raise InputError(
-                f"Arguments `--target`, `--data` and `--mask` must not be given: {subject} brings its loss."
+                f"Arguments `--target`, `--data`, `--mask` and `--layers` must not be given: {subject} brings its loss"
+                " and its network."
             )
         return problem_named(subject)
     path = Path(subject)
     if not path.exists() and not path.suffix:
         as_choice(subject, "subject", ("a file of weights", *PROBLEMS))
-    network, chosen = read_weights(path), loss_of(path, target, data, kind, mask)
+    network, chosen = network_of(path, layers), loss_of(path, target, data, kind, mask)
     if chosen is None:
         raise InputError(f"Argument `--target` or `--data` must be given: {path} has no key Y.")
     return Problem(chosen, network)

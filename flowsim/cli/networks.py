@@ -7,7 +7,19 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from flowsim.cli.inputs import Data, Json, Loss, Mask, Target, Whole, check_loss_flags, loss_of, numbers
+from flowsim.cli.inputs import (
+    Data,
+    Json,
+    Layers,
+    Loss,
+    Mask,
+    Target,
+    Whole,
+    check_loss_flags,
+    loss_of,
+    network_of,
+    numbers,
+)
 from flowsim.cli.output import show
 from flowsim.errors import InputError
 
@@ -66,20 +78,20 @@ def certify(
     data: Data = None,
     loss: Loss = "squared",
     mask: Mask = None,
+    layers: Layers = None,
     tolerance: Annotated[float | None, Parameter(help="When an eigenvalue of D_l counts as 0, relative.")] = None,
     cheap: Annotated[bool, Parameter(negative="", help="A few products instead of all eigenvalues.")] = False,
     json_: Json = False,
 ) -> int:
     """Certify convergence rates for weights in an .npz, .safetensors or PyTorch file."""
     from flowsim.checks import as_number
-    from flowsim.files import read_weights
     from flowsim.problem import Problem
     from flowsim.rates import TOLERANCE
     from flowsim.rates import certify as run
 
     allowed = TOLERANCE if tolerance is None else as_number(tolerance, "tolerance", least=0.0)
     check_loss_flags(target, data, loss, mask)
-    network, chosen = read_weights(weights), loss_of(weights, target, data, loss, mask)
+    network, chosen = network_of(weights, layers), loss_of(weights, target, data, loss, mask)
     certificates = run(network if chosen is None else Problem(chosen, network), tolerance=allowed, cheap=cheap)
     show(certificates.to_json(), json_, certificates)
     return 0

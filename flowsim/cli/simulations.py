@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from flowsim.cli.inputs import Data, Json, Loss, Mask, Target, Whole, check_loss_flags, loss_of, numbers, subject_of
+from flowsim.cli.inputs import (
+    Data,
+    Json,
+    Layers,
+    Loss,
+    Mask,
+    Target,
+    Whole,
+    check_loss_flags,
+    loss_of,
+    network_of,
+    numbers,
+    subject_of,
+)
 from flowsim.cli.output import finite, note, progress, show
 from flowsim.errors import InputError
 
@@ -28,6 +41,7 @@ def simulate(
     data: Data = None,
     loss: Loss = "squared",
     mask: Mask = None,
+    layers: Layers = None,
     method: Annotated[str, Parameter(help="One of those that `flowsim methods` lists.")] = "dop853",
     step_size: Annotated[float | None, Parameter(help="Step of gradient descent, or a fixed step.")] = None,
     rtol: float = 1e-8,
@@ -68,6 +82,7 @@ def simulate(
     if out is not None:
         check_writable(out, NETCDF, (weights, target, data, mask))
     inputs: dict[str, Any] = {"weights": weights, "target": target, "data": data, "loss": loss, "mask": mask}
+    inputs["layers"] = layers
     if resume is not None:
         trajectory = _resumed(resume, config, inputs)
         record = {**trajectory.provenance.get("configuration", {}), "t1": t1}
@@ -88,15 +103,20 @@ def simulate(
 
 
 def _simulated(
-    config: RunConfig, weights: Path | None, target: Path | None, data: Path | None, loss: str, mask: Path | None
+    config: RunConfig,
+    weights: Path | None,
+    target: Path | None,
+    data: Path | None,
+    loss: str,
+    mask: Path | None,
+    layers: str | None,
 ) -> Trajectory:
-    from flowsim.files import read_weights
     from flowsim.problem import Problem
     from flowsim.simulation import simulate as run
 
     if weights is None:
         raise InputError("Argument `weights` must be given: a file of weights, or --resume with a saved run.")
-    network, chosen = read_weights(weights), loss_of(weights, target, data, loss, mask)
+    network, chosen = network_of(weights, layers), loss_of(weights, target, data, loss, mask)
     if chosen is None:
         raise InputError(f"Argument `--target` or `--data` must be given: {weights} has no key Y.")
     return run(
@@ -129,6 +149,7 @@ def compare(
     data: Data = None,
     loss: Loss = "squared",
     mask: Mask = None,
+    layers: Layers = None,
     methods: Annotated[str, Parameter(help="Names that `flowsim methods` lists, with commas.")] = DEFAULT_COMPARISON,
     rtols: Annotated[str, Parameter(help="Relative tolerances; atol is a hundredth.")] = "1e-3,1e-4,1e-6,1e-8,1e-10",
     step_sizes: Annotated[str | None, Parameter(help="Step sizes of gradient descent.")] = None,
@@ -156,7 +177,7 @@ def compare(
         "reduce": reduce,
     }
     folder = None if out is None else make_folder(out)
-    result = run(subject_of(subject, target, data, loss, mask), note=note, **settings)
+    result = run(subject_of(subject, target, data, loss, mask, layers), note=note, **settings)
     printed = {"subject": subject, **result.to_json(), "configuration": {**settings, "loss": loss}}
     if folder is not None:
         from flowsim.plots import work_precision_figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,19 +26,24 @@ OWN = {"scale", "origin", "X", "Y"}
 """The keys that a file of weights may hold beside W1..WL."""
 
 
-def read_weights(path: str | Path, limit: int = LARGEST_FILE) -> LinearNetwork | CompressedNetwork:
-    """The network in a file: by its ending .safetensors, .pt or .pth, else .npz, or a folder.
+def read_weights(
+    path: str | Path, limit: int = LARGEST_FILE, *, layers: Sequence[str] | None = None
+) -> LinearNetwork | CompressedNetwork:
+    """The network in a file: by its ending .safetensors, or .pt, .pth, .ckpt, .bin, else .npz, or a folder.
 
     .npz and folders: keys W1..WL, W_l of shape h_{l-1} x h_l, and optionally `scale`; biases are refused.
     A folder with W1.npy .. WL.npy is mapped into memory rather than read: it may be larger than the memory. A file that
     `flowsim initialize --compressed` wrote gives the network in compressed form.
 
-    .pt and .pth: a PyTorch state_dict, never a pickled module; .safetensors: the same, or keys W1..WL as above. Their
-    Linear layers without bias hold (out, in) matrices A_l and map x to A_L ... A_1 x, so that W_l = A_l^T: then X W_1
-    ... W_L is the model applied to the rows of X. Layers come in the order of the state_dict, in a .safetensors file in
-    the natural order of the names. Activations are in no such file: the layers are taken as linear.
+    .pt, .pth, .ckpt, .bin: a PyTorch state_dict, also under a key such as `model`, never a pickled module;
+    .safetensors: the same, or keys W1..WL as above. Their Linear layers without bias hold (out, in) matrices A_l and
+    map x to A_L ... A_1 x, so that W_l = A_l^T: then X W_1 ... W_L is the model applied to the rows of X. Layers come
+    in the order of the numbers in their names (fc1.weight, fc2.weight), or in the only order in which their shapes
+    chain; where there are several, and for a part of a model, `layers` names them in their order, with or without
+    `.weight` and what is before their own names. Activations are in no such file: the layers are taken as linear.
 
-    Raises InputError when the file is missing, damaged, too large, or does not hold a network.
+    Raises InputError when the file is missing, damaged, too large, or does not hold a network, or holds layers whose
+    order is not plain.
 
     >>> import tempfile
     >>> import flowsim as fs
@@ -49,12 +54,19 @@ def read_weights(path: str | Path, limit: int = LARGEST_FILE) -> LinearNetwork |
     """
     path = Path(path)
     ending = path.suffix.lower()
+    if isinstance(layers, str):
+        raise InputError(f"Argument `layers` must be a list of names, but it is {layers!r}.")
     if is_folder(path):
-        return _own(path, map_folder(path))
-    if ending in TORCH_ENDINGS or ending == ".safetensors":
-        tensors = (read_safetensors if ending == ".safetensors" else read_state_dict)(path, limit)
-        return _own(path, tensors) if is_own(tensors) else _foreign(path, tensors)
-    return _own(path, read_npz(path, limit))
+        arrays: Mapping[str, np.ndarray] = map_folder(path)
+    elif ending in TORCH_ENDINGS or ending == ".safetensors":
+        arrays = (read_safetensors if ending == ".safetensors" else read_state_dict)(path, limit)
+        if layers is not None or not is_own(arrays):
+            return _foreign(path, arrays, layers)
+    else:
+        arrays = read_npz(path, limit)
+    if layers is not None:
+        raise InputError(f"Argument `layers` must not be given for {path}, which holds W1, W2, ... in their order.")
+    return _own(path, arrays)
 
 
 def _own(path: Path, arrays: Mapping[str, np.ndarray]) -> LinearNetwork | CompressedNetwork:
@@ -87,9 +99,9 @@ def _check_rest(path: Path, keys: list[str]) -> None:
         warnings.warn(f"File {path}: {listed(keys)} not used.", ConversionNotice, stacklevel=4)
 
 
-def _foreign(path: Path, tensors: Mapping[str, np.ndarray]) -> LinearNetwork:
+def _foreign(path: Path, tensors: Mapping[str, np.ndarray], named_layers: Sequence[str] | None) -> LinearNetwork:
     """The network of a stack of Linear layers."""
-    layers = linear_layers(path, tensors)
+    layers = linear_layers(path, tensors, named_layers)
     with named(path):
         weights = tuple(as_matrix(layer, name).T for name, layer in layers.items())
         return LinearNetwork(weights, origin={"layers": list(layers)})
