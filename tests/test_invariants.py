@@ -26,7 +26,7 @@ def test_named_problems_do_not_drift(name, rtol, problem):
     assert run.imbalance_drift.max() < 1e-12
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     depth=st.integers(2, 5),
     seed=st.integers(0, 10**6),

@@ -52,14 +52,14 @@ def assert_no_violation(network):
             assert certificate.alpha <= network.lambda_min_T * SLACK + round_off(network), certificate
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(depth=st.integers(2, 5), seed=st.integers(0, 2**31))
 def test_no_certificate_exceeds_the_least_eigenvalue(depth, seed):
     rng = np.random.default_rng(seed)
     assert_no_violation(gaussian(rng, random_dims(rng, depth)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(depth=st.integers(2, 6), seed=st.integers(0, 2**31))
 def test_nor_for_unimodal_weights(depth, seed):
     network = random_unimodal(np.random.default_rng(seed), depth)
@@ -67,7 +67,7 @@ def test_nor_for_unimodal_weights(depth, seed):
     assert_no_violation(network)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(depth=st.integers(2, 6), size=st.integers(1, 4), seed=st.integers(0, 2**31))
 def test_homogeneous_bounds(depth, size, seed):
     """The sharp bound is the least eigenvalue itself; the paper's lies below it, and Arora's where all D_l = 0."""
@@ -85,7 +85,7 @@ def test_homogeneous_bounds(depth, size, seed):
     assert_no_violation(network)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**31))
 def test_the_unimodal_product_is_theorem_2_for_three_layers(seed):
     rng = np.random.default_rng(seed)
@@ -95,7 +95,7 @@ def test_the_unimodal_product_is_theorem_2_for_three_layers(seed):
     assert certificates["theorem-3-unimodal"].alpha == pytest.approx(expected, rel=1e-9, abs=round_off(network))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**31))
 def test_lemma_3_is_the_least_eigenvalue_of_scalar_models(seed):
     rng = np.random.default_rng(seed)
@@ -103,7 +103,7 @@ def test_lemma_3_is_the_least_eigenvalue_of_scalar_models(seed):
     assert fs.certify(network)["lemma-3"].alpha == pytest.approx(network.lambda_min_T, rel=1e-9)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 2**31), scalar=st.booleans())
 def test_the_bound_with_the_product_lies_between_theorem_2_and_the_truth(seed, scalar):
     rng = np.random.default_rng(seed)

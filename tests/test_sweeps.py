@@ -113,7 +113,7 @@ def test_a_dask_cluster_gives_the_same_table(spec_file, tmp_path):
     distributed = pytest.importorskip("distributed")
     plan = SweepSpec.read(spec_file)
     sweep(plan, tmp_path / "one")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
         sweep(plan, tmp_path / "dask", scheduler=cluster.scheduler_address)
         with pytest.raises(ValueError, match="No global client"):
             distributed.get_client()
@@ -189,7 +189,7 @@ def dask_cluster(workers=2, **settings):
     distributed, dask = pytest.importorskip("distributed"), pytest.importorskip("dask")
     with (
         dask.config.set({f"distributed.scheduler.{name}": value for name, value in settings.items()}),
-        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as cluster,
     ):
         yield cluster
 
@@ -240,7 +240,7 @@ def test_a_member_that_kills_dask_workers(tmp_path, monkeypatch):
 CLUSTER = """
 import distributed
 
-with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
     print(cluster.scheduler_address, flush=True)
     input()
 """
