@@ -560,6 +560,26 @@ def test_settings_that_do_not_go_together(changes, words):
         spec(**changes)
 
 
+@pytest.mark.parametrize(
+    ("name", "least", "greatest"),
+    [("seeds", 1, None), ("root_seed", 0, None), ("max_steps", 1, None), ("curve_points", 0, 10_000)],
+)
+def test_the_ends_of_what_is_allowed(name, least, greatest):
+    assert getattr(spec(**{name: least}).sweep, name) == least
+    with pytest.raises(InputError, match=name):
+        spec(**{name: least - 1})
+    if greatest is not None:
+        assert getattr(spec(**{name: greatest}).sweep, name) == greatest
+        with pytest.raises(InputError, match=name):
+            spec(**{name: greatest + 1})
+
+
+@pytest.mark.parametrize("steps", [[], [1e-2], [1e-2, 1e-3, 1e-4]])
+def test_the_count_is_that_of_the_members(steps):
+    plan = spec(scheme=["fan_out", "ntk"], method=["dop853", "rk45"], rtol=[1e-6, 1e-8, 1e-9], step_size=steps, seeds=3)
+    assert plan.sweep.count == len(plan.members()) == 36 * max(len(steps), 1)
+
+
 def test_a_scheduler_that_is_not_there(spec_file, tmp_path, capsys):
     pytest.importorskip("distributed")
     arguments = ["sweep", str(spec_file), "--out", str(tmp_path / "out"), "--scheduler", "nowhere"]
