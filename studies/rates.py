@@ -165,7 +165,7 @@ def excess_over_bound(name: str, seed: int) -> tuple[str, float]:
 
 def print_trajectories(small: bool) -> None:
     """200 flows for each certificate."""
-    count = 3 if small else 200
+    count = 2 if small else 200
     print(f"{count} flows each: certificate, flows by loss, greatest loss / bound, flows above 1 + 1e-6")
     for name in ("theorem-1-A2", "theorem-2-product", "corollary-2", "theorem-4"):
         jobs = (delayed(excess_over_bound)(name, seed) for seed in range(count))

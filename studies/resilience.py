@@ -135,7 +135,7 @@ def killed(file: Path, out: Path, members: int, kills: int) -> tuple[list[str], 
 
 def on_dask(spec: fs.SweepSpec, out: Path) -> None:
     """On a cluster of two worker processes, reached by its address."""
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
         fs.sweep(spec, out, scheduler=cluster.scheduler_address)
 
 

@@ -1,4 +1,8 @@
-"""Shared by all tests: the reference networks of an independent program, and random problems."""
+"""Shared by all tests: the reference networks of an independent program, and random problems.
+
+They run in several processes (pytest-xdist; `pytest -n 0` takes one, for a debugger), each with one thread for its
+linear algebra.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
+from threadpoolctl import threadpool_limits
 
 import flowsim as fs
 from flowsim.files import read_target, read_weights
 
+settings.register_profile("flowsim", deadline=None)
+settings.load_profile("flowsim")
+
 REFERENCE = Path(__file__).parent / "reference"
 CASES = {case["name"]: case for case in json.loads((REFERENCE / "cases.json").read_text())["cases"]}
+
+
+def pytest_configure() -> None:
+    """One thread for what is loaded, and for what is loaded later, in the processes that tests start too."""
+    os.environ.update(dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+    threadpool_limits(1)
 
 
 def random_network(rng: np.random.Generator, dims: tuple[int, ...], size: float = 1.0, scale: float = 1.0) -> Any:

@@ -4,9 +4,7 @@ import pytest
 from fuzz_cases import READERS, call, calls, read_spoiled, samples, spoiled
 from hypothesis import HealthCheck, given, settings
 
-QUICK = settings(
-    deadline=None, derandomize=True, database=None, max_examples=40, suppress_health_check=list(HealthCheck)
-)
+QUICK = settings(derandomize=True, database=None, max_examples=40, suppress_health_check=list(HealthCheck))
 
 
 @settings(QUICK, max_examples=60)

@@ -79,7 +79,7 @@ def test_bad_arguments_are_refused(arguments, words):
         fs.initialize(**{"scheme": "fan_in", "dims": (3, 4, 2), "seed": 0, **arguments})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(depth=st.integers(2, 6), seed=st.integers(0, 2**31))
 def test_unimodal_imbalance_is_the_one_asked_for(depth, seed):
     rng = np.random.default_rng(seed)

@@ -26,7 +26,7 @@ def test_named_problems_do_not_drift(name, rtol, problem):
     assert run.imbalance_drift.max() < 1e-12
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     depth=st.integers(2, 5),
     seed=st.integers(0, 10**6),
@@ -104,13 +104,31 @@ def test_rkc_takes_longer_steps_than_stability_lets_an_explicit_method():
     assert runs[0].loss[-1] == pytest.approx(runs[1].loss[-1], abs=1e-2 * runs[1].loss[0])
 
 
+@pytest.mark.parametrize("stages", [2, 3, 8, 40])
+def test_rkc_is_the_method_of_its_source(stages):
+    """R(z) = 1 + b (T_s(w0 + w1 z) - T_s(w0)) with w0 = 1 + (2/13) / s^2, w1 = T' / T'', b = T'' / T'^2 at w0, from
+    Chebyshev series (Sommeijer, Shampine and Verwer, J. Comput. Appl. Math. 88, 1998)."""
+    T = np.polynomial.Chebyshev.basis(stages)
+    w0 = 1 + 2 / 13 / stages**2
+    first, second = T.deriv()(w0), T.deriv(2)(w0)
+    z = np.linspace(-0.65 * stages**2, 0.0, 50)
+    expected = 1 + second / first**2 * (T(w0 + first / second * z) - T(w0))
+    assert growth(stages, z) == pytest.approx(expected, rel=1e-9, abs=1e-11)
+
+
+def growth(stages, z):
+    """y_1 / y_0 of a step of RKC on y' = z y."""
+    k = coefficients(stages)
+    before, now = np.ones_like(z), 1 + k.first * z
+    for mu, nu, mu_tilde, gamma_tilde in zip(k.mu, k.nu, k.mu_tilde, k.gamma_tilde, strict=True):
+        before, now = now, (1 - mu - nu) + mu * now + nu * before + mu_tilde * z * now + gamma_tilde * z
+    return now
+
+
 @pytest.mark.parametrize("stages", [2, 3, 5, 10, 50])
 def test_stability_of_rkc(stages):
     """|R(z)| <= 1 on its whole interval, where stages_for asks for just that many stages."""
     ends = [z for z in np.linspace(0.01, 0.66 * stages**2, 4000) if stages_for(z) <= stages]
-    k, z = coefficients(stages), -np.array(ends)
-    before, now = np.ones_like(z), 1 + k.first * z
-    for mu, nu, mu_tilde, gamma_tilde in zip(k.mu, k.nu, k.mu_tilde, k.gamma_tilde, strict=True):
-        before, now = now, (1 - mu - nu) + mu * now + nu * before + mu_tilde * z * now + gamma_tilde * z
-    assert np.abs(now).max() <= 1 + 1e-12
+    z = -np.array(ends)
+    assert np.abs(growth(stages, z)).max() <= 1 + 1e-12
     assert -z.min() > 0.6 * (stages**2 - 1)

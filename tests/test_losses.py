@@ -21,7 +21,7 @@ def least_squares(rng, rows, n, m, rank=None):
     return X, rng.standard_normal((rows, m))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows=st.integers(1, 9), n=st.integers(1, 5), m=st.integers(1, 4), seed=st.integers(0, 999))
 def test_least_squares_is_what_it_says(rows, n, m, seed):
     rng = np.random.default_rng(seed)
@@ -34,7 +34,7 @@ def test_least_squares_is_what_it_says(rows, n, m, seed):
     assert loss.minimum == pytest.approx(0.5 * ((Y - X @ best) ** 2).sum(), rel=1e-8, abs=1e-12)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rank=st.integers(1, 4), seed=st.integers(0, 999))
 def test_gradient_dominance(rank, seed):
     """||grad f||^2 >= gamma (f - f*), tight for the least singular value, with deficient rank too."""
@@ -168,7 +168,7 @@ def test_bad_losses_are_refused(make, words):
         make()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(rows=st.integers(1, 8), n=st.integers(1, 4), m=st.integers(1, 3), seed=st.integers(0, 999))
 def test_gradients_are_derivatives(rows, n, m, seed):
     rng = np.random.default_rng(seed)
@@ -209,7 +209,7 @@ def test_the_margin_is_that_of_the_widest_street():
     assert loss.margin == pytest.approx(3.0, rel=1e-12)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows=st.integers(1, 12), n=st.integers(1, 4), m=st.integers(1, 3), seed=st.integers(0, 9999))
 def test_the_margin_dominates_the_gradient_and_no_direction_has_a_larger_one(rows, n, m, seed):
     rng = np.random.default_rng(seed)

@@ -16,7 +16,7 @@ DIMS = st.integers(2, 5).flatmap(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(dims=DIMS, seed=st.integers(0, 1000), scale=st.sampled_from([1.0, 0.3, 2.0]))
 def test_gradients_against_differences(dims, seed, scale):
     rng = np.random.default_rng(seed)
@@ -34,7 +34,7 @@ def test_gradients_against_differences(dims, seed, scale):
     assert slope == pytest.approx(expected, rel=1e-6, abs=1e-6 * (1 + abs(loss(state))))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(dims=DIMS, seed=st.integers(0, 1000), scale=st.sampled_from([1.0, 0.3, 2.0]))
 def test_the_jacobian_of_the_flow_is_symmetric_and_right(dims, seed, scale):
     rng = np.random.default_rng(seed)
@@ -50,7 +50,7 @@ def test_the_jacobian_of_the_flow_is_symmetric_and_right(dims, seed, scale):
     assert problem.velocity(states) == pytest.approx(np.array([problem.velocity(one) for one in states]), rel=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(dims=DIMS, seed=st.integers(0, 1000), scale=st.sampled_from([1.0, 0.3]))
 def test_T_turns_the_residual_into_the_velocity_of_the_product(dims, seed, scale):
     """<T E, E> = ||grad L||^2 with E = grad f, and dW/dt = -T E."""
@@ -67,7 +67,7 @@ def test_T_turns_the_residual_into_the_velocity_of_the_product(dims, seed, scale
     assert W_dot == pytest.approx(-network.apply_T(E), rel=1e-9, abs=1e-10)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(dims=DIMS, seed=st.integers(0, 1000))
 def test_rotating_hidden_bases_changes_nothing(dims, seed):
     rng = np.random.default_rng(seed)

@@ -32,7 +32,7 @@ def wide_problem(dims=(2, 80, 90, 2), scheme="fan_in", seed=0):
     return fs.Problem(fs.SquaredLoss(Y), fs.initialize(scheme, dims, seed=seed))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(dims=DIMS, steps=st.integers(0, 4), seed=st.integers(0, 999))
 def test_the_bases_are_orthonormal_and_the_core_has_the_same_product(dims, steps, seed):
     network = random_network(np.random.default_rng(seed), dims, scale=0.7)
@@ -47,7 +47,7 @@ def test_the_bases_are_orthonormal_and_the_core_has_the_same_product(dims, steps
         assert np.abs(lifted - W).max() < 1e-14
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(dims=DIMS, extra=st.integers(0, 2), seed=st.integers(0, 999))
 def test_defect_and_drift_against_the_lifted_state(dims, extra, seed):
     """Any state of the core: its defect as a solution of the full flow, and the drift of D_l, from full weights."""

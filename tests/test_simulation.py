@@ -137,6 +137,25 @@ def test_a_loss_ten_thousand_times_as_large_has_diverged(value):
         assert run.product_at(run.time[-1]).item() <= greatest
 
 
+@pytest.mark.parametrize(
+    ("method", "evaluations"),
+    [
+        (fs.Diffrax("Bosh3", step_size=0.1), 1 + 10 * 3),
+        (fs.Diffrax("Euler", step_size=0.1), 10),
+        (fs.GradientDescent(0.1), 10),
+        (fs.GradientDescent(0.1, "jax"), 10),
+    ],
+    ids=lambda x: str(x),
+)
+def test_work_is_counted_and_compiling_is_told_apart(method, evaluations):
+    """Bosh3 has three stages a step, the last of which is the next step's first."""
+    problem = fs.Problem(fs.SquaredLoss([[1.0]]), fs.fan_in((1, 7, 1), seed=0))
+    first, again = (fs.simulate(problem, method, t1=1.0).stats for _ in range(2))
+    assert (first["steps"], first["rejected_steps"], first["rhs_evaluations"]) == (10, 0, evaluations)
+    assert (first["compile_seconds"] > 0) == (isinstance(method, fs.Diffrax) or method.backend == "jax")
+    assert again["compile_seconds"] == 0
+
+
 def test_a_convergent_start_stops_at_once(problem):
     solved = fs.Problem(fs.SquaredLoss(problem.network.product), problem.network)
     run = fs.simulate(solved, t1=1.0, stop_loss=1e-3)

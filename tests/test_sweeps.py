@@ -113,7 +113,7 @@ def test_a_dask_cluster_gives_the_same_table(spec_file, tmp_path):
     distributed = pytest.importorskip("distributed")
     plan = SweepSpec.read(spec_file)
     sweep(plan, tmp_path / "one")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
         sweep(plan, tmp_path / "dask", scheduler=cluster.scheduler_address)
         with pytest.raises(ValueError, match="No global client"):
             distributed.get_client()
@@ -189,7 +189,7 @@ def dask_cluster(workers=2, **settings):
     distributed, dask = pytest.importorskip("distributed"), pytest.importorskip("dask")
     with (
         dask.config.set({f"distributed.scheduler.{name}": value for name, value in settings.items()}),
-        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as cluster,
     ):
         yield cluster
 
@@ -240,7 +240,7 @@ def test_a_member_that_kills_dask_workers(tmp_path, monkeypatch):
 CLUSTER = """
 import distributed
 
-with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
     print(cluster.scheduler_address, flush=True)
     input()
 """
@@ -558,6 +558,26 @@ kind = "twos"
 def test_settings_that_do_not_go_together(changes, words):
     with pytest.raises(InputError, match=words):
         spec(**changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "greatest"),
+    [("seeds", 1, None), ("root_seed", 0, None), ("max_steps", 1, None), ("curve_points", 0, 10_000)],
+)
+def test_the_ends_of_what_is_allowed(name, least, greatest):
+    assert getattr(spec(**{name: least}).sweep, name) == least
+    with pytest.raises(InputError, match=name):
+        spec(**{name: least - 1})
+    if greatest is not None:
+        assert getattr(spec(**{name: greatest}).sweep, name) == greatest
+        with pytest.raises(InputError, match=name):
+            spec(**{name: greatest + 1})
+
+
+@pytest.mark.parametrize("steps", [[], [1e-2], [1e-2, 1e-3, 1e-4]])
+def test_the_count_is_that_of_the_members(steps):
+    plan = spec(scheme=["fan_out", "ntk"], method=["dop853", "rk45"], rtol=[1e-6, 1e-8, 1e-9], step_size=steps, seeds=3)
+    assert plan.sweep.count == len(plan.members()) == 36 * max(len(steps), 1)
 
 
 def test_a_scheduler_that_is_not_there(spec_file, tmp_path, capsys):

@@ -16,7 +16,7 @@ from flowsim.rates.theorem_2 import delta_star
 SIZES = st.integers(1, 8)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(dims=st.tuples(SIZES, SIZES, SIZES, SIZES), seed=st.integers(0, 10**6), spread=st.floats(-2, 2))
 def test_it_never_exceeds_the_least_eigenvalue(dims, seed, spread):
     """Hidden widths below n or m included, layers of very different size too."""
@@ -37,7 +37,7 @@ def test_round_off_makes_no_rate(dims):
     assert (alphas == 0.0).any()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(dims=st.tuples(SIZES, SIZES, SIZES, SIZES), seed=st.integers(0, 10**6))
 def test_it_is_the_formula_of_the_theorem(dims, seed):
     """The sums without cancellation against the traces as they are printed in its statement."""
