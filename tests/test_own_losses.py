@@ -298,7 +298,8 @@ def test_a_minimum_that_is_not_one_ends_the_run():
 
 def test_what_a_subclass_inherits_says_nothing_of_what_it_overrides():
     loss = Quarter(np.ones((2, 1)))
-    assert minimum_of(loss) is None
+    assert minimum_of(loss) == 0.0  # its own excess is f - f*
+    assert minimum_of(type("Other", (fs.SquaredLoss,), {"value": Quarter.excess})(np.ones((2, 1)))) is None
     assert fs.certify(fs.Problem(loss, NETWORK)).best is None
     assert fs.certify(fs.Problem(loss, NETWORK))["min-2021"].applies is False
     W, V = np.zeros((2, 1)), np.ones((2, 1))
@@ -310,7 +311,6 @@ def test_what_a_subclass_inherits_says_nothing_of_what_it_overrides():
 
 def test_what_a_subclass_declares_anew_counts():
     class Declared(Quarter):
-        minimum = 0.0
         constants = fs.LossConstants(gamma=1.0, dominance="quadratic")
 
     problem = fs.Problem(Declared(np.ones((2, 1))), NETWORK)

@@ -69,7 +69,11 @@ def adapted(loss: Any) -> Any:
 
 
 def declared(loss: Any, name: str) -> Any:
-    """What the loss declares by an optional name; None where it does not, or only inherits it from one of flowsim's."""
+    """What the loss declares by an optional name; None where it does not.
+
+    What a subclass of one of flowsim's losses inherits counts only where it overrides none of OVERRIDDEN; but an excess
+    of its own, f - f*, vouches for the minimum.
+    """
     if isinstance(loss, Adapted):
         loss = loss.loss
     if isinstance(loss, BuiltIn) and not is_built_in(loss):
@@ -78,7 +82,8 @@ def declared(loss: Any, name: str) -> Any:
         def place(word: str) -> int:
             return next((k for k, kind in enumerate(line) if word in vars(kind)), -1)
 
-        if place(name) > min(map(place, OVERRIDDEN)):
+        newest = min(map(place, OVERRIDDEN))
+        if place(name) > newest and not (name == "minimum" and place("excess") == newest):
             return None
     return getattr(loss, name, None)
 

@@ -17,6 +17,8 @@ import numpy as np
 from flowsim.checks import as_matrix, as_number
 from flowsim.errors import InputError
 from flowsim.values import Value, guarded
+from flowsim.errors import InputError
+from flowsim.values import Value, guarded
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class LossConstants:
     mu: strong convexity (0 if none); K: smoothness (None if unbounded). A2 (mu > 0) implies A1 with gamma = 2 mu.
     remark: what a certificate with these constants has to say of them, such as that gamma belongs to data of low rank.
 
-    Raises InputError for a gamma or K that is not positive and finite, or a negative mu.
+    Raises InputError for a negative one, or NaN.
 
     A user's own loss that declares its constants is certified like flowsim's own; here gamma is half of SquaredLoss's:
 
@@ -50,10 +52,10 @@ class LossConstants:
     remark: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "K"):
-            if getattr(self, name) is not None:
-                as_number(getattr(self, name), name, above=0.0)
-        as_number(self.mu, "mu", least=0.0)
+        for name in ("gamma", "mu", "K"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise InputError(f"Argument `{name}` must be a number of at least 0, but it is {value!r}.")
 
 
 @runtime_checkable
@@ -69,7 +71,7 @@ class Loss(Protocol):
     methods, RKC and GaussLegendre use; else it comes from jax, or for NumPy from central differences of the gradient,
     to about ten digits for a smooth f. None stands for what is not known. A subclass of one of flowsim's losses is a
     loss of the user's own: where it overrides value, gradient or excess, of the optional ones only those count that it
-    declares with them or below.
+    declares with them or below, and an `excess` of its own vouches for the minimum.
 
     A Problem calls it at the initial product and raises InputError where it does not keep to this: values that are no
     finite real numbers, gradients that are no finite real n x m matrices, other precision than float64, a `minimum`
