@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from flowsim.cli.inputs import Json
-from flowsim.cli.output import show
+from flowsim.cli.output import note, show
 
 
 def plot(
@@ -41,13 +42,14 @@ def report(
     *,
     out: Annotated[Path | None, Parameter(help="The page, .html; beside the run unless given.")] = None,
     laws: Annotated[str, Parameter(help="Check the laws of diagnose: auto (not for long runs), always.")] = "auto",
+    wall_limit: Annotated[float | None, Parameter(help="Check the laws for this many seconds at most.")] = None,
     json_: Json = False,
 ) -> int:
     """Write a saved run as one HTML page that loads nothing else: summary, curves to explore, figures, tables."""
     from flowsim.checks import as_choice
-    from flowsim.diagnosis import diagnose
+    from flowsim.diagnosis import Diagnosis, diagnose
     from flowsim.files import check_writable
-    from flowsim.reports import check_name
+    from flowsim.reports import check_name, laws_of
     from flowsim.reports import report as write
     from flowsim.trajectory import load
 
@@ -56,9 +58,16 @@ def report(
     check_name(place)
     check_writable(place)
     trajectory = load(run)
-    write(trajectory, place, diagnosis=diagnose(trajectory) if laws == "always" else None)
+    if laws == "always" or wall_limit is not None:
+        found: Diagnosis | str = diagnose(trajectory, progress=sys.stderr.isatty(), wall_limit=wall_limit)
+    else:
+        found = laws_of(trajectory)
+    write(trajectory, place, diagnosis=found)
     show({"run": str(run), "out": str(place), "bytes": place.stat().st_size}, json_, lambda: f"Wrote {place}")
-    return 0
+    if isinstance(found, str) or found.status == "completed":
+        return 0
+    note(f"The laws were not all checked: {found.verdict}.")
+    return found.exit_code
 
 
 def _beside(run: Path, suffix: str) -> Path:

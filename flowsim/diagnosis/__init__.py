@@ -38,7 +38,10 @@ def diagnose(
 
     Work: the run is repeated once, and solved again at 1/100 of its tolerance or less, from checkpoint to checkpoint,
     by a method fit for the problem (`flowsim.tight.Tight`); twice where it is apart from its repeat, as a run that was
-    tampered with is. @COST@
+    tampered with is. Measured, right-hand sides (a product with the Jacobian counts as two): at most
+    8 times those of the run and 40 for each checkpoint, 1.3 to 8.7 times in all on runs of DOP853, Radau, RKC and
+    Gauss-Legendre with 101 checkpoints for condition numbers of the data from 1 to 1000. Runs that jax has compiled
+    take so much less time for each right-hand side that the diagnosis may take some tens of times their seconds.
 
     progress(done, of how many) is called as intervals between checkpoints are done; True shows a bar. wall_limit:
     seconds, looked at after every step. What was judged until then, or until Ctrl-C, is kept: the other laws are not

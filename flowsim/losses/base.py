@@ -17,8 +17,6 @@ import numpy as np
 from flowsim.checks import as_matrix, as_number
 from flowsim.errors import InputError
 from flowsim.values import Value, guarded
-from flowsim.errors import InputError
-from flowsim.values import Value, guarded
 
 
 @dataclass(frozen=True)

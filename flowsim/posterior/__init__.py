@@ -73,7 +73,7 @@ class PosteriorRate(Shown):
     @property
     def alpha(self) -> float:
         """The mean of lambda_min(T) over the trajectory, less the error: what a constant bound could have been."""
-        return float((self.integral[-1] - self.error[-1]) / self.time[-1])
+        return max(float((self.integral[-1] - self.error[-1]) / self.time[-1]), 0.0)
 
     @property
     def dataset(self) -> xarray.Dataset:

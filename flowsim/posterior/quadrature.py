@@ -47,8 +47,8 @@ class Integral:
     done(times, end): called as soon as the times asked for, up to end, have been passed.
 
     The error of a panel is the greatest difference, over the integrals from its start to its points, between the
-    interpolants with all points and with every other, times twice the share to which the last doubling shrank it: such
-    a share is what the next doubling would leave.
+    interpolants with all points and with every other; times twice the share to which the last doubling shrank it where
+    the last two doublings were such that the function is smooth.
     """
 
     function: Callable[[float], float]
@@ -61,20 +61,21 @@ class Integral:
 
     def add(self, start: float, end: float, tolerance: float, wanted: np.ndarray, depth: int = 0) -> None:
         """Go on from start to end, with an error of about the tolerance; wanted: times in (start, end]."""
-        half, before = 0.5 * (end - start), np.inf
+        half, before, last = 0.5 * (end - start), np.inf, 1.0
         values = np.array([self.function(t) for t in (start, start + half, end)])
         least = max(tolerance, 2 * half * self.noise)
         for degree in LEVELS:
             values, coarse = self._refined(start, half, values), values
             x = points(degree)
             gap = half * float(np.abs(integrals(values, x) - integrals(coarse, x)).max())
-            missed = gap * (min(max(2 * gap / before, LEAST_SHARE), 1.0) if 0 < before < np.inf else 1.0)
+            shrunk = gap / before if 0 < before < np.inf else 1.0
+            missed = gap * (max(2 * shrunk, LEAST_SHARE) if max(shrunk, last) <= PROMISING else 1.0)
             if missed <= least or depth >= DEEPEST or not start < start + 0.5 * half < end:
                 self._keep(start, end, values, missed, wanted)
                 return
             if degree == LEVELS[1] and gap > PROMISING * before:
                 break
-            before = gap
+            before, last = gap, shrunk
         middle = start + half
         self.add(start, middle, SHARE * tolerance, wanted[wanted <= middle], depth + 1)
         self.add(middle, end, SHARE * tolerance, wanted[wanted > middle], depth + 1)

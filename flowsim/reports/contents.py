@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,18 +9,18 @@ import numpy as np
 
 from flowsim.diagnosis import Diagnosis, diagnose
 from flowsim.errors import FlowsimError
-from flowsim.losses import minimum_of
-from flowsim.methods import GradientDescent, describe
-from flowsim.rates import Certificate, Certificates
+from flowsim.methods import describe
+from flowsim.rates import Certificates
 from flowsim.store import flat
-from flowsim.trajectory import Trajectory, UnknownLoss
+from flowsim.trajectory import Trajectory, UnknownLoss, words
+from flowsim.trajectory.words import number
 
 MOST_WORK = 3e10
 """Operations, a few seconds: the laws are not checked here where that takes more, for it repeats the run."""
 OVERHEAD = 2e5
 """Operations that take as long as what a right-hand side costs beside its products."""
-RESTART = 100
-"""Right-hand sides of a tight solve from one checkpoint to the next, at least."""
+OF_RUN, EACH = 8, 40
+"""A diagnosis takes about so many times the right-hand sides of the run, and so many more for each checkpoint."""
 Rows = list[tuple[str, str]]
 STATISTICS = {
     "steps": "accepted steps",
@@ -33,77 +32,31 @@ STATISTICS = {
 }
 
 
-def number(value: Any) -> str:
-    """Four significant digits; "not known" for None, NaN and infinity."""
-    if value is None or not math.isfinite(value):
-        return "not known"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def summary(trajectory: Trajectory, certificates: Certificates) -> Rows:
     """The run in a dozen lines; its status apart."""
     compressed = trajectory.reduction.network
-    known = minimum_of(trajectory.problem.loss) is not None
+    unknown = isinstance(trajectory.problem.loss, UnknownLoss)
     return [
         ("method", str(trajectory.method)),
         ("widths, full", "-".join(map(str, trajectory.problem.network.dims))),
         ("widths, as integrated", "full" if compressed is None else "-".join(map(str, compressed.core.dims))),
-        ("estimated compression error", _error(trajectory)),
+        ("estimated compression error", words.compression_error(trajectory)),
         ("time reached", number(float(trajectory.time[-1]))),
-        ("final loss L", _final_loss(trajectory)),
-        ("(L − f*) at the end / at t = 0", _ratio(trajectory) if known else "f* is not known"),
-        ("mean rate seen", _mean_rate(trajectory, known)),
-        ("best certified rate", _certified(trajectory, certificates.best)),
+        ("final loss L", words.final_loss(trajectory, unknown)),
+        ("(L − f*) at the end / at t = 0", words.ratio(trajectory)),
+        ("mean rate seen", words.mean_rate(trajectory)),
+        ("best certified rate", words.certified(certificates.best, unknown)),
         ("greatest relative drift of Dₗ", number(float(trajectory.imbalance_drift.max()))),
         ("steps", number(trajectory.stats.get("steps"))),
         ("seconds", number(trajectory.stats.get("seconds"))),
     ]
 
 
-def _error(trajectory: Trajectory) -> str:
-    estimate, change = float(trajectory.error_estimate[-1]), trajectory.weights_change
-    if trajectory.reduction.network is None and estimate == 0:
-        return "none: the full weights were integrated"
-    if estimate == 0 or change == 0:
-        return number(estimate)
-    return f"{estimate:.2g}, relative to the weights' change {estimate / change:.2g}"
-
-
-def _final_loss(trajectory: Trajectory) -> str:
-    if isinstance(trajectory.problem.loss, UnknownLoss) and trajectory.excess[-1] >= 0:
-        return f"{number(float(trajectory.excess[-1]))} above f*, if the loss declares f*"
-    return number(float(trajectory.loss[-1]))
-
-
-def _ratio(trajectory: Trajectory) -> str:
-    return number(float(trajectory.excess[-1] / trajectory.excess[0])) if trajectory.excess[0] else "0"
-
-
-def _mean_rate(trajectory: Trajectory, known: bool) -> str:
-    rate = trajectory.rate_seen
-    if rate is None:
-        return "not known: " + ("no step was taken" if trajectory.time[-1] <= 0 else "L − f* is not positive")
-    until = "" if trajectory.resolved_until is None else f" until t = {trajectory.resolved_until:.4g}"
-    return f"{rate:.4g}" + ("" if known else ", of L itself") + until
-
-
-def _certified(trajectory: Trajectory, best: Certificate | None) -> str:
-    if isinstance(trajectory.problem.loss, UnknownLoss):
-        return "not known: the file does not hold the loss"
-    if best is None or best.rate is None:
-        return "none applies" if best is None else f"none: {best.reason}"
-    if best.rate == 0:
-        return "none: the certificates that apply are 0"
-    law = "" if best.law == "exponential" else ", hyperbolic"
-    return f"{best.rate:.4g} ({best.name}{law})"
-
-
 def laws_of(trajectory: Trajectory) -> Diagnosis | str:
     """The laws, or in a sentence why they were not checked."""
-    network = trajectory.simulated.network
-    evaluations = 3 * (trajectory.stats.get("rhs_evaluations") or trajectory.stats["steps"])
-    if not isinstance(trajectory.method, GradientDescent):
-        evaluations += RESTART * len(trajectory.checkpoints.times)
+    network, stats = trajectory.simulated.network, trajectory.stats
+    of_run = (stats.get("rhs_evaluations") or stats["steps"]) + 2 * network.size * (stats.get("jacobians") or 0)
+    evaluations = OF_RUN * of_run + EACH * len(trajectory.checkpoints.times)
     if evaluations * (6 * min(network.dims[0], network.dims[-1]) * network.size + OVERHEAD) > MOST_WORK:
         return (
             f"Not checked here: that takes about {evaluations} evaluations of the gradient of {network.size} weights."

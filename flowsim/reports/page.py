@@ -37,11 +37,11 @@ MOST_FRAMES = 500
 """Places of the time slider; more checkpoints than this are thinned."""
 
 
-def report(trajectory: Trajectory, path: str | Path, *, diagnosis: Diagnosis | None = None) -> None:
+def report(trajectory: Trajectory, path: str | Path, *, diagnosis: Diagnosis | str | None = None) -> None:
     """Write the run as one self-contained HTML page: summary, curves to explore, figures, tables, provenance.
 
-    diagnosis: `diagnose(trajectory)` where it is at hand; else the laws are checked here, unless that takes more than
-    a few seconds: then the page says so. The file is written beside and renamed.
+    diagnosis: `diagnose(trajectory)` where it is at hand, or in a sentence why there is none; else the laws are checked
+    here, unless that takes more than a few seconds: then the page says so. The file is written beside and renamed.
 
     Raises InputError when path does not end in .html or cannot be written.
 

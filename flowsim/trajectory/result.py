@@ -21,6 +21,7 @@ from flowsim.network import LinearNetwork, product, unflatten
 from flowsim.problem import Problem
 from flowsim.rates import Certificates, certify
 from flowsim.reduction import CompressedNetwork
+from flowsim.trajectory import words
 from flowsim.trajectory.resolution import rate_seen, resolved_until
 from flowsim.values import Value, guarded, sealed
 
@@ -291,13 +292,10 @@ class Trajectory(Value, Shown):
         """What there is to say of the run, in a few lines."""
         step = np.diff(self.step_time)
         sizes = f"steps {step.min():.3g} to {step.max():.3g}" if len(step) else "no step"
-        ratio = self.excess[-1] / self.excess[0] if self.excess[0] else 0.0
-        known = minimum_of(self.problem.loss) is not None
-        falls = f"L - f* to {ratio:.3g} of its start" if known else "f* is not known"
-        seen, best = self.rate_seen, self.certificates.best
-        certified = f"{best.rate:.4g} by {best.name}, {best.law}" if best is not None and best.rate else "none"
-        until = "" if self.resolved_until is None else f" until t = {self.resolved_until:.4g}"
-        itself = "" if known or seen is None else ", of L itself"
+        unknown = isinstance(self.problem.loss, UnknownLoss)
+        certified, end = words.certified(self.certificates.best, unknown), words.number(float(self.time[-1]))
+        first, known = words.number(float(self.loss[0])), minimum_of(self.problem.loss) is not None
+        fallen = f" (L - f* to {words.ratio(self)} of its start)" if known else f" ({words.ratio(self)})"
         flow = " of the flow" if isinstance(self.method, GradientDescent) else ""
         return Table(
             [
@@ -310,15 +308,11 @@ class Trajectory(Value, Shown):
                     f"{self.stats['steps']} steps, {self.stats['rhs_evaluations']} right-hand sides, {sizes},"
                     f" {self.stats['seconds']:.3g} s, {self.nbytes / 2**20:.3g} MiB",
                 ),
-                (
-                    "loss",
-                    f"{self.loss[0]:.6g} to {self.loss[-1]:.6g} at t = {self.time[-1]:.6g}"
-                    f" ({falls})",
-                ),
-                ("rate", f"seen {'-' if seen is None else f'{seen:.4g}'}{itself}{until}, certified{flow} {certified}"),
+                ("loss", f"{first} to {words.final_loss(self, unknown)} at t = {end}{fallen}"),
+                ("rate", f"seen {words.mean_rate(self)}; certified{flow} {certified}"),
                 (
                     "drift",
-                    f"imbalance {self.imbalance_drift.max():.3g}, energy{flow}"
+                    f"imbalance {words.number(float(self.imbalance_drift.max()))}, energy{flow}"
                     f" {np.abs(self.energy_residual).max():.3g}",
                 ),
             ]
@@ -328,8 +322,7 @@ class Trajectory(Value, Shown):
         compressed = self.reduction.network
         if compressed is None:
             return ""
-        relative = self.error_estimate[-1] / (self.weights_change or 1.0)
-        return f", widths {compressed.core.dims[1:-1]}, estimated error {relative:.2g} of the change of the weights"
+        return f", widths {compressed.core.dims[1:-1]}, estimated error {words.compression_error(self)}"
 
     def citation(self) -> str:
         """What to cite for this run, as BibTeX: the paper, flowsim, the method's library and formula."""
