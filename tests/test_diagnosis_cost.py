@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -150,4 +151,4 @@ def test_progress_counts_the_intervals(method):
     told = []
     fs.diagnose(run, progress=lambda done, todo: told.append((done, todo)))
     assert told[-1] == (20, 20)
-    assert all(before[0] <= after[0] for before, after in zip(told, told[1:], strict=False))
+    assert all(before[0] <= after[0] for before, after in pairwise(told))

@@ -126,37 +126,17 @@ def test_the_bound_with_the_product_is_exact_for_balanced_weights():
     assert delta_star(network) == pytest.approx(0.0, abs=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_the_bound_with_the_product_of_scalar_models_is_no_less_than_its_minimum_over_a_and_b(seed):
-    """max(1/2 (Delta_21^(2) + a^2), nu^2 / b) + a b + max(1/2 (Delta_23^(2) + b^2), nu^2 / a) on a fine grid of
-    a >= Delta_21, b >= Delta_23: the least of the grid is hardly above the minimum."""
-    rng = np.random.default_rng(seed)
-    nu, (l_1, l_2) = rng.uniform(0.1, 3), (np.sort(rng.standard_normal(size))[::-1] for size in (3, 4))
-    upper = [max(0.0, *(values[k] for values in (-l_1[::-1], l_2) if k < len(values))) for k in range(4)]
-
-    def traces(own):  # n = m = 1: the wedge takes the i-th with the i-th
-        wedge = [min(u, value) for u, value in zip(upper, own, strict=False)]
-        return sum(upper[: len(own)]) - sum(wedge), sum(u * u for u in upper[: len(own)]) - sum(w * w for w in wedge)
-
-    (Delta_21, squares_21), (Delta_23, squares_23) = traces(-l_1[::-1]), traces(l_2)
-    a = (max(Delta_21, 1e-3) * np.geomspace(1, 1e5, 1000))[:, None]
-    b = max(Delta_23, 1e-3) * np.geomspace(1, 1e5, 1000)
-    left = np.maximum(0.5 * (squares_21 + a**2), nu**2 / b)
-    least = (left + a * b + np.maximum(0.5 * (squares_23 + b**2), nu**2 / a)).min()
-    assert product_bound(l_1, l_2, 1, 1, nu) >= least * (1 - 0.03)
-
-
 def test_the_constants_and_the_margin_of_a_weighted_loss():
-    """Weights 1 to 4: gamma = 2, K = 4, mu = 1, nu = sigma_min(Y) - 2 ||W(0) - Y||_F; with an entry unseen no margin."""
-    network, mask = fs.balanced((2, 6, 5, 2), seed=2), np.array([[1.0, 2.0], [3.0, 4.0]])
+    """Weights 2 to 8: gamma = 4, K = 8, mu = 2, nu = sigma_min(Y) - sqrt(2 L(0) / mu); none if one is 0."""
+    network, mask = fs.balanced((2, 6, 5, 2), seed=2), np.array([[2.0, 4.0], [6.0, 8.0]])
     distance = 0.1 * sigma_min(network)
-    loss = fs.MaskedSquaredLoss(network.product + [[distance, 0.0], [0.0, 0.0]], mask)
-    assert loss.constants == fs.LossConstants(gamma=2.0, dominance="quadratic", mu=1.0, K=4.0)
+    loss = fs.MaskedSquaredLoss(network.product + np.array([[0.0, 0.0], [0.0, distance]]), mask)
+    assert loss.constants == fs.LossConstants(gamma=4.0, dominance="quadratic", mu=2.0, K=8.0)
     nu = np.linalg.svd(loss.minimiser, compute_uv=False)[-1] - 2 * distance
     certificate = fs.certify(fs.Problem(loss, network))["corollary-2"]
-    assert certificate.rate == pytest.approx(2 * 3 * nu ** (4 / 3), rel=1e-9)
-    unseen = fs.MaskedSquaredLoss(loss.Y, np.where(mask == 3, 0.0, mask))
-    assert unseen.constants == fs.LossConstants(gamma=2.0, dominance="quadratic", mu=0.0, K=4.0)
+    assert certificate.rate == pytest.approx(4 * 3 * nu ** (4 / 3), rel=1e-9)
+    unseen = fs.MaskedSquaredLoss(loss.Y, np.where(mask == 6, 0.0, mask))
+    assert unseen.constants == fs.LossConstants(gamma=4.0, dominance="quadratic", mu=0.0, K=8.0)
     assert fs.certify(fs.Problem(unseen, network))["corollary-2"].rate == 0
 
 

@@ -43,9 +43,9 @@ def simulate(
     stop_loss: stop when L - f* <= stop_loss (L(0) - f*); the flow's time of crossing is located, and where it comes
     long before t1 few of the times to save come before it (Trajectory.step_time and steps have every step).
     stop_gradient: stop when ||grad L||_F <= stop_gradient, located alike (a step at whose end it is higher is passed).
-    Both are looked at before the first step; gradient descent stops at the end of a step. max_steps, wall_limit (seconds): stop after that many
-    accepted steps or that long. progress(t, excess, initial_excess) is called after every segment; True shows a bar.
-    Ctrl-C returns what there is.
+    Both are looked at before the first step; gradient descent stops at the end of a step. max_steps, wall_limit
+    (seconds): stop after that many accepted steps or that long. progress(t, excess, initial_excess) is called after
+    every segment; True shows a bar. Ctrl-C returns what there is.
 
     reduce: "auto" simulates the network in compressed form where that pays, with as many Krylov steps as keep the
     estimated error of the weights within the method's tolerance (rtol ||W(t) - W(0)||_F + atol; for gradient
