@@ -287,6 +287,13 @@ def test_saved_times_that_are_ends_of_steps_up_to_round_off(problem, method):
     assert np.abs(run.checkpoints.states - fine.checkpoints.states).max() < 1e-2
 
 
+def test_fixed_steps_are_all_as_long_as_asked_for_but_the_last(problem):
+    for method in (fs.Diffrax("Euler", step_size=0.013), fs.RKC(step_size=0.013), fs.GaussLegendre(1, step_size=0.013)):
+        steps = np.diff(fs.simulate(problem, method, t1=0.3).step_time)
+        assert steps[:-1] == pytest.approx(0.013, rel=1e-12)
+        assert steps[-1] == pytest.approx(0.3 - 23 * 0.013, rel=1e-9)
+
+
 def test_a_progress_bar_by_request(capsys):
     problem = fs.Problem(fs.SquaredLoss(np.ones((2, 1))), fs.fan_in((2, 6, 1), seed=0))
     fs.simulate(problem, t1=0.2, progress=True)

@@ -189,7 +189,10 @@ def compiled() -> Compiled:
 
     @eqx.filter_jit
     def begin(solver: Any, controller: Any, t: Any, t1: Any, y: Any, step: Any, args: Any) -> Carry:
-        t_next, state = controller.init(terms, t, t1, y, step, args, solver.func, error_order(solver))
+        if isinstance(controller, diffrax.ConstantStepSize):  # whose own steps divide t1 - t into equal parts
+            t_next, state = t + step, step
+        else:
+            t_next, state = controller.init(terms, t, t1, y, step, args, solver.func, error_order(solver))
         t_next = jnp.minimum(t_next, t1)
         return Carry(t, t_next, y, solver.init(terms, t, t_next, y, args), state)
 
@@ -209,9 +212,14 @@ def compiled() -> Compiled:
             healthy = diffrax.is_successful(result)
             if error is not None:
                 error = jax.tree.map(lambda e: jnp.where(jnp.isnan(e) | ~healthy, jnp.inf, e), error)
-            keep, t, t_next, _, controller_state, _ = controller.adapt_step_size(
-                carry.t, carry.t_next, carry.y, y, args, error, order, carry.controller_state
-            )
+            if isinstance(controller, diffrax.ConstantStepSize):
+                controller_state = carry.controller_state
+                keep, t = True, jnp.where(healthy, carry.t_next, carry.t)
+                t_next = t + controller_state
+            else:
+                keep, t, t_next, _, controller_state, _ = controller.adapt_step_size(
+                    carry.t, carry.t_next, carry.y, y, args, error, order, carry.controller_state
+                )
             keep = jnp.asarray(keep) & healthy
             t = jnp.minimum(t, t1)
             near = t_next > t1 - 100 * jnp.finfo(jnp.float64).eps * jnp.abs(t1)
