@@ -57,8 +57,7 @@ class Problem(Value):
                 f"Argument `loss` must be on {dims[0]} x {dims[-1]} matrices, the shape of the product of a network"
                 f" with dims {dims}, but its target is {' x '.join(map(str, self.loss.shape))}; transpose it?"
             )
-        loss = adapted(self.loss)
-        vars(self)["stacked_loss"] = loss.check(self.network.product) if isinstance(loss, Adapted) else loss
+        _ = self.stacked_loss  # a user's own that does not keep to the contract is refused here
 
     def __repr__(self) -> str:
         return f"Problem({type(self.loss).__name__}, {self.network!r})"
@@ -75,8 +74,9 @@ class Problem(Value):
 
     @cached_property
     def stacked_loss(self) -> Any:
-        """The loss, able to serve stacks of products, NumPy's and jax's."""
-        return adapted(self.loss)
+        """The loss, able to serve stacks of products, NumPy's and jax's; a user's own is checked at the initial one."""
+        loss = adapted(self.loss)
+        return loss.check(self.network.product) if isinstance(loss, Adapted) else loss
 
     def gradients(self, weights: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
         """The product W and [dL/dW_1, ..., dL/dW_L] at the given weights, or at stacks (..., rows, columns) of them."""

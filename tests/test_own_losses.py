@@ -1,5 +1,6 @@
 """One contract for a user's own loss: the same flow by every method, and one sentence where it is broken."""
 
+import copy
 import dataclasses
 import subprocess
 import sys
@@ -193,6 +194,15 @@ def test_a_loss_that_changes_between_problems_is_not_served_from_what_was_compil
     plain = fs.simulate(fs.Problem(Plain(3 * TARGET), NETWORK), fs.GradientDescent(0.1), t1=1.0).excess[-1]
     assert again == pytest.approx(plain, rel=1e-12)
     assert again != pytest.approx(first, rel=1e-3)
+
+
+def test_round_off_below_the_minimum_ends_no_run():
+    """Near its minimum this loss is a difference of large numbers, of either sign."""
+    loss = broken(minimum=0.0, value=lambda self, W: float(((W - TARGET) ** 2).sum() / 2 + 1 / 3 - 1 / 3 - 1e-17))
+    for problem in (fs.Problem(loss, NETWORK), copy.copy(fs.Problem(loss, NETWORK))):
+        run = fs.simulate(problem, t1=50.0)
+        assert run.status == "completed"
+        assert run.excess.min() < 0
 
 
 def test_a_loss_in_numpy_is_simulated_without_jax():

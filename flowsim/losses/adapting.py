@@ -141,7 +141,7 @@ class Adapted:
         self.loss, self.shape = loss, tuple(map(int, loss.shape))
         self.minimum, self.constants = minimum_of(loss), constants_of(loss)
         self.failure: str | None = None
-        self.first = 0.0
+        self.first = np.inf  # |f| at the initial product; as long as it is not known, no value is too low
         self.compiled: dict[str, Callable[..., Any]] = {}
         _adapted[id(loss)] = self
 
