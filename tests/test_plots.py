@@ -31,6 +31,54 @@ def test_the_loss_and_its_bound_on_axes_that_are_given():
     assert "t" in ax.get_xlabel()
 
 
+def test_a_loss_is_drawn_as_far_as_it_is_resolved():
+    problem = fs.Problem(LOSS, fs.fan_in((2, 4, 3, 1), seed=0))
+    run = fs.simulate(problem, t1=60.0)
+    end = run.resolved_until
+    assert 0 < end < 60
+    _, ax = plt.subplots()
+    lines = {line.get_label(): line for line in fs.plot(run, ax, run.certificates).lines}
+    times = {name: line.get_xdata()[np.isfinite(line.get_ydata())] for name, line in lines.items()}
+    assert times["simulated"].max() == end
+    assert times["no longer resolved"].min() == end
+    assert times["no longer resolved"].max() == 60
+    assert lines["no longer resolved"].get_linewidth() < lines["simulated"].get_linewidth()
+    assert "no longer resolved" not in [line.get_label() for line in fs.plot(fs.simulate(problem, t1=1.0)).lines]
+
+
+def sweep_of(certified, seen, drift):
+    """A table of as many members."""
+    columns = {"certified_rate": certified, "rate_seen": seen, "drift": drift, "time_reached": [1.0] * len(seen)}
+    table = xarray.Dataset({name: ("member", np.array(values)) for name, values in columns.items()})
+    for name in ("dims", "scheme", "scale", "method", "step_size", "rtol", "atol"):
+        table[name] = "member", np.array(["one"] * len(seen))
+    table["status"] = "member", np.array(["converged"] * len(seen))
+    return table
+
+
+def test_members_without_a_certified_rate_stand_at_the_edge():
+    figure = fs.sweep_figure(sweep_of([0.0, np.nan, 2.0, 0.0], [3.0, 4.0, 5.0, np.nan], [0.0, 1e-9, 1e-8, 0.0]))
+    _, rates, drift = figure.axes
+    inside, edge, _ = rates.lines
+    assert inside.get_xydata().tolist() == [[2.0, 5.0]]
+    assert edge.get_ydata().tolist() == [3.0, 4.0]
+    figure.draw_without_rendering()
+    shown = rates.transAxes.inverted().transform(edge.get_transform().transform(edge.get_xydata()))
+    assert (shown[:, 0] < 0.03).all()
+    assert ((shown > 0) & (shown < 1)).all()
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[-2:] == ["no certified rate (2)", "no rate seen, not drawn (1)"]
+    assert drift.lines[0].get_ydata().tolist() == [0.5, 0.75, 1.0], "those without drift are below all others"
+
+
+def test_a_sweep_without_any_rate():
+    figure = fs.sweep_figure(sweep_of([0.0, 0.0], [3.0, 30.0], [0.0, 0.0]))
+    assert len(figure.axes[1].get_xticks()) == 0
+    assert figure.axes[1].get_ylim()[1] > 30
+    nothing = fs.sweep_figure(sweep_of([1.0], [np.nan], [1e-9])).axes[1]
+    assert [text.get_text() for text in nothing.texts] == ["no member has it"]
+
+
 def test_quantiles_of_an_ensemble():
     runs = fs.ensemble(lambda seed: fs.Problem(LOSS, fs.fan_out((2, 8, 7, 1), seed=seed)), 12, t1=0.1, save_points=5)
     ax = fs.plot_quantiles(runs)
@@ -47,7 +95,8 @@ def test_a_sweep_drawn_by_request(changes, tmp_path):
     result = fs.sweep(spec, tmp_path / "out")
     with xarray.open_dataset(result.table) as table:
         reached, rates, drift = fs.sweep_figure(table.load()).axes
-    assert [len(ax.texts) for ax in (reached, rates)] == ([0, 0] if "stop_loss" in changes else [1, 1])
+    assert [len(ax.texts) for ax in (reached, rates)] == ([0, 0] if "stop_loss" in changes else [1, 0])
+    assert sum(len(line.get_ydata()) for line in rates.lines[:-1]) > 0, "all members have a rate seen"
     if "stop_loss" in changes:
         shares = [line.get_ydata()[-1] for line in reached.lines]
         assert len(shares) == 6

@@ -38,7 +38,7 @@ class Curve:
 
     name: str
     values: np.ndarray
-    role: Literal["run", "bound", "target"] = "run"
+    role: Literal["run", "bound", "target", "unresolved"] = "run"
 
 
 @dataclass(frozen=True)
@@ -121,19 +121,25 @@ def thinned(values: np.ndarray, most: int = MOST_POINTS) -> np.ndarray:
 
 
 def loss_chart(trajectory: Trajectory, bounds: Sequence[Certificate] = ()) -> Chart:
-    """(L - f*) / (L(0) - f*), with the bounds of certificates; L(t) where it is neither positive nor has a known f*."""
+    """(L - f*) / (L(0) - f*), with the bounds of certificates; L(t) where it is neither positive nor has a known f*.
+
+    What is no longer resolved is a curve of its own.
+    """
     time, excess = loss_curve(trajectory)
     keep = thinned(excess)
     initial, known = float(trajectory.steps.excess[0]), _minimum_known(trajectory)
     logarithmic = initial > 0 and not (excess < 0).any()
     unit = initial if logarithmic else 1.0
     names = LOSS_NAMES[known, logarithmic]
-    curves = [Curve("simulated", excess[keep] / unit)]
     note = " (of the flow)" if isinstance(trajectory.method, GradientDescent) else ""
-    shown = time[keep] <= _end(trajectory)
+    end, values = _end(trajectory), excess[keep] / unit
+    shown = time[keep] <= end
+    curves = [Curve("simulated", np.where(shown, values, np.nan))]
     curves += [
         Curve(f"bound of {c.name}{note}", np.where(shown, c.bound(time[keep]) / unit, np.nan), "bound") for c in bounds
     ]
+    if not shown.all():
+        curves.append(Curve("no longer resolved", np.where(time[keep] >= end, values, np.nan), "unresolved"))
     return Chart("loss", "Loss", *names, time[keep], tuple(curves), logarithmic, _before(keep, time))
 
 

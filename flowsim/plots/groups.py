@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 GROUPING = ("dims", "scheme", "scale", "method", "step_size", "rtol", "atol")
 """The settings by which members of a sweep are told apart in a figure, the first two of those that vary."""
+EDGE = 0.015
+"""Where the left edge of an axis is, as a part of its width."""
+AT_EDGE: dict[str, Any] = {"marker": "<", "markerfacecolor": "none"}
 NAMES = {
     "seconds": "wall time / s",
     "rhs_evaluations": "right-hand sides",
@@ -56,7 +59,8 @@ def sweep_figure(table: xarray.Dataset) -> Figure:
     """A sweep's table drawn: the time to the level `stop_loss`, the rate seen against the certified one, the drift.
 
     Colours tell the values of the first setting that varies, lines and markers those of the second; members that differ
-    in others are pooled.
+    in others are pooled. Members without a certified rate stand at the left edge, as hollow triangles; those without a
+    rate seen are counted in the legend.
 
     >>> import tempfile, xarray
     >>> import flowsim as fs
@@ -77,7 +81,7 @@ def sweep_figure(table: xarray.Dataset) -> Figure:
     entries += [
         Line2D([], [], color="0.3", label=word, **_marks(k)) for k, word in enumerate(values[1]) if len(varying) > 1
     ]
-    rows = -(-len(entries) // 6)
+    rows = -(-(len(entries) + 2) // 6)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.2, 3.3 + 0.17 * rows), layout="constrained")
         reached, rates, drift = figure.subplots(1, 3)
@@ -85,19 +89,16 @@ def sweep_figure(table: xarray.Dataset) -> Figure:
             line = {"color": shades[i], "linestyle": LINES[j % len(LINES)]}
             _distribution(reached, members.time_reached.values[members.status.values == "converged"], members, line)
             _distribution(drift, members.drift.values, members, line)
-            both = members.certified_rate.values, members.rate_seen.values
-            rates.plot(*both, **{**_marks(j), "linestyle": "none", "markersize": 3, "color": shades[i]})
+            _rates(rates, members, {**_marks(j), "linestyle": "none", "markersize": 3, "color": shades[i]})
         reached.set(xlabel="time $t$ to the level stop_loss", ylabel="share of the members", ylim=(0, 1.02))
         drift.set(xlabel="greatest drift of $D_l$", ylabel="share of the members", ylim=(0, 1.02))
         rates.set(xlabel="certified rate", ylabel="rate seen: $-\\Delta\\log(L - f^*)\\,/\\,t$")
-        for ax in (reached, drift, rates):
+        for ax in (reached, drift):
             if _has_points(ax):
                 logarithmic(ax.xaxis)
             else:
-                ax.text(0.5, 0.5, "no member has it", ha="center", transform=ax.transAxes)
-        if _has_points(rates):
-            logarithmic(rates.yaxis)
-            rates.axline((1, 1), (2, 2), color="0.6", linewidth=0.8)
+                _says_nothing(ax)
+        entries += _rates_axes(rates, table)
         title = ", then ".join(varying) or None
         figure.legend(
             handles=entries,
@@ -109,6 +110,45 @@ def sweep_figure(table: xarray.Dataset) -> Figure:
             title_fontsize=7,
         )
     return figure
+
+
+def _rates(ax: Axes, members: xarray.Dataset, look: dict[str, Any]) -> None:
+    """The rate seen against the certified one; at the left edge where none is certified."""
+    certified, seen = members.certified_rate.values, members.rate_seen.values
+    both = (certified > 0) & (seen > 0)
+    ax.plot(certified[both], seen[both], **look)
+    edge = seen[(seen > 0) & ~both]
+    ax.plot(np.full(len(edge), EDGE), edge, transform=ax.get_yaxis_transform(), **{**look, **AT_EDGE})
+
+
+def _rates_axes(ax: Axes, table: xarray.Dataset) -> list[Any]:
+    """Scale the axes of the rates; entries of the legend for the members that have no place on them."""
+    from matplotlib.lines import Line2D
+
+    seen, certified = table.rate_seen.values > 0, table.certified_rate.values > 0
+    if not seen.any():
+        _says_nothing(ax)
+        return []
+    logarithmic(ax.yaxis)
+    if (seen & certified).any():
+        logarithmic(ax.xaxis)
+        ax.axline((1, 1), (2, 2), color="0.6", linewidth=0.8)
+        low, high = ax.get_xlim()
+        ax.set_xlim(low * (low / high) ** (4 * EDGE), high)  # room for those at the edge
+    else:
+        ax.set_xticks([])
+    entries = []
+    if left := int((seen & ~certified).sum()):
+        label = f"no certified rate ({left})"
+        entries.append(Line2D([], [], color="0.3", label=label, linestyle="none", markersize=4, **AT_EDGE))
+    if left := int((~seen).sum()):
+        entries.append(Line2D([], [], linestyle="none", label=f"no rate seen, not drawn ({left})"))
+    return entries
+
+
+def _says_nothing(ax: Axes) -> None:
+    ax.text(0.5, 0.5, "no member has it", ha="center", transform=ax.transAxes)
+    ax.set(xticks=[], yticks=[])
 
 
 def _marks(place: int) -> dict[str, Any]:
@@ -129,10 +169,10 @@ def _groups(
 
 
 def _distribution(ax: Axes, values: np.ndarray, members: xarray.Dataset, line: dict[str, Any]) -> None:
-    """The share of the members at or below each positive value."""
+    """The share of the members at or below each positive value; those of value 0 are below them all."""
     found = np.sort(values[values > 0])
     if len(found):
-        shares = np.arange(len(found) + 1) / members.sizes["member"]
+        shares = (np.sum(values == 0) + np.arange(len(found) + 1)) / members.sizes["member"]
         ax.step(np.append(found[0], found), shares, where="post", **line)
 
 

@@ -40,7 +40,8 @@ def plot(trajectory: Trajectory, ax: Axes | None = None, certificate: Bounds = N
 
     certificate: one, or several (`certify(problem)`): then the three greatest rates that hold along the trajectory.
     L / L(0) where f* is unknown; L on a linear axis where it is not positive either. style: of the simulated curve; its
-    color, if given, is also that of a single bound.
+    color, if given, is also that of a single bound. Beyond `trajectory.resolved_until` the curve is thin and grey: what
+    round-off and the errors of the steps leave.
 
     >>> from matplotlib.figure import Figure
     >>> import flowsim as fs
@@ -170,6 +171,8 @@ def _draw(chart: Chart, given: Axes | None, **style: Any) -> Axes:
     for k, curve in enumerate(bounds):
         colour = lines[0].get_color() if "color" in style and len(bounds) == 1 else COLOURS[1 + k]
         _line(ax, chart, curve, {"color": colour, "linestyle": LINES[1 + k], "label": curve.name, "linewidth": 1})
+    for curve in (c for c in chart.curves if c.role == "unresolved"):
+        _line(ax, chart, curve, {"color": "0.75", "label": curve.name, "linewidth": 0.6, "zorder": 1})
     for k, curve in enumerate(targets):
         name = "_" if k else "those of the minimiser"
         _line(ax, chart, curve, {"color": "0.4", "linestyle": ":", "label": name, "linewidth": 0.9})

@@ -63,14 +63,16 @@
     return made;
   }
 
-  const DASHES = { run: [""], bound: ["7 4", "2 3", "8 3 2 3"], target: ["2 3"] };
+  const DASHES = { run: [""], bound: ["7 4", "2 3", "8 3 2 3"], target: ["2 3"], unresolved: [""] };
 
   function looks(chart) {
-    const count = { run: 0, bound: 0, target: 0 };
+    const count = { run: 0, bound: 0, target: 0, unresolved: 0 };
     return chart.curves.map((curve, k) => {
       const dashes = DASHES[curve.role], dash = dashes[count[curve.role] % dashes.length];
       count[curve.role] += 1;
-      return { stroke: data.colours[k % data.colours.length], "stroke-width": 2, "stroke-dasharray": dash, fill: "none" };
+      const faint = curve.role === "unresolved";
+      const stroke = faint ? "#aaa" : data.colours[k % data.colours.length];
+      return { stroke, "stroke-width": faint ? 1 : 2, "stroke-dasharray": dash, fill: "none" };
     });
   }
 
