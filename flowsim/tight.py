@@ -21,8 +21,8 @@ LEAST_ATOL = 1e-15
 FEW_WEIGHTS = 300
 """Up to this many weights a dense Jacobian is factored in milliseconds: Radau."""
 STABLE = 0.5
-"""DOP853 is stable for steps of about 6 / |lambda|_max with 12 right-hand sides each: of |lambda|_max t_1 right-hand
-sides it takes 1 / STABLE at least."""
+"""DOP853 is stable for steps of about 6 / |lambda|_max with 12 right-hand sides each: to t_1 it takes |lambda|_max t_1
+/ STABLE of them at least."""
 TOO_MANY = 3.0
 """Where stability asks DOP853 for more than TOO_MANY times the right-hand sides of the run, the problem is stiff."""
 LOOKED_AT, ITERATIONS = 5, 20

@@ -11,7 +11,6 @@ from flowsim.network.functions import (
     imbalance,
     imbalance_change,
     joint_norm,
-    least_eigenvalues_of_T,
     product,
     unflatten,
 )
@@ -26,7 +25,6 @@ __all__ = [
     "imbalance",
     "imbalance_change",
     "joint_norm",
-    "least_eigenvalues_of_T",
     "product",
     "unflatten",
 ]

@@ -1,4 +1,4 @@
-"""Functions of a list of weights: the product, its gradients and their derivative, imbalance, T's least eigenvalue.
+"""Functions of a list of weights: the product, its gradients and their derivative, imbalance.
 
 They use matrix products, transposes and sums only: they serve NumPy and jax arrays alike, and stacks (..., rows,
 columns) of weights where all layers are stacked alike.
@@ -122,15 +122,6 @@ def imbalance_change(initial: Sequence[np.ndarray], changes: Sequence[np.ndarray
         norms.append(np.linalg.norm(half + half.mT, axis=(-2, -1)))
     return np.stack(norms, axis=-1)
 
-
-def least_eigenvalues_of_T(weights: Sequence[np.ndarray], scale: float = 1.0) -> np.ndarray:
-    """lambda_min(T) for stacks of weights (..., h_{l-1}, h_l), from dense nm x nm matrices; at least 0."""
-    n, m = weights[0].shape[-2], weights[-1].shape[-1]
-    prefixes = list(itertools.accumulate(weights[:-1], np.matmul, initial=np.eye(n)))
-    suffixes = list(itertools.accumulate(reversed(weights[1:]), lambda B, W: W @ B, initial=np.eye(m)))[::-1]
-    T = sum(np.einsum("...ij,...kl->...ikjl", A @ A.mT, B.mT @ B) for A, B in zip(prefixes, suffixes, strict=True))
-    eigenvalues = np.linalg.eigvalsh(scale**2 * T.reshape(*T.shape[:-4], n * m, n * m))
-    return np.maximum(eigenvalues[..., 0], 0.0)
 
 
 def joint_norm(matrices: Sequence[np.ndarray]) -> np.ndarray:
