@@ -123,7 +123,6 @@ def imbalance_change(initial: Sequence[np.ndarray], changes: Sequence[np.ndarray
     return np.stack(norms, axis=-1)
 
 
-
 def joint_norm(matrices: Sequence[np.ndarray]) -> np.ndarray:
     """(sum_l ||G_l||_F^2)^(1/2) of arrays, or of stacks (..., rows, columns) of them, where squares underflow too.
 
