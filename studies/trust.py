@@ -43,7 +43,7 @@ AGREED = 0.1
 NUDGE = 1e-6
 EXACT = 1e-12
 """The tolerance of methods with steps of a fixed size, against their own recurrence: round-off."""
-LIMITS: dict[str, Any] = {"max_steps": 20_000, "wall_limit": 10.0}
+LIMITS: dict[str, Any] = {"max_steps": 20_000, "wall_limit": 60.0}
 
 
 @dataclass(frozen=True)
