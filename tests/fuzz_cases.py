@@ -50,7 +50,7 @@ def samples() -> dict[str, bytes]:
         with contextlib.suppress(ImportError):
             import torch
 
-            torch.save({key: torch.from_numpy(value) for key, value in layers.items()}, folder / "m.pt")
+            torch.save({key: torch.tensor(value) for key, value in layers.items()}, folder / "m.pt")
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
