@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 import flowsim as fs
 from flowsim.errors import InputError
+from flowsim.integrators import IntegrationFailure
 from flowsim.network import unflatten
 from flowsim.posterior import eigenvalues
 from flowsim.posterior.eigenvalues import Certain, sensitivity
 from flowsim.posterior.quadrature import Integral
+from flowsim.tight import Tight, WallLimit
 
 METHODS = (fs.Scipy("DOP853"), fs.Scipy("RK45"), fs.GaussLegendre(2), fs.RKC(), fs.Scipy("Radau"))
 
@@ -170,3 +172,35 @@ def test_a_run_that_took_no_step_is_refused():
     problem = fs.Problem(fs.SquaredLoss([[1.0]]), fs.LinearNetwork(([[1.0]], [[0.5]])))
     with pytest.raises(InputError, match="must have taken a step"):
         fs.a_posteriori(fs.simulate(problem, t1=1.0, stop_loss=2.0))
+
+
+@pytest.mark.parametrize("status", ["interrupted", "wall_limit", "diverged"])
+def test_what_was_integrated_before_an_early_end_still_bounds_the_loss(status, monkeypatch):
+    problem = fs.Problem(fs.SquaredLoss(np.ones((3, 2))), fs.fan_out((3, 6, 5, 2), seed=0))
+    run = fs.simulate(problem, t1=0.5)
+    whole, told = fs.a_posteriori(run), []
+    solve = Tight.end
+    reason = {"interrupted": KeyboardInterrupt, "wall_limit": WallLimit, "diverged": IntegrationFailure}
+
+    def ended(self, t, state, t1, deadline):
+        if t1 > 0.3:
+            raise reason[status]
+        return solve(self, t, state, t1, deadline)
+
+    monkeypatch.setattr(Tight, "end", ended)
+    part = fs.a_posteriori(run, progress=lambda *at: told.append(at))
+    assert (whole.status, part.status) == ("completed", status)
+    assert status in repr(part)
+    reached = np.searchsorted(run.time, told[-1][0])
+    assert 0.1 < run.time[reached] <= 0.3
+    assert part.integral[: reached + 1] == pytest.approx(whole.integral[: reached + 1], rel=1e-12)
+    assert (part.bound[reached:] == part.bound[reached]).all()
+    assert (part.bound >= whole.bound * (1 - 1e-12)).all()
+    assert part.least == 0.0
+
+
+def test_a_wall_limit_ends_it_at_once():
+    problem = fs.Problem(fs.SquaredLoss(np.ones((3, 2))), fs.fan_out((3, 6, 5, 2), seed=0))
+    found = fs.a_posteriori(fs.simulate(problem, t1=0.5), wall_limit=1e-9)
+    assert found.status == "wall_limit"
+    assert found.bound == pytest.approx(found.bound[0])

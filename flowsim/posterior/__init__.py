@@ -11,12 +11,15 @@ import numpy as np
 from flowsim.checks import as_number
 from flowsim.display import Shown, Table
 from flowsim.errors import InputError
+from flowsim.integrators import IntegrationFailure
 from flowsim.losses import constants_of
 from flowsim.methods import GradientDescent
 from flowsim.posterior.eigenvalues import loss_of_eigenvalue
 from flowsim.posterior.path import Path
 from flowsim.posterior.quadrature import Integral
+from flowsim.progress import Progress, following
 from flowsim.threads import threads_for
+from flowsim.tight import Deadline, WallLimit
 from flowsim.trajectory import Trajectory, as_trajectory
 
 if TYPE_CHECKING:
@@ -53,6 +56,7 @@ class PosteriorRate(Shown):
     least: float
     law: Literal["exponential", "hyperbolic"] | None
     bound: np.ndarray | None
+    status: str = "completed"
 
     def shown(self) -> Table:
         """The mean rate, the least lambda_min(T), and what is left between loss and bound."""
@@ -63,6 +67,8 @@ class PosteriorRate(Shown):
         ]
         if self.bound is not None:
             rows.append(("at the end", f"L - f* = {self.trajectory.excess[-1]:.6g}, bound {self.bound[-1]:.6g}"))
+        if self.status != "completed":
+            rows.append(("status", f"{self.status}: lambda_min(T) counts as 0 where it was not computed"))
         return Table(rows)
 
     @property
@@ -90,7 +96,13 @@ class PosteriorRate(Shown):
         )
 
 
-def a_posteriori(trajectory: Trajectory, *, rtol: float = 1e-8) -> PosteriorRate:
+def a_posteriori(
+    trajectory: Trajectory,
+    *,
+    rtol: float = 1e-8,
+    progress: Progress | bool | None = None,
+    wall_limit: float | None = None,
+) -> PosteriorRate:
     """lambda_min(T(t)) along a flow, its integral, and a bound on the loss of the exact flow.
 
     The flow is solved again from the run's start, in the compressed form that it was simulated in, by a method fit for
@@ -104,8 +116,13 @@ def a_posteriori(trajectory: Trajectory, *, rtol: float = 1e-8) -> PosteriorRate
     the norms of products of layers. delta is the distance of the run from the tight solve, which is nearer to the exact
     flow than the run is, plus the estimated error of the compression.
 
+    progress(t, excess, initial_excess) is called at the saved times as they are passed; True shows a bar. wall_limit:
+    seconds. Where it, Ctrl-C or a failure of the tight solve ends the work early, PosteriorRate.status is "wall_limit",
+    "interrupted" or "diverged"; from the saved time reached on lambda_min(T) counts as 0, the bound stays level and
+    holds.
+
     Raises InputError for gradient descent, which is no flow, for a run without a step, one that was loaded without its
-    loss, and for an rtol out of range; NumericalFailure where the tight solve breaks down.
+    loss, and for an argument out of range.
 
     For n = m = 1 the operator T is a number, and the bound is the loss itself; a certificate knows T(0) at best:
 
@@ -127,27 +144,52 @@ def a_posteriori(trajectory: Trajectory, *, rtol: float = 1e-8) -> PosteriorRate
     as_number(rtol, "rtol", above=0.0, most=1.0)
     if trajectory.time[-1] == 0.0:
         raise InputError("Argument `trajectory` must have taken a step; its end is at t = 0.")
-    network = trajectory.simulated.network
-    with threads_for(max(*network.dims, network.dims[0] * network.dims[-1])):
-        path, found, quadrature = _integrated(trajectory, rtol)
-        values = np.array(path.saved)
-        error = quadrature + _flow_error(path, values)
+    deadline = Deadline(None if wall_limit is None else as_number(wall_limit, "wall_limit", above=0.0))
+    network, end = trajectory.simulated.network, float(trajectory.time[-1])
+    with following(progress, end) as tell, threads_for(max(*network.dims, network.dims[0] * network.dims[-1])):
+        path = Path(trajectory, deadline)
+        integral, status = _integrated(path, rtol, tell)
+        found, values, error = _padded(path, integral, len(trajectory.time))
     law, bound = _bound(trajectory, np.maximum(found - error, 0.0))
-    return PosteriorRate(trajectory, values, found, error, path.least, law, bound)
+    return PosteriorRate(trajectory, values, found, error, float(values.min(initial=path.least)), law, bound, status)
 
 
-def _integrated(trajectory: Trajectory, rtol: float) -> tuple[Path, np.ndarray, np.ndarray]:
-    """The tight flow, the integral of lambda_min(T) along it up to each saved time, and the quadrature's error."""
-    path, end = Path(trajectory), float(trajectory.time[-1])
+def _integrated(path: Path, rtol: float, tell: Progress | None) -> tuple[Integral, str]:
+    """The integral of lambda_min(T) along the tight flow, as far as it got, and why it ended."""
+    run, end = path.run, float(path.run.time[-1])
     mean, greatest, norm = path.typical()
     wiggle = path.tight.method.rtol * float(np.linalg.norm(path.states[0]))
     rough = float(loss_of_eigenvalue(np.array(greatest), path.sensitivity(0.0), np.array(wiggle)))
-    integral = Integral(path.least_eigenvalue, rough + path.rounding(norm), path.passed)
-    edges = _panels(trajectory)
-    for start, stop in pairwise(edges.tolist()):
-        wanted = trajectory.time[(trajectory.time > start) & (trajectory.time <= stop)]
-        integral.add(start, stop, rtol * mean * end / (len(edges) - 1), wanted)
-    return path, np.array([0.0, *integral.at]), np.array([0.0, *integral.errors])
+
+    def passed(times: np.ndarray, reached: float) -> None:
+        path.passed(times, reached)
+        if tell is not None and len(times):
+            tell(float(times[-1]), float(np.interp(times[-1], run.time, run.excess)), float(run.excess[0]))
+
+    integral = Integral(path.least_eigenvalue, rough + path.rounding(norm), passed)
+    edges = _panels(run)
+    try:
+        for start, stop in pairwise(edges.tolist()):
+            wanted = run.time[(run.time > start) & (run.time <= stop)]
+            integral.add(start, stop, rtol * mean * end / (len(edges) - 1), wanted)
+    except KeyboardInterrupt:
+        return integral, "interrupted"
+    except WallLimit:
+        return integral, "wall_limit"
+    except IntegrationFailure:
+        return integral, "diverged"
+    return integral, "completed"
+
+
+def _padded(path: Path, integral: Integral, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The integral, lambda_min(T), and the integral's error at all saved times: level, and 0, beyond the last one."""
+    reached = min(len(path.saved), len(integral.at) + 1)
+    beyond = count - reached
+    values = np.pad(np.array(path.saved[:reached]), (0, beyond))
+    found = np.pad([0.0, *integral.at[: reached - 1]], (0, beyond), mode="edge")
+    quadrature = np.pad([0.0, *integral.errors[: reached - 1]], (0, beyond), mode="edge")
+    flow = _flow_error(path, values)
+    return found, values, quadrature + np.minimum(flow, flow[reached - 1])
 
 
 def _panels(trajectory: Trajectory) -> np.ndarray:
@@ -163,7 +205,8 @@ def _flow_error(path: Path, values: np.ndarray) -> np.ndarray:
     The distance from the tight solve at the ends of an interval between checkpoints, the greater, counts all along it.
     """
     run, kept = path.run, path.run.checkpoints.times
-    distance = np.interp(kept, run.time, run.error_estimate) + np.array(path.distances)
+    apart = np.pad(path.distances, (0, len(kept) - len(path.distances)), mode="edge")
+    distance = np.interp(kept, run.time, run.error_estimate) + apart
     kappa = path.sensitivity(float(distance.max()))
     lost = loss_of_eigenvalue(np.interp(kept, run.time, values), kappa, distance)
     steps = np.diff(kept) * np.maximum(lost[1:], lost[:-1])

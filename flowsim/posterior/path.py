@@ -19,10 +19,10 @@ ROUND_OFF = 1e-12
 
 class Path:
     """The tight flow from the run's start, asked for its lambda_min(T) at times that it solves for from the last one
-    known before; what lies before a panel's start is forgotten."""
+    known before; what lies before a panel's start is forgotten. Raises WallLimit when the deadline has passed."""
 
-    def __init__(self, run: Trajectory) -> None:
-        self.run, self.tight = run, Tight(run)
+    def __init__(self, run: Trajectory, deadline: Deadline) -> None:
+        self.run, self.tight, self.deadline = run, Tight(run), deadline
         self.network = run.simulated.network
         self.certain = Certain(self.network.scale)
         self.times, self.states = [0.0], [run.checkpoints.states[0]]
@@ -35,7 +35,7 @@ class Path:
         """The weights at t, as one vector."""
         place = bisect_right(self.times, t) - 1
         if self.times[place] < t:
-            state = self.tight.end(self.times[place], self.states[place], t, Deadline(None))
+            state = self.tight.end(self.times[place], self.states[place], t, self.deadline)
             self.times.insert(place + 1, t)
             self.states.insert(place + 1, state)
             return state
