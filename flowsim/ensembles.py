@@ -13,7 +13,7 @@ import numpy as np
 
 from flowsim.checks import as_choice, as_count, as_number
 from flowsim.display import Shown, Table
-from flowsim.errors import MEMBER_FAILURES, InputError
+from flowsim.errors import MEMBER_FAILURES, FlowsimError, InputError
 from flowsim.losses import is_built_in, minimum_of
 from flowsim.methods import Diffrax, GradientDescent, Method, as_method
 from flowsim.model import tolerances
@@ -185,8 +185,8 @@ def _drawn(draw: Draw, seed: int, k: int) -> Problem | str:
     """Member k, or why there is none."""
     try:
         problem = draw(np.random.SeedSequence(seed, spawn_key=(k,)))
-    except MEMBER_FAILURES as error:
-        return str(error) or type(error).__name__
+    except FlowsimError as error:
+        return str(error)
     except Exception as error:
         return f"draw raised {type(error).__name__}: {error}"
     if not isinstance(problem, Problem):
