@@ -178,17 +178,17 @@ def test_the_loss_stays_below_the_bounds_with_a_margin(seed):
 
 @pytest.mark.parametrize(("dims", "name"), [((2, 5, 1), "theorem-1-A2"), ((2, 6, 5, 2), "corollary-2")])
 def test_the_margin_of_a_loss_of_condition_number_9(dims, name):
-    """nu = sigma_min(W*) - 3 ||W(0) - W*||_F for X = diag(1, 3); balanced weights have alpha = L nu^(2 - 2/L), with two
-    layers and m = 1 nu alone."""
+    """nu = sigma_min(W*) - sqrt(2 (L(0) - f*) / mu), here 3 times the step in the steep direction of X = diag(2, 6);
+    balanced weights have alpha = L nu^(2 - 2/L), with two layers and m = 1 nu alone."""
     network = fs.balanced(dims, seed=2)
     step = np.zeros(network.product.shape)
-    step[0, 0] = 0.1 * sigma_min(network)
-    X, target = np.diag([1.0, 3.0]), network.product + step
-    nu = np.linalg.svd(target, compute_uv=False)[-1] - 3 * step[0, 0]
+    step[1, 0] = 0.1 * sigma_min(network)
+    X, target = np.diag([2.0, 6.0]), network.product + step
+    nu = np.linalg.svd(target, compute_uv=False)[-1] - 3 * step[1, 0]
     alpha = nu if len(dims) == 3 else 3 * nu ** (4 / 3)
     certificate = fs.certify(fs.Problem(fs.LeastSquares(X, X @ target), network))[name]
     assert certificate.alpha == pytest.approx(alpha, rel=1e-9)
-    assert certificate.rate == pytest.approx(2 * alpha, rel=1e-9)  # gamma = 2 mu = 2
+    assert certificate.rate == pytest.approx(8 * alpha, rel=1e-9)  # gamma = 2 mu = 8
 
 
 @pytest.mark.parametrize("excess", [0.01, 1.0, 40.0])
