@@ -13,7 +13,8 @@ import numpy as np
 
 from flowsim.checks import as_choice, as_count, as_number
 from flowsim.display import Shown, Table
-from flowsim.errors import MEMBER_FAILURES, FlowsimError, InputError
+from flowsim.errors import FlowsimError, InputError
+from flowsim.integrators import MEMBER_FAILURES
 from flowsim.losses import is_built_in, minimum_of
 from flowsim.methods import Diffrax, GradientDescent, Method, as_method
 from flowsim.model import tolerances

@@ -27,8 +27,3 @@ class StorageError(FlowsimError, OSError):
 
 class ConversionNotice(UserWarning):
     """Input was converted (another dtype to float64, layers of PyTorch to matrices W_l) or not used."""
-
-
-MEMBER_FAILURES = (FlowsimError, ArithmeticError, ValueError, RuntimeError, MemoryError)
-"""What makes a row of a sweep, an ensemble or a comparison that says why, and leaves the other rows alone: errors of
-flowsim, of arithmetic, of LAPACK (ValueError), of ARPACK and jax (RuntimeError), too little memory."""

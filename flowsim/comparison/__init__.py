@@ -11,7 +11,8 @@ import numpy as np
 from flowsim.checks import as_choice, as_count, as_number, check_memory
 from flowsim.comparison.reference import REFERENCE_SHARE, Reference, solve_reference, weights_of
 from flowsim.comparison.result import Comparison, Row
-from flowsim.errors import MEMBER_FAILURES, InputError
+from flowsim.errors import InputError
+from flowsim.integrators import MEMBER_FAILURES
 from flowsim.methods import METHODS, Method, method_named
 from flowsim.problem import Problem
 from flowsim.problems import NamedProblem, problem_named

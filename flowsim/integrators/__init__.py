@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from flowsim.integrators.base import DENSE_JACOBIAN_LIMIT, IntegrationFailure, Integrator, Movable, Reusable, Segment
-from flowsim.integrators.guard import Guarded, breakdown
+from flowsim.integrators.guard import MEMBER_FAILURES, Guarded, breakdown
 from flowsim.methods import RKC, Diffrax, GaussLegendre, GradientDescent, Method, Projected, Scipy
 from flowsim.problem import Problem
 
 __all__ = [
     "DENSE_JACOBIAN_LIMIT",
+    "MEMBER_FAILURES",
     "IntegrationFailure",
     "Integrator",
     "Reusable",

@@ -12,6 +12,10 @@ import numpy as np
 from flowsim.errors import FlowsimError
 from flowsim.integrators.base import Counts, IntegrationFailure, Integrator, Reusable, Segment
 
+MEMBER_FAILURES = (FlowsimError, ArithmeticError, np.linalg.LinAlgError, RuntimeError, MemoryError)
+"""What makes a row of a sweep, an ensemble or a comparison that says why, and leaves the other rows alone: errors of
+flowsim, of arithmetic, of LAPACK, of ARPACK and jax (RuntimeError), too little memory."""
+
 
 @contextmanager
 def breakdown(name: str, t: float) -> Iterator[None]:

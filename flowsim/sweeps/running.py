@@ -15,7 +15,8 @@ import numpy as np
 
 from flowsim.config import provenance
 from flowsim.ensembles import certified, scalars_of
-from flowsim.errors import MEMBER_FAILURES, InputError, StorageError
+from flowsim.errors import InputError, StorageError
+from flowsim.integrators import MEMBER_FAILURES
 from flowsim.problem import Problem
 from flowsim.progress import Count, counting
 from flowsim.simulation import simulate
