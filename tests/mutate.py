@@ -72,6 +72,8 @@ OPPOSITE = {"min": "max", "max": "min", "minimum": "maximum", "maximum": "minimu
 NEUTRAL = {"float": 0.0, "int": 0, "bool": False}
 REMOVABLE = (ast.AugAssign, ast.Raise, ast.Continue, ast.Break)
 UNTOUCHED = (ast.JoinedStr, ast.Import, ast.ImportFrom)
+CHECKS = {"strict", "check_finite"}
+"""Arguments that only guard against mistakes of flowsim itself."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,8 @@ class Finder(ast.NodeVisitor):
 
     def visit(self, node: ast.AST) -> None:
         if isinstance(node, UNTOUCHED) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            return
+        if isinstance(node, ast.keyword) and node.arg in CHECKS:
             return
         if isinstance(node, ast.expr):
             for changed in expressions(node):

@@ -258,6 +258,15 @@ def test_two_layers_drawn_in_compressed_form_have_all_that_theorem_1_needs():
         assert fs.certify(fs.compress(full))[name].alpha == pytest.approx(expected, rel=1e-9)
 
 
+def test_the_table_says_what_each_theorem_says():
+    """Scalar weights 3 and 1: |D_1| = 8 of lambda_min(T) = 10; Lemma 3 holds at this instant and has no rate."""
+    problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
+    rows = {row[0]: row[1:6] for row in fs.certify(problem).shown().rows}
+    assert rows["theorem-1-A1"] == ("yes", "8", "16", "exponential", "trajectory")
+    assert rows["lemma-3"] == ("yes", "10", "-", "-", "instant")
+    assert rows["theorem-2"] == ("no", "-", "-", "-", "-")
+
+
 def test_reasons_carry_numbers():
     certificates = fs.certify(fs.fan_out((3, 5, 6, 3), seed=0))
     assert "eigenvalues of D_1 from" in certificates["theorem-3-unimodal"].reason

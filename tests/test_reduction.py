@@ -85,6 +85,21 @@ def test_the_defect_of_three_layers_in_closed_form(rng):
     assert compressed.defect(problem.loss, state[None])[0] == pytest.approx(closed, rel=1e-10)
 
 
+@pytest.mark.parametrize("share", [1e-8, 1e-10, 1e-12])
+def test_the_bases_are_orthonormal_where_a_direction_is_hardly_new(share):
+    """W_2 maps the columns of W_3 to u and to u + share v, up to the span of W_1's rows: v is found in what is left
+    after cancellation, and must be orthogonal all the same."""
+    turn, other = (np.linalg.qr(np.random.default_rng(seed).standard_normal((9, 9)))[0] for seed in (0, 1))
+    W2 = np.zeros((9, 9))
+    W2[:, 0] = turn[:, 2] + 3 * turn[:, 0]
+    W2[:, 1] = turn[:, 2] + share * turn[:, 3] + 2 * turn[:, 1]
+    network = fs.LinearNetwork((turn[:, :2].T.copy(), W2 @ other.T, other[:, :2].copy()))
+    compressed = fs.compress(network, 1)
+    assert compressed.widths[1] == 4
+    for P in compressed.bases.vectors:
+        assert pytest.approx(np.eye(P.shape[1]), abs=1e-14) == P.T @ P
+
+
 @pytest.mark.parametrize("dims", [(3, 60, 2), (1, 50, 1), (4, 40, 4)])
 def test_two_layers_are_exact(dims):
     problem = wide_problem(dims)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -96,6 +97,15 @@ def test_every_pair_of_root_seed_and_seed_is_a_draw_of_its_own():
     expected = fs.fan_out((2, 12, 9, 1), seed=np.random.SeedSequence(1, spawn_key=(2,)))
     assert (draws[5] == expected.weights[1]).all()
     assert len({member.key for member in members}) == 9
+
+
+def test_the_plan_says_how_long_it_takes(tmp_path):
+    told = []
+    sweep(spec(seeds=5), tmp_path / "out", note=told.append)
+    assert told[0] == "5 members"
+    assert re.fullmatch(r"about \d+ s for the other 3, one process", told[1])
+    durations = [running._duration(seconds) for seconds in (0.2, 89.4, 90.0, 5399.0, 5400.0, 86400.0)]
+    assert durations == ["1 s", "89 s", "2 min", "90 min", "1.5 h", "24.0 h"]
 
 
 def test_workers_and_shards_give_the_same_table(spec_file, tmp_path):
