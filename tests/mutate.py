@@ -78,11 +78,13 @@ CHECKS = {"strict", "check_finite"}
 
 @dataclass(frozen=True)
 class Mutant:
-    """`before` in lines line .. last of a file becomes `after`; start and end are offsets in its bytes."""
+    """`before` in lines line .. last of a file becomes `after`; start and end are offsets in its bytes, `text` is the
+    first of the lines."""
 
     file: str
     line: int
     last: int
+    text: str
     start: int
     end: int
     before: str
@@ -187,7 +189,8 @@ class Finder(ast.NodeVisitor):
         end = self.starts[last - 1] + (node.end_col_offset or 0)
         before = self.source[start:end].decode()
         if before != after:
-            self.found.append(Mutant(self.file, node.lineno, last, start, end, before, after, not self.functions))
+            text = self.source[self.starts[node.lineno - 1] : self.starts[node.lineno]].decode().strip()
+            self.found.append(Mutant(self.file, node.lineno, last, text, start, end, before, after, not self.functions))
 
 
 def chosen(tree: Path, count: int, seed: int) -> list[Mutant]:
@@ -343,10 +346,9 @@ def shown(text: str) -> str:
 
 
 def reason(mutant: dict[str, Any]) -> str | None:
-    """Why the mutant changes no number, where that has been reviewed: `after` may stand for any."""
-    for entry in tomllib.loads(EQUIVALENT.read_text())["mutant"] if EQUIVALENT.exists() else []:
-        same = all(entry[name] == shown(mutant[name]) for name in ("before", "after") if name in entry)
-        if same and entry["file"] == mutant["file"] and ("line" not in entry or entry["line"] == mutant["line"]):
+    """Why the mutant changes no number, where that has been reviewed: an entry without `after` stands for any."""
+    for entry in tomllib.loads(EQUIVALENT.read_text())["mutant"]:
+        if all(entry[name] == mutant[name] for name in ("file", "text", "after") if name in entry):
             return str(entry["reason"])
     return None
 
