@@ -2,16 +2,18 @@
 
 import numpy as np
 import pytest
+from conftest import CASES
 
 import flowsim as fs
 
+CURVES = [(name, method) for name in sorted(CASES) for method in ("DOP853", "Dopri8")]
+CURVES += [("two_scalar", "Tsit5"), ("three_narrow_h_lt_n", "Tsit5")]
 
-@pytest.mark.parametrize(
-    "method",
-    [fs.Scipy("DOP853", 1e-12, 1e-14), fs.Diffrax("Dopri8", 1e-12, 1e-14), fs.Diffrax("Tsit5", 1e-12, 1e-14)],
-    ids=lambda m: m.name,
-)
+
+@pytest.mark.parametrize(("reference", "method"), CURVES, indirect=["reference"])
 def test_loss_curves(reference, method):
+    """Tsit5, which takes a thousand steps for a hundred of Dopri8, for one network of each depth."""
+    method = (fs.Scipy if method == "DOP853" else fs.Diffrax)(method, 1e-12, 1e-14)
     numbers, problem = reference
     times = np.array(numbers["t"])
     run = fs.simulate(problem, method, t1=times[-1], save_points=times)
