@@ -62,7 +62,7 @@ class Store:
             store._write(place, canonical({"schema": SCHEMA, **specification}))
         try:
             found = dict(json.loads(place.read_text()))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise InputError(f"File {place} is damaged; restore it, or choose a new folder.") from error
         check_schema(found.pop("schema", SCHEMA), SCHEMA, f"Folder {folder}")
         before, now = flat(found), flat(specification)
@@ -97,7 +97,7 @@ class Store:
             found = json.loads(self.path(key).read_text())
             record = found["record"]
             return record if found["checksum"] == digest(record) else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def _write(self, place: Path, text: str) -> None:

@@ -19,7 +19,7 @@ import xarray
 import flowsim as fs
 from flowsim import cli
 from flowsim.errors import InputError, StorageError
-from flowsim.store import Store
+from flowsim.store import Store, canonical, digest
 from flowsim.sweeps import SweepSpec, run_member, running, sweep, table
 
 SPEC = """
@@ -618,3 +618,40 @@ def test_networks_too_wide_to_store(tmp_path):
     assert result.exit_code == 0
     assert (opened(tmp_path / "out").core_width < 100).all()
     assert table(Store(tmp_path / "out"), plan).sizes["member"] == 2
+
+
+FORGED = {
+    "a list": lambda record: [],
+    "nothing in it": lambda record: {},
+    "scalars of text": lambda record: {**record, "scalars": "abc"},
+    "no status": lambda record: {**record, "scalars": {"seconds": 1.0}},
+    "status of a number": lambda record: {**record, "scalars": {**record["scalars"], "status": 5}},
+    "drift of text": lambda record: {**record, "scalars": {**record["scalars"], "drift": "x"}},
+    "drift of truth": lambda record: {**record, "scalars": {**record["scalars"], "drift": True}},
+    "curve of text": lambda record: {**record, "scalars": {**record["scalars"], "loss_curve": ["x"]}},
+    "curve too long": lambda record: {**record, "scalars": {**record["scalars"], "loss_curve": [1.0] * 4}},
+    "no seconds": lambda record: {**record, "scalars": {**record["scalars"], "seconds": None}},
+    "of another member": lambda record: {**record, "settings": {**record["settings"], "seed": 7}},
+}
+
+
+@pytest.mark.parametrize("how", sorted(FORGED))
+def test_a_record_that_cannot_be_the_members_is_computed_again(how, tmp_path):
+    spec = SweepSpec.build({"sweep": {"dims": [[1, 3, 1]], "seeds": 1, "t1": 0.1, "curve_points": 3}})
+    assert sweep(spec, tmp_path).done == 1
+    place = next(tmp_path.glob("records/*/*.json"))
+    before = json.loads(place.read_text())["record"]
+    forged = FORGED[how](before)
+    place.write_text(canonical({"checksum": digest(forged), "record": forged}))
+    again = sweep(spec, tmp_path)
+    assert (again.done, again.damaged) == (1, 1)
+    assert json.loads(place.read_text())["record"]["settings"] == before["settings"]
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"schema": true}', '{"schema": "x"}', "[" * 30_000])
+def test_a_specification_of_another_kind_is_told(text, tmp_path):
+    spec = SweepSpec.build({"sweep": {"dims": [[1, 3, 1]], "seeds": 1, "t1": 0.1}})
+    (tmp_path / "specification.json").write_text(text)
+    with pytest.raises(InputError):
+        sweep(spec, tmp_path)
+    assert (tmp_path / "specification.json").read_text() == text

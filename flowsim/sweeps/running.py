@@ -22,7 +22,7 @@ from flowsim.progress import Count, counting
 from flowsim.simulation import simulate
 from flowsim.store import Store, canonical
 from flowsim.sweeps.specification import Member, SweepSpec
-from flowsim.sweeps.tables import write_table
+from flowsim.sweeps.tables import record_of, write_table
 from flowsim.trajectory import EXIT_CODES, Trajectory
 
 RETRIES = 3
@@ -164,7 +164,7 @@ def sweep(
         raise InputError(f"Argument `workers` must be at least 1, but it is {workers}.")
     store = Store.open(out, json.loads(canonical(spec.model_dump())), growing=("sweep.seeds",))
     mine = spec.members()[part - 1 :: parts]
-    todo = [member for member in mine if store.read(member.key) is None]
+    todo = [member for member in mine if record_of(store, member) is None]
     damaged = sum(store.path(member.key).exists() for member in todo)
     tell = note or (lambda text: None)
     tell(_plan(len(mine), len(todo), damaged))
@@ -177,7 +177,7 @@ def sweep(
                     count(done, len(todo))
     except KeyboardInterrupt:
         interrupted = True
-    records = {member.key: store.read(member.key) for member in mine}
+    records = {member.key: record_of(store, member) for member in mine}
     failed = sum(r is not None and EXIT_CODES.get(r["scalars"]["status"], 3) != 0 for r in records.values())
     finished = sum(records[member.key] is not None for member in todo)
     table = write_table(store, spec)
@@ -193,7 +193,7 @@ def _plan(members: int, todo: int, damaged: int) -> str:
 def _execute(folder: Path, member: Member) -> float:
     """Run one member and keep its record, unless another process has kept it meanwhile; its seconds."""
     store = Store(folder)
-    record = store.read(member.key)
+    record = record_of(store, member)
     if record is None:
         record = run_member(member)
         store.write(member.key, record)
@@ -261,7 +261,7 @@ def _in_parallel(
 
 
 def _left(store: Store, todo: list[Member]) -> list[Member]:
-    return [member for member in todo if store.read(member.key) is None]
+    return [member for member in todo if record_of(store, member) is None]
 
 
 def _on_processes(store: Store, todo: list[Member], workers: int) -> Iterator[None]:

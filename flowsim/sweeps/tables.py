@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flowsim.config import provenance
-from flowsim.ensembles import alpha_of, column
+from flowsim.ensembles import WORDS, alpha_of, column
 from flowsim.errors import InputError, StorageError
 from flowsim.files import write_netcdf
 from flowsim.rates import NAMES
-from flowsim.store import RECORDS, Store, canonical
-from flowsim.sweeps.specification import SweepSpec
+from flowsim.store import RECORDS, Record, Store, canonical, digest
+from flowsim.sweeps.specification import Member, SweepSpec
 
 if TYPE_CHECKING:
     import xarray
@@ -51,6 +52,31 @@ SCALARS = {
 }
 
 
+CURVES = ("loss_curve", "loss_curve_time")
+
+
+def record_of(store: Store, member: Member) -> Record | None:
+    """The record of a member; None where there is none, or where what there is cannot be its record."""
+    record = store.read(member.key)
+    if not isinstance(record, Mapping) or digest(record.get("settings")) != member.key:
+        return None
+    scalars = record.get("scalars")
+    if not isinstance(scalars, Mapping) or not isinstance(scalars.get("status"), str):
+        return None
+    curves = [scalars.get(name) or [] for name in CURVES]
+    most = max(member.settings["curve_points"], 2)
+    if not all(isinstance(c, list) and len(c) <= most and all(map(_is_number, c)) for c in curves):
+        return None
+    words = {name: value for name, value in scalars.items() if name in WORDS}
+    numbers = {name: value for name, value in scalars.items() if name in SCALARS and name not in WORDS}
+    fit = all(isinstance(word, str | None) for word in words.values()) and all(map(_is_number, numbers.values()))
+    return record if fit and numbers.get("seconds") is not None else None
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
 def write_table(store: Store, spec: SweepSpec) -> Path:
     """table.nc from every record there is; again where another process added records meanwhile.
 
@@ -71,7 +97,7 @@ def table(store: Store, spec: SweepSpec) -> xarray.Dataset:
     """The records of all members that have one, in the specification's order: dimension member, a variable a scalar."""
     import xarray
 
-    rows = [(k, record) for k, m in enumerate(spec.members()) if (record := store.read(m.key)) is not None]
+    rows = [(k, record) for k, m in enumerate(spec.members()) if (record := record_of(store, m)) is not None]
     columns: dict[str, list[Any]] = {name: [] for name in (*SETTINGS, *SCALARS)}
     for _, record in rows:
         for name in SETTINGS:
@@ -83,7 +109,7 @@ def table(store: Store, spec: SweepSpec) -> xarray.Dataset:
     points = spec.sweep.curve_points
     if points:
         shape = len(rows), max(points, 2)
-        for name in ("loss_curve", "loss_curve_time"):
+        for name in CURVES:
             curve = np.full(shape, np.nan)
             for row, (_, record) in zip(curve, rows, strict=True):
                 values = record["scalars"].get(name) or []
