@@ -104,13 +104,13 @@ def test_gauss_legendre_falls_back_to_shorter_steps_and_to_its_own_polynomial(mo
 
 
 def test_rkc_has_no_spikes_between_its_steps():
-    """The gradient norm inside steps lies between those at their ends, nearly; the energy balances."""
-    problem = stiff(60.0)
-    run = fs.simulate(problem, fs.RKC(1e-4, 1e-6), t1=2.0, save_points=400)
-    tight = fs.simulate(problem, fs.Scipy("Radau", 1e-9, 1e-11), t1=2.0, save_points=400)
+    """A stiff component of 1e-5 in the weights would add 0.4 to the gradient's norm."""
+    problem = stiff(200.0)
+    run = fs.simulate(problem, fs.RKC(1e-3, 1e-5), t1=2.0, save_points=200)
+    tight = fs.simulate(problem, fs.Scipy("Radau", 1e-9, 1e-11), t1=2.0, save_points=200)
     late = run.time > 0.1
-    assert run.gradient_norm[late] == pytest.approx(tight.gradient_norm[late], rel=0.2, abs=0.05)
-    assert np.abs(run.energy_residual).max() < 2e-3
+    assert run.gradient_norm[late] == pytest.approx(tight.gradient_norm[late], rel=0.05, abs=0.06)
+    assert np.abs(run.energy_residual).max() < 5e-3
 
 
 def test_rkc_energy_is_of_order_two(monkeypatch):
