@@ -43,6 +43,8 @@ AGREED = 0.1
 NUDGE = 1e-6
 EXACT = 1e-12
 """The tolerance of methods with steps of a fixed size, against their own recurrence: round-off."""
+RUNS_COMPILED = 75
+"""What jax has compiled is forgotten after so many runs: it would outgrow the memory maps of a process."""
 LIMITS: dict[str, Any] = {"max_steps": 20_000, "wall_limit": 60.0}
 
 
@@ -312,6 +314,8 @@ def main() -> int:
             aside += 1
         else:
             verdicts.append(verdict)
+        if index % RUNS_COMPILED == 0 and "jax" in sys.modules:
+            sys.modules["jax"].clear_caches()
         print(f"{index}", end="\r", file=sys.stderr)
     false = report(verdicts)
     print(f"{aside} set aside without a reference; {time.perf_counter() - begun:.0f} s")
