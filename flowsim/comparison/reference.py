@@ -69,7 +69,7 @@ def _solved(problem: Problem, method: Method, times: np.ndarray, time_limit: flo
     run = simulate(problem, method, t1=float(times[-1]), save_points=times, wall_limit=limit)
     if run.status == "interrupted":
         raise KeyboardInterrupt
-    if run.status == "wall_limit":
+    if run.status in ("wall_limit", "step_limit"):
         raise _too_far(times, run.time[-1], time_limit)
     if run.status != "completed":
         raise NumericalFailure(f"There is no reference to compare with: {method} {run.status}. {run.message}")
