@@ -13,7 +13,7 @@ from flowsim import cli, files
 
 @pytest.fixture
 def weights(tmp_path):
-    network = fs.fan_out((3, 6, 7, 2), seed=0)
+    network = fs.fan_out((3, 12, 9, 2), seed=0)
     files.save_weights(tmp_path / "w.npz", network, np.ones((3, 2)))
     np.save(tmp_path / "y.npy", np.full((3, 2), 0.5))
     return tmp_path / "w.npz"
@@ -136,7 +136,7 @@ def test_certify_keeps_the_contract(weights, capsys):
     code, printed, _ = call(capsys, "certify", weights, "--json")
     result = strict(printed)
     assert code == 0
-    assert result["dims"] == [3, 6, 7, 2]
+    assert result["dims"] == [3, 12, 9, 2]
     entry = {c["name"]: c for c in result["certificates"]}["theorem-2"]
     assert set(entry) >= {"name", "applies", "alpha", "scope", "law", "rate", "reason"}
     assert entry["rate"] == pytest.approx(2 * entry["alpha"])

@@ -25,9 +25,8 @@ def full(seed):
     return fs.Problem(LOSS, fs.fan_out((3, 60, 80, 1), seed=seed))
 
 
-def alone(draw, k, seed=0, **settings):
-    problem = draw(np.random.SeedSequence(seed, spawn_key=(k,)))
-    return fs.simulate(problem, fs.Diffrax("Dopri8"), **settings)
+def alone(draw, k, method="dopri8", **settings):
+    return fs.simulate(draw(np.random.SeedSequence(0, spawn_key=(k,))), method, **settings)
 
 
 def test_members_are_what_simulate_gives():
@@ -123,26 +122,31 @@ def test_a_member_that_cannot_be_drawn_is_a_row():
     assert np.isfinite(runs.quantiles()).all()
 
 
-def test_shapes_and_depths_of_all_kinds():
-    for dims in ((2, 9, 3), (1, 30, 40, 30, 2)):
-        loss = fs.SquaredLoss(np.ones((dims[0], dims[-1])))
-        runs = fs.ensemble(lambda s, d=dims, f=loss: fs.Problem(f, fs.fan_in(d, seed=s)), 4, t1=0.5, save_points=3)
-        assert (runs.scalars["status"] == "completed").all()
-        run = alone(lambda s, d=dims, f=loss: fs.Problem(f, fs.fan_in(d, seed=s)), 3, t1=0.5, save_points=3)
-        assert runs.excess[3] == pytest.approx(run.excess, rel=1e-6)
+@pytest.mark.parametrize("dims", [(2, 9, 3), (1, 30, 40, 30, 2)])
+def test_shapes_and_depths_of_all_kinds(dims):
+    loss = fs.SquaredLoss(np.ones((dims[0], dims[-1])))
+    draw = lambda seed: fs.Problem(loss, fs.fan_in(dims, seed=seed))  # noqa: E731
+    runs = fs.ensemble(draw, 4, t1=0.5, method="tsit5", save_points=3)
+    assert (runs.scalars["status"] == "completed").all()
+    run = alone(draw, 3, fs.Scipy(rtol=1e-11), t1=0.5, save_points=3)
+    assert runs.excess[3] == pytest.approx(run.excess, rel=1e-6)
 
 
-def test_targets_of_their_own_and_a_users_loss():
+def test_targets_of_their_own():
     runs = fs.ensemble(own_target, 4, t1=0.1, save_points=3)
-    run = alone(own_target, 2, t1=0.1, save_points=3)
+    run = alone(own_target, 2, fs.Scipy(rtol=1e-11), t1=0.1, save_points=3)
     assert runs.excess[2] == pytest.approx(run.excess, rel=1e-7)
 
-    loss = Huber()
-    runs = fs.ensemble(lambda s: fs.Problem(loss, fs.fan_in((2, 5, 4, 1), seed=s)), 3, t1=0.5, save_points=3)
+
+def test_a_users_own_loss():
+    """One loss for all, side by side; one each, by themselves."""
+    loss, settings = Huber(), {"method": fs.Diffrax("Bosh3", 1e-6, 1e-8), "t1": 0.5}
+    runs = fs.ensemble(lambda s: fs.Problem(loss, fs.fan_in((2, 5, 4, 1), seed=s)), 3, save_points=3, **settings)
     assert (runs.scalars["status"] == "completed").all()
-    runs = fs.ensemble(lambda s: fs.Problem(Huber(), fs.fan_in((2, 5, 4, 1), seed=s)), 2, t1=0.5, save_points=3)
-    assert (runs.scalars["status"] == "completed").all()
-    runs = fs.ensemble(lambda s: fs.Problem(loss, fs.fan_in((2, 5, 4, 1), seed=s)), 2, t1=0.5, stop_loss=0.1)
+    each = fs.ensemble(lambda s: fs.Problem(Huber(), fs.fan_in((2, 5, 4, 1), seed=s)), 2, save_points=3, **settings)
+    assert (each.scalars["status"] == "completed").all()
+    assert each.excess == pytest.approx(runs.excess[:2], rel=1e-9)
+    runs = fs.ensemble(lambda s: fs.Problem(loss, fs.fan_in((2, 5, 4, 1), seed=s)), 2, stop_loss=0.1, **settings)
     assert (runs.scalars["status"] == "failed").all()
     assert all("minimum" in reason for reason in runs.scalars["reason"])
 

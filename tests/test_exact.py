@@ -32,7 +32,7 @@ def homogeneous(rng, n, h, m, lam):
 @pytest.mark.parametrize("lam", [0.0, 1.5, -2.0])
 @pytest.mark.parametrize("method", TIGHT, ids=lambda m: m.name)
 def test_riccati(rng, lam, method):
-    n, h, m = (5, 3, 3) if lam >= 0 else (3, 3, 4)
+    n, h, m = 5, 3, 4  # lam > 0 needs h <= n, lam < 0 needs h <= m
     W1, W2 = homogeneous(rng, n, h, m, lam)
     Y = rng.standard_normal((n, m))
     network = fs.LinearNetwork((W1, W2))

@@ -80,7 +80,8 @@ def test_a_sweep_without_any_rate():
 
 
 def test_quantiles_of_an_ensemble():
-    runs = fs.ensemble(lambda seed: fs.Problem(LOSS, fs.fan_out((2, 8, 7, 1), seed=seed)), 12, t1=0.1, save_points=5)
+    draw = lambda seed: fs.Problem(LOSS, fs.fan_out((2, 8, 7, 1), seed=seed))  # noqa: E731
+    runs = fs.ensemble(draw, 12, t1=0.1, method="rk45", save_points=5)
     ax = fs.plot_quantiles(runs)
     assert ax.lines[0].get_ydata() == pytest.approx(runs.quantiles((0.5,))[0])
     assert len(ax.collections) == 2

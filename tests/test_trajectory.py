@@ -164,6 +164,15 @@ def test_beyond_its_floor_the_loss_is_not_taken_for_that_of_the_flow(method):
     assert np.nanmax(bounds.get_xdata()[np.isfinite(bounds.get_ydata())]) <= long.resolved_until
 
 
+def test_a_floor_is_seen_in_nine_steps_too():
+    """Gauss-Legendre's are so long that the last alone is a tenth of them."""
+    problem = fs.Problem(fs.SquaredLoss(np.ones((3, 1))), fs.fan_out((3, 60, 50, 1), seed=0))
+    short, long = (fs.simulate(problem, "gauss-legendre", t1=t1) for t1 in (0.05, 1.0))
+    assert long.stats["steps"] < 10
+    assert long.resolved_until < 0.3
+    assert long.rate_seen == pytest.approx(short.rate_seen, rel=0.01)
+
+
 def test_a_plateau_of_the_flow_is_no_floor():
     """Near a saddle the loss rests as well, but there the gradient promises no fall; nor in the middle of a fall."""
     weights = (1e-3 * np.eye(3), np.eye(3), 1e-3 * np.eye(3))

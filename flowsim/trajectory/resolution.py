@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 TAIL = 0.1
-"""The share of the steps, the last ones, in which a floor is looked for."""
+"""The share of the steps, the last ones and at least two, in which a floor is looked for."""
 PROMISED, SEEN = 5.0, 0.5
 """A floor is where the gradient promises a fall by e^PROMISED at least, and less than SEEN of that exponent is seen."""
 DEEP = 1e-6
@@ -22,7 +22,7 @@ def resolved_until(time: np.ndarray, excess: np.ndarray, gradient: float, last: 
     -d/dt log(L - f*) = ||grad L||_F^2 / (L - f*). There is a floor where that promises, between the halves of the last
     TAIL of the steps, a fall that is not seen.
     """
-    first = int(len(time) * (1 - TAIL))
+    first = max(min(int(len(time) * (1 - TAIL)), len(time) - 2), 0)
     tail, middle = excess[first:], (len(time) - first) // 2
     if len(tail) < 2 or not np.isfinite(excess).all() or excess[0] <= 0 or tail.max() > DEEP * excess[0]:
         return None
