@@ -176,6 +176,15 @@ def test_overflow_is_a_status(name, target):
     assert np.isfinite(run.excess).all()
 
 
+def test_a_trial_step_of_diffrax_that_overflows_is_rejected():
+    """The exponential loss of weights on the wrong side: a first step may go far beyond what exp holds."""
+    loss = fs.ExponentialLoss([[60.0, 5.0], [-30.0, 1.0]], [1, 1])
+    problem = fs.Problem(loss, fs.LinearNetwork((np.array([[-2.0], [0.5]]), np.array([[0.4]]))))
+    runs = [fs.simulate(problem, method, t1=1e-3) for method in (fs.Diffrax("Tsit5"), fs.Scipy("DOP853"))]
+    assert [run.status for run in runs] == ["completed"] * 2
+    assert runs[0].excess[-1] == pytest.approx(runs[1].excess[-1], rel=1e-5)
+
+
 def test_a_start_that_is_not_finite_is_refused():
     problem = fs.Problem(fs.SquaredLoss(np.full((2, 1), 1e200)), SMALL)
     with pytest.raises(InputError, match="finite loss and gradient"):

@@ -210,6 +210,10 @@ def compiled() -> Compiled:
                 terms, carry.t, carry.t_next, carry.y, args, carry.solver_state, False
             )
             healthy = diffrax.is_successful(result)
+            # a trial step that overflows is rejected; its state would make the error's scale, and the next step, NaN
+            finite = jnp.all(jnp.stack([jnp.isfinite(W).all() for W in y]))
+            y = [jnp.where(finite, new, old) for new, old in zip(y, carry.y, strict=True)]
+            healthy &= finite
             if error is not None:
                 error = jax.tree.map(lambda e: jnp.where(jnp.isnan(e) | ~healthy, jnp.inf, e), error)
             if isinstance(controller, diffrax.ConstantStepSize):
