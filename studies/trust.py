@@ -13,7 +13,7 @@ errors, away from saddles, no method that controls its steps can do better than 
 a reference from weights perturbed at random at t = 0, and errors are divided by it where it is more than 1. A loss is
 wrong where it is off by more than E = 100 N^(1/2) tolerances can make it, ||grad L|| E + 1/2 |lambda|_max E^2.
 Counted are the runs that say "completed" or "converged" without a remark and are off by more than 100 tolerances.
-Takes about an hour.
+150 runs took six minutes beside other work; all of them take an hour or more.
 
     python studies/trust.py
 """
