@@ -51,5 +51,5 @@ def test_drift_law():
 
 def test_scipy_agrees_with_diffrax():
     rtol = 1e-8
-    for _, _, gap, growth in STUDY["cross_check"](2, rtol):
+    for _, _, gap, growth in STUDY["cross_check"](4, rtol):
         assert gap <= 10 * rtol * max(growth, 1.0)

@@ -30,7 +30,7 @@ MEMBERS = 200
 
 def losses(make, dims, scheme, scale, seeds):
     loss = fs.SquaredLoss(np.ones((dims[0], dims[-1])))
-    method = fs.Scipy("DOP853", 1e-7, 1e-10)
+    method = fs.Scipy("DOP853", 1e-9, 1e-11)
     problems = (fs.Problem(loss, make(scheme, dims, seed=seed, scale=scale)) for seed in seeds)
     found = [fs.simulate(p, method, t1=TIMES[-1], save_points=TIMES).loss for p in problems]
     return np.maximum(found, FLOOR)
