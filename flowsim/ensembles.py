@@ -16,7 +16,7 @@ from flowsim.display import Shown, Table
 from flowsim.errors import FlowsimError, InputError
 from flowsim.integrators import MEMBER_FAILURES
 from flowsim.losses import is_built_in, minimum_of
-from flowsim.methods import Diffrax, GradientDescent, Method, as_method
+from flowsim.methods import Diffrax, GradientDescent, Method, as_method, step_tolerance
 from flowsim.model import tolerances
 from flowsim.network import flatten, imbalance_change, product, unflatten
 from flowsim.problem import Problem
@@ -25,7 +25,7 @@ from flowsim.rates import certify
 from flowsim.reduction import CompressedNetwork, compress
 from flowsim.simulation import save_times, simulate
 from flowsim.trajectory import EXIT_CODES, Trajectory
-from flowsim.trajectory.resolution import rate_seen, resolved_until
+from flowsim.trajectory.resolution import rate_seen, resolved_until, rounding_of
 
 if TYPE_CHECKING:
     import xarray
@@ -285,7 +285,10 @@ def _side_by_side(problems: Sequence[Any], cores: Sequence[Problem], settings: _
         until = -2 if beyond else -1
         spent, lost = float(paths.dissipated[k, taken][until]), float(ends[0] - ends[until])
         steepness = float(np.linalg.norm(core.velocity(walked[-1])))
-        floor = resolved_until(when, np.append(ends[:-1], last), steepness, last)
+        fallen = np.append(ends[:-1], last)
+        tolerance = step_tolerance(method, float(np.linalg.norm(walked[-1])), walked.shape[1])
+        rounding = rounding_of(core.loss)
+        floor = resolved_until(when, fallen, paths.dissipated[k, taken], steepness, tolerance, rounding)
         drift = _drift(compressed, core, walked) / np.maximum(1.0, problem.network.imbalance_norms)
         row = {
             "status": "converged" if paths.below[k] else "completed",
@@ -293,7 +296,7 @@ def _side_by_side(problems: Sequence[Any], cores: Sequence[Problem], settings: _
             "initial_loss": float(first[k]) + (minimum_of(core.loss) or 0.0),
             "final_excess": last,
             "time_reached": float(paths.end[k]),
-            "rate_seen": rate_seen(when, np.append(ends[:-1], last), floor),
+            "rate_seen": rate_seen(when, fallen, floor),
             "drift": float(drift.max()),
             "energy_residual": abs(lost - spent) / (float(first[k]) or 1.0),
             "error_estimate": error,

@@ -300,6 +300,19 @@ Method = Scipy | Diffrax | GaussLegendre | RKC | Projected | GradientDescent
 FAMILIES: dict[str, Any] = {f.__name__: f for f in (Scipy, Diffrax, GaussLegendre, RKC, Projected, GradientDescent)}
 
 
+def settings_of(method: Method) -> Any:
+    """What carries the tolerances or the step size: the method itself, or the one that is projected."""
+    return method.method if isinstance(method, Projected) else method
+
+
+def step_tolerance(method: Method, size: float, count: int) -> float | None:
+    """What a step may err by, rtol ||W||_F + atol N^(1/2) for N weights; None where the steps are not controlled."""
+    settings = settings_of(method)
+    if settings.step_size is not None:
+        return None
+    return float(settings.rtol * size + settings.atol * count**0.5)
+
+
 def describe(method: Method) -> dict[str, Any]:
     """The method as a JSON-able record, which `described` reads."""
     values = ((f.name, getattr(method, f.name)) for f in fields(method))

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from flowsim.integrators import Reusable, Segment, start
-from flowsim.methods import LEAST_RTOL, RKC, GaussLegendre, Method, Projected, Scipy
+from flowsim.methods import LEAST_RTOL, RKC, GaussLegendre, Scipy, settings_of
 from flowsim.problem import Problem
 from flowsim.trajectory import Trajectory
 
@@ -48,11 +48,6 @@ class Deadline:
         """Raise WallLimit where it has passed."""
         if self.end is not None and clock.perf_counter() > self.end:
             raise WallLimit
-
-
-def settings_of(method: Method) -> Any:
-    """What carries the tolerances or the step size: the method itself, or the one that is projected."""
-    return method.method if isinstance(method, Projected) else method
 
 
 class Tight:

@@ -6,6 +6,7 @@ import pytest
 import flowsim as fs
 from flowsim.errors import InputError
 from flowsim.methods import METHODS as METHODS_BY_NAME
+from flowsim.methods import method_named
 from flowsim.simulation import run as simulation
 from flowsim.trajectory import netcdf
 from flowsim.trajectory.resolution import resolved_until
@@ -173,12 +174,57 @@ def test_a_floor_is_seen_in_nine_steps_too():
     assert long.rate_seen == pytest.approx(short.rate_seen, rel=0.01)
 
 
+ENDS = [
+    *(("dop853", 1e-8), ("gauss-legendre", 1e-8), ("radau", 1e-6), ("projected-rk45", 1e-5)),
+    *(("rk45", 1e-3), ("bdf", 1e-3), ("lsoda", 1e-3), ("rkc", 1e-4), ("rk23", 1e-4)),
+]
+
+
+@pytest.mark.parametrize(("name", "rtol"), ENDS)
+def test_the_rate_seen_is_that_of_the_flow_wherever_the_run_ends(name, rtol):
+    """Just at the floor, before it, far beyond it."""
+    problem = fs.Problem(fs.SquaredLoss(np.ones((3, 1))), fs.fan_out((3, 60, 50, 1), seed=0))
+    true = fs.simulate(problem, fs.Scipy("DOP853", 1e-12, 1e-16), t1=0.2)
+    for t1 in (0.05, 0.1, 0.2, 0.3, 0.5, 0.8):
+        run = fs.simulate(problem, method_named(name, rtol=rtol, atol=rtol / 100), t1=t1)
+        end = run.resolved_until or t1
+        fall = np.interp(end, true.step_time, np.log(true.steps.excess[0] / true.steps.excess))
+        assert run.rate_seen == pytest.approx(fall / end, rel=0.1), t1
+
+
+def test_a_stiff_part_at_its_floor_leaves_the_slow_part_resolved():
+    """Errors of the stiff part, the least of the loss, make the gradient ten times what the slow part has."""
+    X, Y = np.diag([1.0, 1000.0**0.5]), np.array([[1.0], [2.0 * 1000.0**0.5]])
+    problem = fs.Problem(fs.LeastSquares(X, Y), fs.fan_out((2, 4, 1), seed=0))
+    run = fs.simulate(problem, fs.GaussLegendre(4), t1=3.0)
+    assert run.gradient_norm[-1] > 3 * fs.simulate(problem, "radau", t1=3.0).gradient_norm[-1]
+    assert run.resolved_until is None
+    assert run.rate_seen == pytest.approx(fs.simulate(problem, "radau", t1=3.0).rate_seen, rel=0.01)
+
+
+def test_the_rounding_of_a_minimum_of_a_users_own_hides_what_is_below():
+    class Shifted(fs.Loss):
+        shape, minimum = (1, 1), 1e6
+
+        def value(self, W):
+            return 1e6 + 0.5 * (W[..., 0, 0] - 1) ** 2
+
+        def gradient(self, W):
+            return W - 1
+
+    problem = fs.Problem(Shifted(), fs.LinearNetwork(([[0.5]], [[0.5]])))
+    run = fs.simulate(problem, fs.Scipy("DOP853", 1e-12, 1e-14), t1=13.0)
+    assert run.steps.excess[-1] < 1e-8
+    assert run.excess[run.time <= run.resolved_until].min() > 1e-9
+
+
 def test_a_plateau_of_the_flow_is_no_floor():
     """Near a saddle the loss rests as well, but there the gradient promises no fall; nor in the middle of a fall."""
     weights = (1e-3 * np.eye(3), np.eye(3), 1e-3 * np.eye(3))
     problem = fs.Problem(fs.SquaredLoss(np.diag([3.0, 2.0, 1.0])), fs.LinearNetwork(weights))
-    for t1 in (1.0, 2.0, 3.0, 5.0, 8.0, 12.0):
+    for t1 in (1.0, 2.0, 3.0, 5.0, 8.0, 10.0):
         assert fs.simulate(problem, t1=t1).resolved_until is None, t1
+    assert fs.simulate(problem, t1=20.0).resolved_until > 10
 
 
 def test_a_run_says_that_it_rests_or_that_its_loss_rose():
@@ -201,7 +247,7 @@ def test_a_loss_that_stopped_in_its_fall_is_resolved(seed, method):
     assert run.resolved_until is None
 
 
-def test_a_run_from_the_minimum_is_resolved():
+def test_a_run_from_the_minimum_has_no_rate():
     """L - f* is 0, or a rounding of either sign, from the start."""
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -209,13 +255,16 @@ def test_a_run_from_the_minimum_is_resolved():
         problem = fs.Problem(fs.LeastSquares(X, X @ weights[0] @ weights[1]), fs.LinearNetwork(weights))
         run = fs.simulate(problem, t1=1.0)
         assert run.status == "completed"
-        assert run.resolved_until is None
+        assert not run.resolved_until
+        assert run.rate_seen is None
+        assert "rate" in run.summary()
 
 
 @pytest.mark.parametrize("first", [0.0, -1e-16])
 def test_where_nothing_was_above_the_minimum_no_loss_is_unresolved(first):
     time = np.linspace(0.0, 1.0, 50)
-    assert resolved_until(time, np.full(50, first), 1e-9, first) is None
+    for tolerance in (None, 1e-8):
+        assert resolved_until(time, np.full(50, first), np.zeros(50), 1e-9, tolerance, 0.0) is None
 
 
 @pytest.mark.parametrize(("level", "floor"), [(0.5e-6, True), (2e-6, False)])
@@ -224,7 +273,7 @@ def test_a_floor_lies_below_a_millionth_of_the_first_value(level, floor):
     time = np.linspace(0.0, 1.0, 101)
     excess = 3.0 * np.maximum(np.exp(-40 * time), level)
     gradient = np.sqrt(1000 * excess[-1])  # promises a fall by exp(-50) in a twentieth of the time
-    found = resolved_until(time, excess, gradient, excess[-1])
+    found = resolved_until(time, excess, 3.0 - excess, gradient, None, 0.0)
     assert found == (time[excess > 3e-6][-1] if floor else None)
 
 
@@ -232,7 +281,8 @@ def test_a_floor_of_rounding_below_the_minimum():
     """A loss that falls to 1e-12 and then is -1e-16 is resolved to the end of the last step above 0."""
     time = np.linspace(0.0, 1.0, 50)
     excess = np.where(time < 0.5, 10.0 ** (-25 * time), -1e-16)
-    assert resolved_until(time, excess, 1e-3, -1e-16) == time[time < 0.5][-1]
+    for tolerance in (None, 1e-8):
+        assert resolved_until(time, excess, 1 - excess, 1e-3, tolerance, 0.0) == time[time < 0.5][-1]
 
 
 @pytest.mark.parametrize(("slope", "t1", "rose"), [(1.0, 1e-3, False), (0.0, 1.0, False), (-1.0, 0.1, True)])

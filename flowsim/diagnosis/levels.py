@@ -8,11 +8,11 @@ from functools import cached_property
 import numpy as np
 
 from flowsim.errors import FlowsimError
-from flowsim.methods import GradientDescent
+from flowsim.methods import GradientDescent, settings_of
 from flowsim.network import imbalance_change, unflatten
 from flowsim.progress import Count
 from flowsim.simulation import resume, simulate
-from flowsim.tight import Deadline, Tight, WallLimit, settings_of
+from flowsim.tight import Deadline, Tight, WallLimit
 from flowsim.trajectory import Trajectory
 
 MARGIN = 10.0

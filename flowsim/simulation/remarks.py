@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from flowsim.integrators.base import DENSE_JACOBIAN_LIMIT, spectral_radius
-from flowsim.methods import RKC, GaussLegendre, GradientDescent, Method, Projected
+from flowsim.methods import RKC, GaussLegendre, GradientDescent, Method, Projected, step_tolerance
 from flowsim.problem import Problem
 from flowsim.trajectory import Trajectory
 
@@ -36,11 +34,8 @@ def remarks(run: Trajectory) -> str:
 
 
 def tolerance(run: Trajectory) -> float | None:
-    """rtol ||W||_F + atol N^(1/2), W the largest of the checkpoints; None without error control."""
-    method: Any = run.method.method if isinstance(run.method, Projected) else run.method
-    if isinstance(method, GradientDescent) or method.step_size is not None:
-        return None
-    return float(method.rtol * _size(run) + method.atol * run.checkpoints.states.shape[1] ** 0.5)
+    """What a step may err by at the largest of the checkpoints; None without error control."""
+    return step_tolerance(run.method, _size(run), run.checkpoints.states.shape[1])
 
 
 def _size(run: Trajectory) -> float:
@@ -84,8 +79,8 @@ def floor(run: Trajectory) -> str:
     level = run.excess[-1] / run.excess[0]
     lower = "" if isinstance(run.method, GradientDescent) else ", a smaller tolerance takes it lower"
     return (
-        f"From t = {run.resolved_until:.4g} on L - f* is no longer resolved but what errors leave, {level:.1e} of its"
-        f" start at the end: stop_loss ends a run before{lower}."
+        f"From t = {run.resolved_until:.4g} on L - f* is no longer resolved: errors of the steps weigh in it,"
+        f" {level:.1e} of its start at the end. stop_loss ends a run before{lower}."
     )
 
 

@@ -16,13 +16,13 @@ from flowsim.display import Shown, Table
 from flowsim.errors import InputError
 from flowsim.integrators import start
 from flowsim.losses import UnknownLoss, minimum_of
-from flowsim.methods import GradientDescent, Method
+from flowsim.methods import GradientDescent, Method, step_tolerance
 from flowsim.network import LinearNetwork, product, unflatten
 from flowsim.problem import Problem
 from flowsim.rates import Certificates, certify
 from flowsim.reduction import CompressedNetwork
 from flowsim.trajectory import words
-from flowsim.trajectory.resolution import rate_seen, resolved_until
+from flowsim.trajectory.resolution import rate_seen, resolved_until, rounding_of
 from flowsim.values import Value, guarded, sealed
 
 if TYPE_CHECKING:
@@ -267,7 +267,10 @@ class Trajectory(Value, Shown):
     @cached_property
     def resolved_until(self) -> float | None:
         """Until when L - f* is that of the flow, not round-off and error; None where it is to the end."""
-        return resolved_until(self.step_time, self.steps.excess, float(self.gradient_norm[-1]), float(self.excess[-1]))
+        steps, end = self.steps, self.checkpoints.states[-1]
+        tolerance = step_tolerance(self.method, float(np.linalg.norm(end)), len(end))
+        record = steps.time, steps.excess, steps.dissipated, float(self.gradient_norm[-1])
+        return resolved_until(*record, tolerance, rounding_of(self.problem.loss))
 
     @property
     def rate_seen(self) -> float | None:

@@ -37,9 +37,17 @@ def mean_rate(run: Trajectory) -> str:
     """The mean rate seen, until when, and of what."""
     rate = run.rate_seen
     if rate is None:
-        return "not known: " + ("no step was taken" if run.time[-1] <= 0 else "L - f* is not positive")
+        return f"not known: {_no_rate(run)}"
     until = "" if run.resolved_until is None else f" until t = {run.resolved_until:.4g}"
     return f"{rate:.4g}" + ("" if minimum_of(run.problem.loss) is not None else ", of L itself") + until
+
+
+def _no_rate(run: Trajectory) -> str:
+    if run.time[-1] <= 0:
+        return "no step was taken"
+    if run.resolved_until == 0:
+        return "the first step ends within the tolerance of the minimum"
+    return "L - f* is not positive"
 
 
 def certified(best: Certificate | None, unknown: bool) -> str:
