@@ -10,7 +10,7 @@ import numpy as np
 
 from flowsim.errors import InputError, NumericalFailure
 from flowsim.losses import Adapted, adapted, check_loss
-from flowsim.network import backpropagate, flatten, hessian_product, unflatten
+from flowsim.network import backpropagate, flatten, hessian_product, product, unflatten
 from flowsim.values import Value
 
 
@@ -78,6 +78,10 @@ class Problem(Value):
         loss = adapted(self.loss)
         return loss.check(self.network.product) if isinstance(loss, Adapted) else loss
 
+    def products(self, states: np.ndarray) -> np.ndarray:
+        """W of the weights as one vector (size), or of a stack (..., size)."""
+        return np.asarray(product(unflatten(states, self.network.dims), self.network.scale))
+
     def gradients(self, weights: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
         """The product W and [dL/dW_1, ..., dL/dW_L] at the given weights, or at stacks (..., rows, columns) of them."""
         return backpropagate(self.stacked_loss, weights, self.network.scale)
@@ -93,10 +97,8 @@ class Problem(Value):
         Raises NumericalFailure where it is not finite, which no linear algebra takes.
         """
         dims = self.network.dims
-        product = hessian_product(
-            self.stacked_loss, unflatten(state, dims), unflatten(directions, dims), self.network.scale
-        )
-        found = -flatten(product)
+        moved = unflatten(state, dims), unflatten(directions, dims)
+        found = -flatten(hessian_product(self.stacked_loss, *moved, self.network.scale))
         if not np.isfinite(found).all():
             raise NumericalFailure("The Hessian of the loss is not finite at a state that the method came to.")
         return found
@@ -114,6 +116,7 @@ class Problem(Value):
 EQUATIONS = (
     "initial_state",
     "stacked_loss",
+    "products",
     "gradients",
     "velocity",
     "jacobian_product",

@@ -19,8 +19,8 @@ from flowsim.plots import COLOURS, STYLE
 from flowsim.problem import Problem
 from flowsim.rates import theorem_2
 from flowsim.rates.theorem_2 import delta_star
-from flowsim.simulation import simulate
-from flowsim.trajectory import Trajectory
+from flowsim.runs.simulation import simulate
+from flowsim.runs.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,7 +19,7 @@ import numpy as np
 import flowsim as fs
 from flowsim.methods import METHODS
 from flowsim.network import unflatten
-from flowsim.trajectory import Checkpoints, Steps
+from flowsim.runs.record import Checkpoints, Steps
 
 SHAPES = ((3, 14, 2), (2, 12, 9, 3), (3, 9, 11, 8, 2))
 SCHEMES = ("fan_in", "fan_out", "xavier", "orthogonal")

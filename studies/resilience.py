@@ -28,7 +28,7 @@ import numpy as np
 import xarray
 
 import flowsim as fs
-from flowsim.store import Store
+from flowsim.sweeps.store import Store
 
 SPECIFICATION = """
 [sweep]

@@ -8,7 +8,7 @@ import pytest
 
 import flowsim as fs
 import flowsim.methods
-from flowsim.integrators import chebyshev
+from flowsim.methods import rkc_steps
 
 STUDY = runpy.run_path(str(Path(__file__).parent.parent / "studies" / "accuracy.py"))
 
@@ -34,7 +34,7 @@ def test_variable_order_methods_follow_their_tolerance():
 
 @pytest.mark.parametrize("stages", [2, 3, 4, 7, 20])
 def test_order_of_rkc_at_any_number_of_stages(stages, monkeypatch):
-    monkeypatch.setattr(chebyshev, "stages_for", lambda z: stages)
+    monkeypatch.setattr(rkc_steps, "stages_for", lambda z: stages)
     problem, counts = STUDY["homogeneous_problem"](), (32, 48, 64, 96)
     errors = [STUDY["error_at_one"](problem, fs.RKC(step_size=1 / count)) for count in counts]
     assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(2, abs=0.1)

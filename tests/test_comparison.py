@@ -146,7 +146,7 @@ def test_the_command_on_weights(tmp_path, capsys):
 
 def test_ctrl_c_keeps_the_rows_so_far(monkeypatch, capsys):
     """The signal comes within a step of the second method."""
-    from flowsim.integrators import scipy_steps
+    from flowsim.methods import scipy_steps
 
     advance, told = scipy_steps.ScipySteps.advance, []
 

@@ -11,7 +11,7 @@ from conftest import Huber, random_problem
 
 import flowsim as fs
 from flowsim import cli
-from flowsim.trajectory import Checkpoints, Steps
+from flowsim.runs.record import Checkpoints, Steps
 
 STUDY = runpy.run_path(str(Path(__file__).parent.parent / "studies" / "diagnosis.py"))
 METHODS = [

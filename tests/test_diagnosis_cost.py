@@ -9,10 +9,9 @@ import pytest
 
 import flowsim as fs
 from flowsim import cli
-from flowsim.model import tolerances
+from flowsim.laws.tight import Tight
 from flowsim.problem import Problem
-from flowsim.simulation.run import Run
-from flowsim.tight import Tight
+from flowsim.runs.recorder import Run
 
 
 def stiff(k, dims=(4, 6, 5, 2)):
@@ -94,7 +93,7 @@ def test_compression_is_judged_by_what_it_promised(method):
     problem = fs.Problem(fs.SquaredLoss(np.ones((2, 1))), fs.fan_out((2, 60, 80, 1), seed=0))
     run = fs.simulate(problem, method, t1=5e-3, save_points=11, reduce="always")
     assert fs.diagnose(run)["compression"].holds
-    rtol, atol = tolerances(method)
+    rtol, atol = method.compression_tolerances
     promised = rtol * run.weights_change + atol
     error = run.error_estimate.copy()
     error[-1] = 1.5 * promised

@@ -1,15 +1,23 @@
 """ensemble: every member as simulate gives it, whatever its neighbours do."""
 
+import os
+from functools import partial
+
 import numpy as np
 import pytest
+import xarray
 from conftest import Huber
 from scipy.stats import ks_2samp
 
 import flowsim as fs
-from flowsim import ensembles
 from flowsim.errors import InputError
+from flowsim.runs import ensembles
+from flowsim.runs.derived import SCALARS, scalars
 
 LOSS = fs.SquaredLoss(np.ones((3, 1)))
+
+MEMBERS = int(os.environ.get("FLOWSIM_MEMBERS", "10"))
+
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +53,41 @@ def test_members_are_what_simulate_gives():
     assert dict(runs.dataset.sizes) == {"member": 11, "time": 9}
 
 
+def agree(row, other):
+    """Every scalar that both tell."""
+    for name in SCALARS:
+        mine, theirs = row[name], other[name]
+        if isinstance(theirs, str):
+            assert mine == theirs, name
+        elif theirs is not None and np.isfinite(mine := np.float64(mine)):
+            assert mine == pytest.approx(theirs, rel=1e-9, abs=1e-9), name
+
+
+@pytest.mark.parametrize(("method", "settings"), [("dopri8", {}), ("gd", {"step_size": 1e-4})])
+def test_ensemble_sweep_simulate_and_compare_tell_the_same_scalars(method, settings, tmp_path):
+    """Three layers, compressed and not, stopped at a level, and at their ends."""
+    chosen = fs.method_named(method, backend="jax" if method == "gd" else "numpy", **settings)
+    for dims, limits in (([3, 6, 5, 1], {"t1": 0.5}), ([2, 60, 90, 2], {"t1": 1.0, "stop_loss": 1e-6})):
+        table = {"dims": [dims], "seeds": MEMBERS, "method": method, "curve_points": 9, "scheme": "fan_in"}
+        spec = fs.SweepSpec.build({"sweep": table | limits | settings})
+        members, swept = spec.members(), xarray.load_dataset(fs.sweep(spec, tmp_path / f"{dims[1]}").table)
+        draw = partial(_member, members)
+        drawn = fs.ensemble(draw, MEMBERS, method=chosen, save_points=9, **limits)
+        for k, member in enumerate(members):
+            run = fs.simulate(member.problem(), member.method(), save_points=9, **limits)
+            agree({name: values[k] for name, values in drawn.scalars.items()}, scalars(run))
+            agree({name: swept[name].values[k] for name in SCALARS}, scalars(run))
+        row = fs.compare(members[0].problem(), [chosen], t1=0.5, times=9, repeats=1).rows[0]
+        run = fs.simulate(members[0].problem(), chosen, t1=0.5, save_points=9)
+        assert row.status == "completed"
+        for name in ("drift", "energy_residual", "steps", "rhs_evaluations"):
+            assert getattr(row, name) == pytest.approx(scalars(run)[name], abs=1e-9)
+
+
+def _member(members, seed):
+    return members[seed.spawn_key[0]].problem()
+
+
 def own_target(seed):
     rng = np.random.default_rng(seed)
     return fs.Problem(fs.SquaredLoss(rng.standard_normal((3, 1))), fs.fan_out((3, 6, 5, 1), seed=rng))
@@ -59,13 +102,7 @@ def test_scalars_are_those_of_simulate(method):
         run = fs.simulate(problem, method, t1=0.2, save_points=5)
         assert run.resolved_until is None
         row = {name: values[k] for name, values in members.scalars.items()}
-        assert row["rate_seen"] == pytest.approx(run.rate_seen, rel=1e-9)
-        assert row["initial_loss"] == pytest.approx(run.loss[0], rel=1e-12)
-        assert row["final_excess"] == pytest.approx(run.excess[-1], rel=1e-9)
-        assert row["steps"] == run.stats["steps"]
-        if isinstance(method, fs.Diffrax):  # of all steps, not of the saved times
-            run = fs.simulate(problem, method, t1=0.2, save_points=run.step_time)
-        assert row["drift"] == pytest.approx(run.imbalance_drift.max(), rel=1e-3)
+        agree(row, scalars(run))
 
 
 def test_beyond_its_floor_the_loss_of_a_member_is_not_taken_for_that_of_the_flow():

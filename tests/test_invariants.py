@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import flowsim as fs
-from flowsim.integrators import gauss_legendre, projected
-from flowsim.integrators.chebyshev import coefficients, stages_for
+from flowsim.methods import gauss_legendre_steps, projected_steps
+from flowsim.methods.rkc_steps import coefficients, stages_for
 
 KEEPERS = ["gauss-legendre-1", "gauss-legendre-2", "gauss-legendre-4", "projected-rk45", "projected-dop853"]
 
@@ -53,7 +53,7 @@ def test_lanczos_and_dense_eigenvectors_give_the_same_flow(monkeypatch):
     small = fs.Problem(problem.loss, fs.fan_in((10, 12, 10), seed=0, scale=1e-2))
     method = fs.GaussLegendre(3, 1e-6, 1e-8)
     dense = fs.simulate(small, method, t1=3.0, save_points=7)
-    monkeypatch.setattr(gauss_legendre, "DENSE_EIGENVECTORS", 0)
+    monkeypatch.setattr(gauss_legendre_steps, "DENSE_EIGENVECTORS", 0)
     lanczos = fs.simulate(small, method, t1=3.0, save_points=7)
     assert np.abs(dense.product_at(3.0) - lanczos.product_at(3.0)).max() < 1e-6
     assert abs(lanczos.stats["steps"] - dense.stats["steps"]) <= 1  # shorter without a Jacobian
@@ -64,7 +64,7 @@ def test_factored_and_iterated_projections_agree(monkeypatch):
     problem = random_problem(np.random.default_rng(0), (3, 8, 7, 2))
     method = fs.Projected(fs.Scipy("RK45", 1e-4, 1e-6))
     factored = fs.simulate(problem, method, t1=1.0, save_points=7)
-    monkeypatch.setattr(projected, "MOST_FACTORED", 0)
+    monkeypatch.setattr(projected_steps, "MOST_FACTORED", 0)
     iterated = fs.simulate(problem, method, t1=1.0, save_points=7)
     assert max(factored.imbalance_drift.max(), iterated.imbalance_drift.max()) < 1e-12
     assert np.abs(factored.product_at(1.0) - iterated.product_at(1.0)).max() < 1e-5

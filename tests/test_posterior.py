@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 import flowsim as fs
 from flowsim.errors import InputError
-from flowsim.integrators import IntegrationFailure
+from flowsim.laws.observed import eigenvalues
+from flowsim.laws.observed.eigenvalues import Certain, sensitivity
+from flowsim.laws.observed.quadrature import Integral
+from flowsim.laws.tight import Tight, WallLimit
+from flowsim.methods.steps import IntegrationFailure
 from flowsim.network import unflatten
-from flowsim.posterior import eigenvalues
-from flowsim.posterior.eigenvalues import Certain, sensitivity
-from flowsim.posterior.quadrature import Integral
-from flowsim.tight import Tight, WallLimit
 
 METHODS = (fs.Scipy("DOP853"), fs.Scipy("RK45"), fs.GaussLegendre(2), fs.RKC(), fs.Scipy("Radau"))
 

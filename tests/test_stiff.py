@@ -8,12 +8,11 @@ import pytest
 from scipy.integrate import solve_ivp
 
 import flowsim as fs
-from flowsim import ensembles
 from flowsim.errors import InputError
-from flowsim.integrators import chebyshev, gauss_legendre
-from flowsim.integrators.base import spectral_radius
-from flowsim.methods import METHODS
-from flowsim.simulation.remarks import EXPLAINED, drift, path, remarks, rise, tolerance
+from flowsim.methods import METHODS, gauss_legendre_steps, rkc_steps
+from flowsim.methods.steps import spectral_radius
+from flowsim.runs import side_by_side
+from flowsim.runs.remarks import EXPLAINED, drift, path, remarks, rise, tolerance
 
 TIMES = np.array([0.0, 0.003, 0.1, 0.5, 0.9, 1.7, 3.0])
 
@@ -87,17 +86,17 @@ def test_gauss_legendre_ends_where_only_round_off_is_left(stages):
 def test_gauss_legendre_falls_back_to_shorter_steps_and_to_its_own_polynomial(monkeypatch):
     problem = stiff(3.0)
     whole = fs.simulate(problem, fs.GaussLegendre(4, 1e-6, 1e-8), t1=1.0, save_points=7)
-    kept = gauss_legendre._Dense._solve
+    kept = gauss_legendre_steps._Dense._solve
 
     def long_fail(self, y, h, guess):
         solved = kept(self, y, h, guess)
-        return gauss_legendre.Solved(solved.Z, solved.F, bool(h.max() < 0.02), 1.0)
+        return gauss_legendre_steps.Solved(solved.Z, solved.F, bool(h.max() < 0.02), 1.0)
 
     def all_fail(self, y, h, guess):
-        return gauss_legendre.Solved(guess, guess, False, 1.0)
+        return gauss_legendre_steps.Solved(guess, guess, False, 1.0)
 
     for solve, most in ((long_fail, 1e-6), (all_fail, 1e-3)):
-        monkeypatch.setattr(gauss_legendre._Dense, "_solve", solve)
+        monkeypatch.setattr(gauss_legendre_steps._Dense, "_solve", solve)
         again = fs.simulate(problem, fs.GaussLegendre(4, 1e-6, 1e-8), t1=1.0, save_points=7)
         assert again.status == "completed"
         assert np.abs(again.checkpoints.states - whole.checkpoints.states).max() < most
@@ -114,7 +113,7 @@ def test_rkc_has_no_spikes_between_its_steps():
 
 
 def test_rkc_energy_is_of_order_two(monkeypatch):
-    monkeypatch.setattr(chebyshev, "stages_for", lambda z: 4)
+    monkeypatch.setattr(rkc_steps, "stages_for", lambda z: 4)
     problem = fs.Problem(fs.SquaredLoss(np.ones((3, 2))), fs.fan_in((3, 6, 5, 2), seed=3))
     worst = [np.abs(fs.simulate(problem, fs.RKC(step_size=h), t1=1.0).energy_residual).max() for h in (0.02, 0.01)]
     assert worst[0] / worst[1] == pytest.approx(4, rel=0.15)
@@ -227,7 +226,7 @@ def test_a_batch_that_breaks_is_simulated_one_by_one(monkeypatch):
     def draw(seed):
         return fs.Problem(fs.SquaredLoss(np.ones((2, 1))), fs.fan_in((2, 4, 1), seed=seed))
 
-    monkeypatch.setattr(ensembles, "_side_by_side", broken)
+    monkeypatch.setattr(side_by_side, "descent", broken)
     runs = fs.ensemble(draw, 2, t1=0.5, method=fs.GradientDescent(0.01, "jax"), save_points=3)
     assert (runs.scalars["status"] == "completed").all()
 

@@ -156,7 +156,7 @@ def test_no_times_to_save_are_the_ends(problem):
 
 @pytest.mark.parametrize("t1", [0.3, 1e-300, 7e22])
 def test_a_time_beyond_the_end_by_rounding_is_the_end(problem, t1):
-    from flowsim.simulation import save_times
+    from flowsim.runs.stopping import save_times
 
     beyond = float(np.nextafter(t1, np.inf))
     assert save_times(fs.Scipy(), t1, [t1 / 2, beyond]).tolist() == [0.0, t1 / 2, t1]

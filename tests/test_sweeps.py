@@ -19,8 +19,8 @@ import xarray
 import flowsim as fs
 from flowsim import cli
 from flowsim.errors import InputError, StorageError
-from flowsim.store import Store, canonical, digest
 from flowsim.sweeps import SweepSpec, run_member, running, sweep, table
+from flowsim.sweeps.store import Store, canonical, digest
 
 SPEC = """
 [sweep]

@@ -7,9 +7,9 @@ import flowsim as fs
 from flowsim.errors import InputError
 from flowsim.methods import METHODS as METHODS_BY_NAME
 from flowsim.methods import method_named
-from flowsim.simulation import run as simulation
-from flowsim.trajectory import netcdf
-from flowsim.trajectory.resolution import resolved_until
+from flowsim.runs import encoding
+from flowsim.runs import recorder as simulation
+from flowsim.runs.derived import _resolved_until as resolved_until
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_files_that_are_no_runs_are_refused(tmp_path):
 def test_a_newer_file_is_refused(problem, tmp_path, monkeypatch):
     path = tmp_path / "run.nc"
     with monkeypatch.context() as patch:
-        patch.setattr(netcdf, "SCHEMA", 2)
+        patch.setattr(encoding, "SCHEMA", 2)
         fs.simulate(problem, t1=0.1).save(path)
     with pytest.raises(InputError, match="schema 2, but this flowsim reads up to 1; update flowsim"):
         fs.load(path)

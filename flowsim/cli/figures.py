@@ -23,7 +23,7 @@ def plot(
     from flowsim.checks import as_choice
     from flowsim.files import check_writable, write_atomically
     from flowsim.plots import KINDS, check_format, run_figure
-    from flowsim.trajectory import load
+    from flowsim.runs.loading import load
 
     place = _beside(run, ".png") if out is None else out
     as_choice(kind, "kind", (*KINDS, "all"))
@@ -47,11 +47,11 @@ def report(
 ) -> int:
     """Write a saved run as one HTML page that loads nothing else: summary, curves to explore, figures, tables."""
     from flowsim.checks import as_choice
-    from flowsim.diagnosis import Diagnosis, diagnose
     from flowsim.files import check_writable
+    from flowsim.laws import Diagnosis, diagnose
     from flowsim.reports import check_name, laws_of
     from flowsim.reports import report as write
-    from flowsim.trajectory import load
+    from flowsim.runs.loading import load
 
     place = _beside(run, ".html") if out is None else out
     as_choice(laws, "laws", ("auto", "always"))

@@ -88,8 +88,8 @@ def subject_of(
 ) -> Any:
     """A named problem, or the problem of a file of weights and the flags."""
     from flowsim.checks import as_choice
+    from flowsim.named_problems import PROBLEMS, problem_named
     from flowsim.problem import Problem
-    from flowsim.problems import PROBLEMS, problem_named
 
     if subject in PROBLEMS:
         if any(given is not None for given in (target, data, mask, layers)):

@@ -24,12 +24,12 @@ def reproduce(*, out: Path = Path("."), seed: Annotated[int, Whole] = 0, json_: 
 
 def cite(run: Path | None = None, *, json_: Json = False) -> int:
     """What to cite, as BibTeX: the paper, flowsim, and for a saved run its method."""
-    from flowsim.citations import citation
+    from flowsim.methods.citations import citation
 
     if run is None:
         text = citation()
     else:
-        from flowsim.trajectory import load
+        from flowsim.runs.loading import load
 
         text = load(run).citation()
     show({"bibtex": text}, json_, lambda: text)
@@ -38,7 +38,7 @@ def cite(run: Path | None = None, *, json_: Json = False) -> int:
 
 def problems(*, json_: Json = False) -> int:
     """List the problems to compare methods on, one line each."""
-    from flowsim.problems import PROBLEMS
+    from flowsim.named_problems import PROBLEMS
 
     lines = {name: (make.__doc__ or "").splitlines()[0] for name, make in PROBLEMS.items()}
     show(lines, json_, lambda: "\n".join(f"{name:16}{line}" for name, line in lines.items()))

@@ -47,9 +47,9 @@ def initialize(
     json_: Json = False,
 ) -> int:
     """Draw initial weights and write them as .npz."""
+    from flowsim.compression import sample_compressed
     from flowsim.files import NPZ, check_writable, save_weights
     from flowsim.initialization import initialize as draw_full
-    from flowsim.reduction import sample_compressed
 
     sizes = numbers("dims", dims, int, "5,300,500,1")
     levels = None if imbalance is None else numbers("imbalance", imbalance, float, "0.5,0.25")

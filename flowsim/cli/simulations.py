@@ -27,8 +27,8 @@ from flowsim.cli.output import finite, note, progress, show
 from flowsim.errors import InputError
 
 if TYPE_CHECKING:
-    from flowsim.config import RunConfig
-    from flowsim.trajectory import Trajectory
+    from flowsim.runs.settings import RunConfig
+    from flowsim.runs.trajectory import Trajectory
 
 DEFAULT_COMPARISON = "dop853,rk45,lsoda,rkc,gauss-legendre-4"
 
@@ -60,8 +60,8 @@ def simulate(
     """Simulate gradient flow or descent from weights (.npz, .safetensors, PyTorch, a folder), or go on with a run."""
     from dataclasses import replace
 
-    from flowsim.config import RunConfig, provenance
     from flowsim.files import NETCDF, check_writable
+    from flowsim.runs.settings import RunConfig
 
     config = RunConfig.build(
         t1=t1,
@@ -85,20 +85,16 @@ def simulate(
     inputs["layers"] = layers
     if resume is not None:
         trajectory = _resumed(resume, config, inputs)
-        record = {**trajectory.provenance.get("configuration", {}), "t1": t1}
     else:
         trajectory = _simulated(config, **inputs)
-        record = config.model_dump() | {name: str(value) for name, value in inputs.items() if value is not None}
-    trajectory = replace(trajectory, provenance={**provenance(), "configuration": record})
+        given = {name: str(value) for name, value in inputs.items() if value is not None}
+        record = {**trajectory.provenance["configuration"], **given}
+        trajectory = replace(trajectory, provenance={**trajectory.provenance, "configuration": record})
     if out is not None:
         trajectory.save(out)
     if trajectory.exit_code:
         note(trajectory.message)
-    show(
-        {**simulation_json(trajectory), "method": record.get("method", trajectory.method.name).lower()},
-        json_,
-        trajectory.summary,
-    )
+    show({**simulation_json(trajectory), "method": trajectory.method.key}, json_, trajectory.summary)
     return trajectory.exit_code
 
 
@@ -112,7 +108,7 @@ def _simulated(
     layers: str | None,
 ) -> Trajectory:
     from flowsim.problem import Problem
-    from flowsim.simulation import simulate as run
+    from flowsim.runs.simulation import simulate as run
 
     if weights is None:
         raise InputError("Argument `weights` must be given: a file of weights, or --resume with a saved run.")
@@ -129,9 +125,9 @@ def _simulated(
 
 def _resumed(path: Path, config: RunConfig, inputs: dict[str, Any]) -> Trajectory:
     """The saved run gone on with; what it brings itself must not be given."""
-    from flowsim.config import RunConfig
-    from flowsim.simulation import resume as run
-    from flowsim.trajectory import load
+    from flowsim.runs.loading import load
+    from flowsim.runs.settings import RunConfig
+    from flowsim.runs.simulation import resume as run
 
     usual = RunConfig.build(t1=config.t1)
     own = ("method", "step_size", "rtol", "atol", "reduce", "backend")
@@ -201,8 +197,8 @@ def diagnose(
     json_: Json = False,
 ) -> int:
     """Check the laws that a saved run should obey: D_l, energy, monotone loss, rates, the flow itself."""
-    from flowsim.diagnosis import diagnose as check
-    from flowsim.trajectory import load
+    from flowsim.laws import diagnose as check
+    from flowsim.runs.loading import load
 
     found = check(load(run), progress=sys.stderr.isatty(), wall_limit=wall_limit)
     show(found.to_json(), json_, found)

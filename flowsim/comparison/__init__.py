@@ -12,13 +12,14 @@ from flowsim.checks import as_choice, as_count, as_number, check_memory
 from flowsim.comparison.reference import REFERENCE_SHARE, Reference, solve_reference, weights_of
 from flowsim.comparison.result import Comparison, Row
 from flowsim.errors import InputError
-from flowsim.integrators import MEMBER_FAILURES
 from flowsim.methods import METHODS, Method, method_named
+from flowsim.methods.guard import MEMBER_FAILURES
+from flowsim.named_problems import NamedProblem, problem_named
 from flowsim.problem import Problem
-from flowsim.problems import NamedProblem, problem_named
-from flowsim.simulation import simulate
+from flowsim.runs.derived import scalars
+from flowsim.runs.simulation import simulate
+from flowsim.runs.trajectory import Trajectory
 from flowsim.threads import threads_for
-from flowsim.trajectory import Trajectory
 
 __all__ = ["Comparison", "Reference", "Row", "compare", "solve_reference"]
 
@@ -95,8 +96,8 @@ def compare(
         reference, rows = solve_reference(problem, grid, REFERENCE_SHARE * limits[1]), []
         for method in runs:
             if note is not None:
-                setting = getattr(method, "rtol", None) or getattr(method, "step_size", None)
-                note(f"{method.name.lower()} at {setting:g}")
+                setting = method.tolerances[0] if method.tolerances else method.settings.step_size
+                note(f"{method.key} at {setting:g}")
             rows.append(_row(name, problem, method, reference, *limits, reduce))
             if rows[-1].status == "interrupted":
                 break
@@ -107,7 +108,7 @@ def _expanded(method: str | Method, rtols: Sequence[float], step_sizes: Sequence
     if not isinstance(method, str):
         return [method]
     key = as_choice(method.lower(), "methods", METHODS)
-    if key == "gd" or key.removeprefix("projected-") == "euler":
+    if not METHODS[key].kind.adaptive:
         if not len(step_sizes):
             raise InputError(f"Argument `step_sizes` must be given for {key}, which has no error estimate.")
         return [method_named(key, step_size=float(step)) for step in step_sizes]
@@ -117,13 +118,8 @@ def _expanded(method: str | Method, rtols: Sequence[float], step_sizes: Sequence
 def _row(
     name: str, problem: Problem, method: Method, reference: Reference, repeats: int, time_limit: float, reduce: Reduce
 ) -> Row:
-    settings = (
-        name,
-        method.name.lower(),
-        getattr(method, "rtol", None),
-        getattr(method, "atol", None),
-        getattr(method, "step_size", None),
-    )
+    rtol, atol = method.tolerances or (None, None)
+    settings = name, method.key, rtol, atol, method.settings.step_size
     try:
         run, seconds = _timed(problem, method, reference.times, repeats, time_limit, reduce)
         if run.status != "completed":
@@ -131,16 +127,16 @@ def _row(
         errors = reference.errors(weights_of(run))
     except MEMBER_FAILURES as error:
         return Row(*settings, "failed", reason=str(error) or type(error).__name__)
-    compressed, stats = run.reduction.network, run.stats
+    compressed, stats, seen = run.reduction.network, run.stats, scalars(run)
     return Row(
         *settings,
         run.status,
         error_t1=float(errors[-1]),
         error_worst=float(errors.max()),
-        drift=float(run.imbalance_drift.max()),
-        energy_residual=float(np.abs(run.energy_residual).max()),
-        rhs_evaluations=stats["rhs_evaluations"],
-        steps=stats["steps"],
+        drift=seen["drift"],
+        energy_residual=seen["energy_residual"],
+        rhs_evaluations=seen["rhs_evaluations"],
+        steps=seen["steps"],
         rejected_steps=stats["rejected_steps"],
         jacobians=stats["jacobians"],
         seconds=seconds,

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from flowsim.errors import InputError, NumericalFailure
-from flowsim.integrators import start
 from flowsim.methods import GaussLegendre, Method, Scipy
 from flowsim.network import unflatten
 from flowsim.problem import Problem
-from flowsim.simulation import simulate
-from flowsim.trajectory import Trajectory
+from flowsim.runs.simulation import simulate
+from flowsim.runs.trajectory import Trajectory
 
 REFERENCE = Scipy("DOP853", 1e-13, 1e-15)
 CHECK = GaussLegendre(4, 1e-12, 1e-14)
@@ -87,7 +86,7 @@ def _landed(problem: Problem, times: np.ndarray, time_limit: float) -> list[list
     """The weights at the times, each the end of a step of REFERENCE."""
     states, deadline = [problem.initial_state], clock.perf_counter() + time_limit
     for t, end in pairwise(times):
-        integrator = start(problem, REFERENCE, float(t), states[-1], float(end))
+        integrator = REFERENCE.start(problem, float(t), states[-1], float(end))
         while integrator.t < integrator.t1:
             if clock.perf_counter() > deadline:
                 raise _too_far(times, integrator.t, time_limit)

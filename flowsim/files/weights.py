@@ -12,13 +12,13 @@ from typing import Any, NoReturn
 import numpy as np
 
 from flowsim.checks import as_matrix, as_number
+from flowsim.compression import CompressedNetwork, redrawn
 from flowsim.errors import ConversionNotice, InputError
 from flowsim.files.arrays import map_folder, read_npz
 from flowsim.files.checkpoints import TORCH_ENDINGS, is_own, linear_layers, read_safetensors, read_state_dict
 from flowsim.files.opening import LARGEST_FILE, is_folder, listed, named
 from flowsim.files.writing import write_atomically
 from flowsim.network import LinearNetwork
-from flowsim.reduction import CompressedNetwork, redrawn
 
 LAYER = re.compile(r"W([1-9][0-9]{0,5})")
 BIAS = re.compile(r"(?i)b[0-9]*|.*bias.*")

@@ -9,10 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from flowsim.losses import minimiser_of, minimum_of
-from flowsim.methods import GradientDescent
+from flowsim.losses import UnknownLoss, minimiser_of, minimum_of
 from flowsim.rates import Certificate
-from flowsim.trajectory import Trajectory, UnknownLoss
+from flowsim.runs.trajectory import Trajectory
 
 MOST_POINTS = 2000
 """A longer curve is thinned to about this many points: the least and the greatest of as many stretches are kept."""
@@ -94,7 +93,7 @@ def instantaneous_rate(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:
     middle (over several steps of a long run).
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        if not isinstance(trajectory.method, GradientDescent):
+        if not trajectory.method.kind.discrete:
             rate = trajectory.gradient_norm**2 / trajectory.excess
             return trajectory.time, np.where(trajectory.excess > 0, rate, np.nan)
         time, excess = trajectory.step_time, trajectory.steps.excess
@@ -131,7 +130,7 @@ def loss_chart(trajectory: Trajectory, bounds: Sequence[Certificate] = ()) -> Ch
     logarithmic = initial > 0 and not (excess < 0).any()
     unit = initial if logarithmic else 1.0
     names = LOSS_NAMES[known, logarithmic]
-    note = " (of the flow)" if isinstance(trajectory.method, GradientDescent) else ""
+    note = " (of the flow)" if trajectory.method.kind.discrete else ""
     end, values = _end(trajectory), excess[keep] / unit
     shown = time[keep] <= end
     curves = [Curve("simulated", np.where(shown, values, np.nan))]
@@ -148,7 +147,7 @@ def rate_chart(trajectory: Trajectory, bounds: Sequence[Certificate] = ()) -> Ch
     time, rate = instantaneous_rate(trajectory)
     rate = np.where(time <= _end(trajectory), rate, np.nan)
     curves = [Curve("seen", rate)]
-    note = ", of the flow" if isinstance(trajectory.method, GradientDescent) else ""
+    note = ", of the flow" if trajectory.method.kind.discrete else ""
     curves += [Curve(f"certified: {c.name}{note}", _rate_of_bound(c, time), "bound") for c in bounds]
     finite = np.concatenate([c.values[np.isfinite(c.values)] for c in curves])
     logarithmic = len(finite) > 0 and bool(finite.min() > 0) and bool(finite.max() > WIDE * finite.min())

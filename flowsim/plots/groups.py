@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowsim.comparison import Comparison
-from flowsim.ensembles import Ensemble
 from flowsim.plots.style import COLOURS, LINES, MARKERS, STYLE, colours, logarithmic, own_axes
+from flowsim.runs.ensembles import Ensemble
 
 if TYPE_CHECKING:
     import xarray

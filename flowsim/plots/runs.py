@@ -21,7 +21,7 @@ from flowsim.plots.charts import (
 )
 from flowsim.plots.style import COLOURS, COLUMN, LINES, STYLE, colours, legend_above, own_axes
 from flowsim.rates import Certificate, Certificates
-from flowsim.trajectory import Trajectory, as_trajectory
+from flowsim.runs.trajectory import Trajectory, as_trajectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

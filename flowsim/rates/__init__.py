@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 
+from flowsim.compression import CompressedNetwork, compress
 from flowsim.errors import InputError
 from flowsim.network import LinearNetwork
 from flowsim.problem import Problem
 from flowsim.rates.certificate import OVERFLOW, Certificate, Certificates, refused
+from flowsim.rates.earlier import min_2021, yun_2020
 from flowsim.rates.homogeneous import arora_2018, corollary_2, homogeneous_sharp, theorem_3_homogeneous
 from flowsim.rates.imbalance import TOLERANCE
-from flowsim.rates.prior import min_2021, yun_2020
 from flowsim.rates.product_bound import theorem_2_product
 from flowsim.rates.theorem_1 import lemma_3, theorem_1_A1, theorem_1_A2
 from flowsim.rates.theorem_2 import theorem_2
 from flowsim.rates.theorem_3 import theorem_3_unimodal
 from flowsim.rates.theorem_4 import theorem_4
-from flowsim.reduction import CompressedNetwork, compress
 from flowsim.threads import threads_for
 
 PLAIN = (lemma_3, theorem_1_A1, theorem_1_A2, theorem_2, theorem_2_product, homogeneous_sharp)

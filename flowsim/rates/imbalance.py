@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flowsim.reduction import CompressedNetwork
+from flowsim.compression import CompressedNetwork
 
 TOLERANCE = 1e-12
 """An eigenvalue of D_l within TOLERANCE max(||W_l||_F^2, ||W_{l+1}||_F^2) of 0 counts as 0 where a theorem asks for a

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from flowsim.compression import CompressedNetwork
 from flowsim.losses import constants_of, excess, minimiser_of, minimum_of
 from flowsim.rates.imbalance import EPS
-from flowsim.reduction import CompressedNetwork
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from flowsim.compression import CompressedNetwork, compress
 from flowsim.network import LinearNetwork
 from flowsim.rates.certificate import Certificate, along_trajectory, refused
 from flowsim.rates.imbalance import Spectrum, spectra, uncertainty
-from flowsim.reduction import CompressedNetwork, compress
 
 NAME = "theorem-2"
 CHEAP_STEPS = 8

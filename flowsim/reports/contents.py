@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from flowsim.diagnosis import Diagnosis, diagnose
 from flowsim.errors import FlowsimError
-from flowsim.methods import describe
+from flowsim.laws import Diagnosis, diagnose
+from flowsim.losses import UnknownLoss
 from flowsim.rates import Certificates
-from flowsim.store import flat
-from flowsim.trajectory import Trajectory, UnknownLoss, words
-from flowsim.trajectory.words import number
+from flowsim.runs import words
+from flowsim.runs.trajectory import Trajectory
+from flowsim.runs.words import number
+from flowsim.sweeps.store import flat
 
 MOST_WORK = 3e10
 """Operations, a few seconds: the laws are not checked here where that takes more, for it repeats the run."""
@@ -93,7 +94,7 @@ def configuration(trajectory: Trajectory) -> dict[str, Any]:
         "loss": name,
         "loss.shape": "x".join(map(str, loss.shape)),
         "network": {"dims": list(network.dims), "scale": network.scale, "origin": dict(network.origin)},
-        "method": describe(trajectory.method),
+        "method": trajectory.method.describe(),
         "options": {name: value for name, value in stored.items() if name not in TOLD},
     }
 

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from flowsim import __version__
-from flowsim.diagnosis import Diagnosis
 from flowsim.display import Table
 from flowsim.errors import InputError
 from flowsim.files import write_atomically
+from flowsim.laws import Diagnosis
 from flowsim.plots import COLOURS, Chart, bounds_of, run_figure
 from flowsim.plots.charts import drift_chart, loss_chart, rate_chart, singular_values_chart
 from flowsim.rates import Certificates
 from flowsim.reports import contents
-from flowsim.trajectory import Trajectory, as_trajectory
+from flowsim.runs.trajectory import Trajectory, as_trajectory
 
 FIGURES = {
     "loss": "Loss, relative to its start; bounds of certificates dashed.",

@@ -13,17 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from flowsim.config import provenance
-from flowsim.ensembles import certified, scalars_of
 from flowsim.errors import InputError, StorageError
-from flowsim.integrators import MEMBER_FAILURES
+from flowsim.methods.guard import MEMBER_FAILURES
 from flowsim.problem import Problem
 from flowsim.progress import Count, counting
-from flowsim.simulation import simulate
-from flowsim.store import Store, canonical
+from flowsim.runs.derived import scalars as scalars_of
+from flowsim.runs.members import certified
+from flowsim.runs.provenance import versions
+from flowsim.runs.record import exit_code_of
+from flowsim.runs.simulation import simulate
+from flowsim.runs.trajectory import Trajectory
 from flowsim.sweeps.specification import Member, SweepSpec
+from flowsim.sweeps.store import Store, canonical
 from flowsim.sweeps.tables import record_of, write_table
-from flowsim.trajectory import EXIT_CODES, Trajectory
 
 RETRIES = 3
 """How often in a row workers may die without finishing anything."""
@@ -42,7 +44,7 @@ def run_member(member: Member) -> dict[str, Any]:
             problem = member.problem()
             scalars = certified(problem, member.settings["certificates"])
             run = _simulated(member, problem)
-            scalars |= {**scalars_of(run), "final_loss": float(run.loss[-1])}
+            scalars |= scalars_of(run)
             if member.settings["curve_points"]:
                 scalars |= {"loss_curve": run.excess.tolist(), "loss_curve_time": run.time.tolist()}
         except MEMBER_FAILURES as error:
@@ -51,7 +53,7 @@ def run_member(member: Member) -> dict[str, Any]:
     return {
         "settings": member.settings,
         "scalars": {k: _plain(v) for k, v in scalars.items()},
-        "versions": provenance(),
+        "versions": versions(),
     }
 
 
@@ -178,7 +180,7 @@ def sweep(
     except KeyboardInterrupt:
         interrupted = True
     records = {member.key: record_of(store, member) for member in mine}
-    failed = sum(r is not None and EXIT_CODES.get(r["scalars"]["status"], 3) != 0 for r in records.values())
+    failed = sum(r is not None and exit_code_of(r["scalars"]["status"]) != 0 for r in records.values())
     finished = sum(records[member.key] is not None for member in todo)
     table = write_table(store, spec)
     return SweepResult(len(mine), finished, len(mine) - len(todo), damaged, failed, interrupted, table)

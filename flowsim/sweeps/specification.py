@@ -12,20 +12,19 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flowsim.checks import as_dims, mistake
+from flowsim.compression import SAMPLED, cannot_sample, sample_compressed
 from flowsim.errors import InputError
 from flowsim.files import read_toml
 from flowsim.initialization import SCHEMES, initialize
 from flowsim.losses import SquaredLoss
 from flowsim.methods import METHODS, Method, method_named
 from flowsim.problem import Problem
-from flowsim.reduction import SAMPLED, cannot_sample, sample_compressed
-from flowsim.store import digest
+from flowsim.sweeps.store import digest
 
 LARGEST_DRAWN = 2**28
 """Members with more weights than this are refused unless drawn in compressed form."""
 MOST_MEMBERS = 10**7
 """A sweep of more members is refused."""
-NEEDS_STEP = ("gd", "euler", "projected-euler")
 
 
 def _listed(value: Any) -> Any:
@@ -80,7 +79,7 @@ class SweepTable(BaseModel):
     @model_validator(mode="after")
     def _together(self) -> SweepTable:
         complaints = []
-        needing = [name for name in self.method if name in NEEDS_STEP]
+        needing = [name for name in self.method if not METHODS[name].kind.adaptive]
         if needing and not self.step_size:
             complaints.append(f"step_size must be given for {', '.join(needing)}")
         if self.draw == "sampled":
@@ -151,7 +150,7 @@ class Member:
     def method(self) -> Method:
         """The method with its settings; a step size concerns those alone that have no error estimate."""
         s = self.settings
-        step = s["step_size"] if s["method"] in NEEDS_STEP else None
+        step = None if METHODS[s["method"]].kind.adaptive else s["step_size"]
         return method_named(s["method"], rtol=s["rtol"], atol=s["atol"], step_size=step)
 
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowsim.config import provenance
-from flowsim.ensembles import WORDS, alpha_of, column
 from flowsim.errors import InputError, StorageError
 from flowsim.files import write_netcdf
-from flowsim.rates import NAMES
-from flowsim.store import RECORDS, Record, Store, canonical, digest
+from flowsim.runs.members import MEANINGS, WORDS, column
+from flowsim.runs.provenance import versions
 from flowsim.sweeps.specification import Member, SweepSpec
+from flowsim.sweeps.store import RECORDS, Record, Store, canonical, digest
 
 if TYPE_CHECKING:
     import xarray
@@ -29,27 +28,7 @@ SETTINGS = {
     "atol": "absolute tolerance",
     "seed": "k of SeedSequence(root_seed).spawn(...)[k]",
 }
-SCALARS = {
-    "status": "how the simulation ended",
-    "reason": "why it failed",
-    "initial_loss": "L(0)",
-    "final_loss": "L at the end",
-    "final_excess": "L - f* at the end",
-    "time_reached": "t at the end: where L - f* fell to stop_loss if status is converged",
-    "rate_seen": "log((L(0) - f*) / (L - f*)) / t at the end, or where the loss is last resolved",
-    "drift": "greatest ||D_l(t) - D_l(0)||_F / max(1, ||D_l(0)||_F)",
-    "energy_residual": "greatest |L(0) - L(t) - integral of ||grad L||^2| / (L(0) - f*)",
-    "error_estimate": "estimated compression error of the weights at the end",
-    "lambda_min_T": "least eigenvalue of T at t = 0",
-    **{alpha_of(name): f"alpha of {name}; NaN where it does not apply" for name in NAMES},
-    "best_certificate": "the certificate of the greatest rate",
-    "best_alpha": "its alpha",
-    "certified_rate": "its rate",
-    "steps": "accepted steps",
-    "rhs_evaluations": "right-hand sides",
-    "core_width": "greatest width of the compressed network",
-    "seconds": "wall time of the member, certificates included",
-}
+SCALARS = {**MEANINGS, "seconds": "wall time of the member, certificates included"}
 
 
 CURVES = ("loss_curve", "loss_curve_time")
@@ -116,7 +95,7 @@ def table(store: Store, spec: SweepSpec) -> xarray.Dataset:
                 row[: len(values)] = [np.nan if v is None else v for v in values]
             variables[name] = (("member", "point"), curve)
     coordinates = {"member": ("member", np.array([k for k, _ in rows], dtype=np.int64))}
-    attributes = {"specification": canonical(spec.model_dump()), "versions": canonical(provenance())}
+    attributes = {"specification": canonical(spec.model_dump()), "versions": canonical(versions())}
     dataset = xarray.Dataset(variables, coordinates, attributes)
     for name, words in (SETTINGS | SCALARS).items():
         dataset[name].attrs["long_name"] = words

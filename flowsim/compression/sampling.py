@@ -1,0 +1,194 @@
+"""Networks in compressed form, drawn directly: networks too wide to store.
+
+W_l has independent entries from N(0, sigma_l^2). For a vector u of P_{l-1} that has not met it, W_l^T u has
+independent normal components along the vectors of P_l that have not met W_l either, the known ones along those that
+have, and beyond P_l a chi variable with h_l - k_l degrees of freedom times a new direction. The same for W_l v. So the
+coordinates of a level can be drawn one product after the other, exactly in distribution, whatever the widths.
+
+Orthogonal layers of one hidden width h >= n + m are simpler: square W_l are isometries, so the products U of W_l^T ...
+W_1^T stay orthonormal, and in bases that begin with them W_l is the identity. All that is random is W_L, m uniformly
+distributed orthonormal columns in R^h, and of these only the n coordinates along U and the lengths of the rest matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import cached_property
+from itertools import pairwise
+from math import prod, sqrt
+from typing import Any
+
+import numpy as np
+
+from flowsim.checks import as_choice, as_count, as_dims, as_number, check_memory
+from flowsim.compression.bases import Bases, FixedBases
+from flowsim.compression.core import CompressedNetwork, first_level
+from flowsim.errors import InputError
+from flowsim.initialization import GAUSSIAN, Seed, generator_of, origin_of
+
+SAMPLED = (*GAUSSIAN, "orthogonal")
+"""Schemes that can be drawn in compressed form."""
+ROOM = 32
+"""Vectors of a basis for which there is room at first; doubled when it is full."""
+
+FEWER = "choose fewer inputs, outputs, layers or steps"
+
+
+class SampledBases(Bases):
+    """Coordinates of a network with entries of W_l from N(0, deviations[l-1]^2), drawn level by level when needed.
+
+    They are drawn by a copy of the generator: what else is drawn from that does not change them.
+    """
+
+    def __init__(self, dims: tuple[int, ...], deviations: list[float], generator: np.random.Generator) -> None:
+        super().__init__(dims)
+        self.given = dims, deviations, deepcopy(generator)
+        self.deviations, self.generator = deviations, deepcopy(generator)
+        self.widths = [dims[0], *([0] * (self.depth - 1)), dims[-1]]
+        self.room = [dims[0], *([ROOM] * (self.depth - 1)), dims[-1]]
+        self.matrices = [np.zeros(shape) for shape in pairwise(self.room)]
+        self.met_from_left = [np.zeros(rows, bool) for rows in self.room[:-1]]
+        self.met_from_right = [np.zeros(columns, bool) for columns in self.room[1:]]
+        for row in range(dims[0]):
+            self._meet_left(0, row)
+        for column in range(dims[-1]):
+            self._meet_right(self.depth - 1, column)
+        self.counts.append(tuple(self.widths))
+
+    @cached_property
+    def imbalance_norms(self) -> Sequence[float]:
+        """||D_l||_F, l = 1 .. L-1: thin terms exact, those of hidden layers in expectation.
+
+        ||D_l||^2 = ||W_l W_l^T||^2 + ||W_{l+1} W_{l+1}^T||^2 - 2 ||W_l W_{l+1}||^2, and for h x k Gaussian entries
+        E ||W W^T||^2 = sigma^4 h k (h + k + 1).
+        """
+        matrices, dims, squares, norms = self.coordinates(1), self.dims, [], []
+        for layer, (M, sigma) in enumerate(zip(matrices, self.deviations, strict=True)):
+            h, k = dims[layer : layer + 2]
+            thin = layer in (0, self.depth - 1)
+            squares.append(float(((M @ M.T) ** 2).sum()) if thin else sigma**4 * h * k * (h + k + 1.0))
+        for layer, (M, N) in enumerate(pairwise(matrices)):
+            if layer in (0, self.depth - 2):
+                cross = float(((M @ N) ** 2).sum())
+            else:
+                cross = (self.deviations[layer] * self.deviations[layer + 1]) ** 2 * prod(dims[layer : layer + 3])
+            norms.append(max(squares[layer] + squares[layer + 1] - 2 * cross, 0.0) ** 0.5)
+        return norms
+
+    def _grow(self) -> tuple[int, ...]:
+        before = (0,) * len(self.dims) if len(self.counts) == 1 else self.counts[-2]
+        new = [range(start, end) for start, end in zip(before, self.counts[-1], strict=True)]
+        for layer in range(1, self.depth - 1):
+            for row in new[layer]:
+                self._meet_left(layer, row)
+            for column in new[layer + 1]:
+                self._meet_right(layer, column)
+        return tuple(self.widths)
+
+    def _meet_left(self, layer: int, row: int) -> None:
+        """Draw W^T u for the vector u = row of the basis before the layer (counted from 0)."""
+        unknown = np.flatnonzero(~self.met_from_right[layer][: self.widths[layer + 1]])
+        sigma = self.deviations[layer]
+        self.matrices[layer][row, unknown] = sigma * self.generator.standard_normal(len(unknown))
+        self.met_from_left[layer][row] = True
+        if layer + 1 < self.depth and self._add_vector(layer + 1):
+            new = self.widths[layer + 1] - 1
+            self.matrices[layer][row, new] = sigma * sqrt(self.generator.chisquare(self.dims[layer + 1] - new))
+
+    def _meet_right(self, layer: int, column: int) -> None:
+        """Draw W v for the vector v = column of the basis after the layer."""
+        unknown = np.flatnonzero(~self.met_from_left[layer][: self.widths[layer]])
+        sigma = self.deviations[layer]
+        self.matrices[layer][unknown, column] = sigma * self.generator.standard_normal(len(unknown))
+        self.met_from_right[layer][column] = True
+        if layer > 0 and self._add_vector(layer):
+            new = self.widths[layer] - 1
+            self.matrices[layer][new, column] = sigma * sqrt(self.generator.chisquare(self.dims[layer] - new))
+
+    def _add_vector(self, index: int) -> bool:
+        """One more vector in P_index, unless it spans everything already."""
+        if self.widths[index] == self.dims[index]:
+            return False
+        if self.widths[index] == self.room[index]:
+            more = self.room[index]
+            self.room[index] += more
+            self.matrices[index - 1] = np.pad(self.matrices[index - 1], ((0, 0), (0, more)))
+            self.matrices[index] = np.pad(self.matrices[index], ((0, more), (0, 0)))
+            self.met_from_right[index - 1] = np.pad(self.met_from_right[index - 1], (0, more))
+            self.met_from_left[index] = np.pad(self.met_from_left[index], (0, more))
+        self.widths[index] += 1
+        return True
+
+
+def cannot_sample(scheme: str, dims: tuple[int, ...]) -> str | None:
+    """Why a scheme of SAMPLED cannot be drawn in compressed form with these dims; None where it can."""
+    hidden, ends = set(dims[1:-1]), dims[0] + dims[-1]
+    if scheme == "orthogonal" and (len(hidden) > 1 or min(hidden) < ends):
+        return f"orthogonal layers need one hidden width, at least n + m = {ends}, to be drawn in compressed form"
+    return None
+
+
+def sample_compressed(
+    scheme: str, dims: Any, *, seed: Seed, scale: float = 1.0, steps: int | None = None
+) -> CompressedNetwork:
+    """A Gaussian (fan_in, fan_out, ntk, xavier) or orthogonal network in compressed form, its weights never existing.
+
+    Exact in distribution for the levels drawn; simulate draws further levels where its error estimate asks for them.
+    Memory and time do not depend on the hidden widths. Same seed, same network (not the one that the scheme itself
+    draws from that seed). steps: the number of Krylov steps to begin with.
+    Raises InputError for another scheme, for orthogonal layers whose hidden widths differ or are less than n + m, and
+    for dims, seed, scale or steps out of range.
+
+    >>> import flowsim as fs
+    >>> network = fs.sample_compressed("fan_out", (5, 10**9, 10**9, 1), seed=0)
+    >>> f"{network.size:.3g} weights", network.widths
+    ('1e+18 weights', (5, 12, 12, 1))
+    >>> flow = fs.simulate(fs.Problem(fs.SquaredLoss([[1.0]] * 5), network), t1=1e-9)
+    >>> flow.status, bool(flow.error_estimate[-1] < 1e-8 * flow.weights_change)
+    ('completed', True)
+    """
+    as_choice(scheme, "scheme", SAMPLED)
+    sizes, factor, generator = as_dims(dims), as_number(scale, "scale", above=0.0), generator_of(seed)
+    if isinstance(seed, np.random.Generator):
+        generator = np.random.default_rng(generator.integers(2**63, size=4))  # of its own, for what is drawn later
+    level = first_level(len(sizes) - 1) if steps is None else as_count(steps, "steps", least=0)
+    reason = cannot_sample(scheme, sizes)
+    if reason is not None:
+        raise InputError(
+            f"Argument `dims` must be others or the network drawn in full: {reason}, but they are {sizes}."
+        )
+    widths = [min(width, (sizes[0] + sizes[-1]) * (level + 1)) for width in sizes]
+    cells = sum(rows * columns for rows, columns in pairwise(widths))
+    check_memory(8 * cells, "dims", f"{len(sizes) - 1} layers with {sizes[0]} inputs and {sizes[-1]} outputs", FEWER)
+    origin = {**origin_of(scheme, sizes, seed, factor), "form": "sampled"}
+    if scheme == "orthogonal":
+        return CompressedNetwork(_orthogonal_bases(sizes, factor, generator), level, origin=origin)
+    variance, model_scale = GAUSSIAN[scheme]
+    deviations = [factor * sqrt(variance(rows, columns)) for rows, columns in pairwise(sizes)]
+    return CompressedNetwork(SampledBases(sizes, deviations, generator), level, model_scale(sizes), origin)
+
+
+def redrawn(origin: Mapping[str, Any], steps: int) -> CompressedNetwork:
+    """The network that was drawn in compressed form as `origin` tells. Raises InputError where it does not tell."""
+    if origin.get("form", "sampled") != "sampled" or origin.get("seed") is None:
+        raise InputError("The network cannot be drawn again: its seed is not known; draw it from a seed.")
+    seed: Any = origin["seed"]
+    if "spawn_key" in origin:
+        seed = np.random.SeedSequence(seed, spawn_key=tuple(origin["spawn_key"]))
+    return sample_compressed(origin["scheme"], origin["dims"], seed=seed, scale=origin["scale"], steps=steps)
+
+
+def _orthogonal_bases(dims: tuple[int, ...], factor: float, generator: np.random.Generator) -> FixedBases:
+    """W_1 = s [I 0], W_l = s I, W_L = s Q: the Q of a Gaussian h x m matrix whose rows beyond n are in their R."""
+    n, h, m = dims[0], dims[1], dims[-1]
+    below = np.triu(generator.standard_normal((m, m)), 1)
+    np.fill_diagonal(below, np.sqrt(generator.chisquare(h - n - np.arange(m))))
+    Q, R = np.linalg.qr(np.vstack([generator.standard_normal((n, m)), below]))
+    Q = Q * np.sign(np.diag(R))
+    width, middle = n + m, max(len(dims) - 3, 0)
+    matrices = [factor * np.eye(n, width), *([factor * np.eye(width)] * middle), factor * Q]
+    ends = [(h - n) ** 0.5, *([0.0] * (middle - 1)), (h - m) ** 0.5]
+    norms = ends if middle else [max(n + m - 2 * float((Q[:n] ** 2).sum()), 0.0) ** 0.5]
+    counts = (n, *([width] * (len(dims) - 2)), m)
+    return FixedBases(dims, matrices, [counts], None, [factor**2 * norm for norm in norms], None, True)

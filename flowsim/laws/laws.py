@@ -1,0 +1,148 @@
+"""The laws of gradient flow, each judged on a trajectory by the level to expect."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+
+from flowsim.laws.levels import LOCAL_ERRORS, MARGIN, ROUND_OFF, Levels
+from flowsim.laws.result import Law, worst
+from flowsim.methods.steps import IntegrationFailure
+from flowsim.network import joint_norm, unflatten
+from flowsim.runs.trajectory import Trajectory
+
+UNREMARKABLE = 0.01
+"""Errors below this share of the tolerance are never held against a method."""
+FLOW = "flow", "dW_l/dt = -dL/dW_l"
+ENERGY = "energy", "L(0) - L(t) = integral of ||grad L||_F^2"
+MONOTONE = "monotone loss", "sqrt(L - f*) falls from step to step"
+RATES = "rate", "sqrt(L - f*) <= sqrt of every certificate's bound"
+RECORD = "record", "saved losses and gradients are those of the saved weights"
+COMPRESSION = "compression", "estimated error <= rtol ||W(t) - W(0)||_F + atol"
+NO_STEP = "no step was taken"
+
+
+def record(case: Levels) -> Law:
+    """The saved L - f* and ||grad L||_F against those of the checkpoints' weights."""
+    run, kept = case.run, np.isin(case.run.time, case.times)
+    W, gradients = case.problem.gradients(unflatten(case.states, case.problem.network.dims))
+    norms = joint_norm(gradients)
+    first, steepest = run.excess[0] or 1.0, norms.max() or 1.0
+    if kept.sum() != len(W):
+        return worst(*RECORD, np.full(len(case.times), np.nan), ROUND_OFF, case.times)
+    gaps = [
+        np.abs(run.excess[kept] - case.problem.excess(W)) / first,
+        np.abs(run.gradient_norm[kept] - norms) / steepest,
+    ]
+    return worst(*RECORD, np.maximum(*gaps), ROUND_OFF, case.times)
+
+
+def motion(case: Levels) -> Law:
+    """Between checkpoints: the greatest difference of any weight from a far tighter solve."""
+    if not case.end:
+        return Law(*FLOW, None, None, None, reason=NO_STEP)
+    try:
+        missed, own = case.missed, case.own
+    except IntegrationFailure as failure:
+        if np.isfinite(case.states).all():
+            return Law(*FLOW, None, None, None, reason=f"there is no far tighter solve: {failure}")
+        missed = own = np.full(len(case.times) - 1, np.nan)
+    size = np.abs(case.states).max(axis=1)[1:]
+    limit = LOCAL_ERRORS * np.maximum(1, case.steps) * case.tolerance[1:]
+    expected = np.minimum(MARGIN * own, limit) + UNREMARKABLE * case.tolerance[1:]
+    expected += ROUND_OFF * size + MARGIN * case.compression
+    return worst(*FLOW, missed, expected, case.times[1:])
+
+
+def imbalances(case: Levels) -> list[Law]:
+    """||D_l(t) - D_l(0)||_F / max(1, ||D_l(0)||_F) at the checkpoints."""
+    run = case.run
+    norms = np.maximum(1.0, run.problem.network.imbalance_norms)
+    drift = case.drift(case.states) / norms
+    sizes = np.sqrt(np.array(largest_square_norms(case)))
+    allowed = np.full(drift.shape, ROUND_OFF)
+    allowed += 2 * MARGIN * np.interp(case.times, run.time, run.error_estimate)[:, None] * sizes / norms
+    if not case.method.kind.keeps_invariants and case.end:
+        steps = np.append(0, np.cumsum(np.maximum(1, case.steps)))
+        step = 2 * np.maximum.accumulate(case.tolerance)[:, None] * sizes / norms
+        limit = LOCAL_ERRORS * steps[:, None] * step
+        own = np.inf if case.again is None else case.again.imbalance_drift.max(0)
+        allowed += np.minimum(MARGIN * own, limit) + UNREMARKABLE * step
+    return [
+        worst(*title, missed, expected, case.times)
+        for title, missed, expected in zip(conserved(case.run), drift.T, allowed.T, strict=True)
+    ]
+
+
+def conserved(run: Trajectory) -> list[tuple[str, str]]:
+    """The names and equations of the imbalance laws."""
+    return [(f"imbalance D_{layer}", f"D_{layer}(t) = D_{layer}(0)") for layer in range(1, run.problem.network.depth)]
+
+
+def largest_square_norms(case: Levels) -> list[float]:
+    """max(||W_l||^2, ||W_{l+1}||^2), spectral, at the first checkpoint, l = 1 .. L-1."""
+    weights = unflatten(case.states[0], case.problem.network.dims)
+    norms = [float(np.linalg.norm(W, 2)) ** 2 for W in weights]
+    return [max(pair) for pair in pairwise(norms)]
+
+
+def energy(case: Levels) -> Law:
+    """|L(0) - L(t) - integral of ||grad L||_F^2| / (L(0) - f*) at all steps."""
+    run = case.run
+    missed = np.abs(run.energy_residual)
+    slope = run.gradient_norm.max() / (run.excess[0] or 1.0)
+    step = slope * case.tolerance.max()
+    limit = LOCAL_ERRORS * step * np.arange(1, len(missed) + 1)
+    own = np.inf if case.again is None else np.abs(case.again.energy_residual).max()
+    expected = ROUND_OFF + UNREMARKABLE * step + np.minimum(MARGIN * own, limit)
+    return worst(*ENERGY, missed, expected, run.step_time)
+
+
+def monotone(case: Levels) -> Law:
+    """The greatest rise of sqrt(L - f*) in a step, against what the method's error of a step can make of it."""
+    roots = np.sqrt(np.maximum(case.run.steps.excess, 0.0))
+    rises = np.append(0.0, np.maximum(np.diff(roots), 0.0))
+    law = worst(*MONOTONE, rises, case.noise + ROUND_OFF * roots[0], case.run.step_time)
+    return _judged(case, law, roots[0])
+
+
+def rates(case: Levels) -> list[Law]:
+    """By how much sqrt(L - f*) exceeds the square root of a certificate's bound, against the method's error."""
+    laws, run = [], case.run
+    for certificate in run.certificates:
+        if certificate.applies and certificate.scope == "trajectory" and certificate.rate:
+            bound = np.sqrt(certificate.bound(run.step_time)) * (1 + 1e-9)
+            allowed = case.noise + 1e-7 * ROUND_OFF**0.5 * bound[0]
+            roots = np.sqrt(np.maximum(run.steps.excess, 0.0))
+            equation = f"sqrt(L - f*) <= sqrt of {certificate.name}'s bound, rate {certificate.rate:.4g}"
+            above = np.maximum(roots - bound, 0.0)
+            law = worst(f"rate {certificate.name}", equation, above, allowed, run.step_time)
+            laws.append(_judged(case, law, roots[0]))
+    return laws
+
+
+def _judged(case: Levels, law: Law, size: float) -> Law:
+    """The law, not checked where the tolerance allows errors of all that it compares, and none was seen."""
+    noise = case.noise
+    if not law.holds or noise < size or not noise:
+        return law
+    reason = f"at this tolerance errors of {noise:.1e} in sqrt(L - f*) are allowed, and it starts at {size:.1e}"
+    return Law(law.name, law.equation, law.residual, law.expected, None, reason=f"{reason}; lower rtol")
+
+
+def compression(run: Trajectory) -> Law:
+    """The estimated error of the weights at the checkpoints against what the compression promised: rtol and atol are
+    the method's, but 1e-13 and 1e-15 for a method that keeps the invariants, 1e-8 and 1e-10 for gradient descent.
+
+    The promise is kept at the ends of steps: between, the tolerance of the step's neighbours counts.
+    """
+    if run.reduction.network is None and not run.error_estimate.any():
+        return Law(*COMPRESSION, None, None, None, reason="the full weights were integrated")
+    rtol, atol = run.method.compression_tolerances
+    times, states = run.checkpoints.times, run.checkpoints.states
+    allowed = rtol * np.linalg.norm(states - states[0], axis=1) + atol
+    step = np.searchsorted(run.step_time, times)
+    ends = np.searchsorted(times, run.step_time[np.minimum(step, len(run.step_time) - 1)])
+    allowed = np.maximum(allowed, allowed[np.minimum(ends, len(times) - 1)])
+    return worst(*COMPRESSION, np.interp(times, run.time, run.error_estimate), allowed, times)

@@ -1,0 +1,139 @@
+"""The level to expect of each law: what an undisturbed run of the same method shows on the same problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+
+from flowsim.compression.control import imbalance_changes
+from flowsim.errors import FlowsimError
+from flowsim.laws.tight import Deadline, Tight, WallLimit
+from flowsim.progress import Count
+from flowsim.runs.simulation import resume, simulate
+from flowsim.runs.trajectory import Trajectory
+
+MARGIN = 10.0
+"""A law is broken where its residual is more than MARGIN times what an undisturbed run of the same method shows."""
+LOCAL_ERRORS = 100.0
+"""An error-controlled step may err by LOCAL_ERRORS times the tolerance; more is not excused by the method itself."""
+ROUND_OFF = 1e-12
+"""Relative to the weights (or to what a law compares): below this is round-off."""
+NEIGHBOURS = 2
+"""How many steps before and after an interval show what a method errs by there."""
+
+
+class Levels:
+    """A trajectory, an undisturbed run of the same method beside it, and the errors of both between checkpoints.
+
+    Each is computed when first asked for. Raises KeyboardInterrupt and WallLimit from then.
+    """
+
+    def __init__(self, trajectory: Trajectory, deadline: Deadline, tell: Count | None = None) -> None:
+        self.run, self.problem, self.method = trajectory, trajectory.simulated, trajectory.method
+        self.deadline, self.tell = deadline, tell
+        self.times, self.states = trajectory.checkpoints.times, trajectory.checkpoints.states
+        self.end = float(self.times[-1])
+        self.descends = self.method.kind.discrete
+        self.steps = np.histogram(trajectory.step_time[1:], self.times)[0] if self.end else np.zeros(0)
+        self.compression = np.diff(np.interp(self.times, trajectory.time, trajectory.error_estimate))
+        self.tight = Tight(trajectory)
+        self.done = 0
+
+    @cached_property
+    def again(self) -> Trajectory | None:
+        """The same method on the same problem from the first checkpoint, gone on with where the run was; None where it
+        cannot be run again."""
+        if not self.end:
+            return None
+        first, *later = *self.run.restarts, self.end
+        try:
+            again = self._simulated(
+                lambda **same: simulate(self.problem, self.method, t1=first, reduce="never", **same), first
+            )
+            for end in later:
+                again = self._simulated(lambda so_far=again, end=end, **same: resume(so_far, t1=end, **same), end)
+        except FlowsimError:
+            return None
+        self.advanced(len(self.times) - 1)
+        return again
+
+    def _simulated(self, simulated: Callable[..., Trajectory], end: float) -> Trajectory:
+        run = simulated(
+            save_points=self.times[self.times <= end], wall_limit=self.deadline.left, progress=self._passed
+        )
+        if run.status == "interrupted":
+            raise KeyboardInterrupt
+        if run.status == "wall_limit":
+            raise WallLimit
+        return run
+
+    def _passed(self, t: float, *_: float) -> None:
+        if self.tell is not None:
+            self.tell(int(np.searchsorted(self.times, t)), 2 * (len(self.times) - 1))
+
+    def advanced(self, intervals: int) -> None:
+        """Tell that so many more intervals are done, of two passes; of three where the run is apart from its repeat."""
+        self.done += intervals
+        if self.tell is not None:
+            self.tell(self.done, max(2 * (len(self.times) - 1), self.done))
+
+    @cached_property
+    def missed(self) -> np.ndarray:
+        """max |W(t_{k+1}) - (the tight flow from W(t_k))| over all weights, for each interval."""
+        return self._errors(self.states, np.ones(len(self.times) - 1, dtype=bool))
+
+    def _errors(self, states: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        self.tight.afresh()
+        errors = np.zeros(len(wanted))
+        for k in np.flatnonzero(wanted):
+            end = self.tight.end(float(self.times[k]), states[k], float(self.times[k + 1]), self.deadline)
+            errors[k] = np.abs(end - states[k + 1]).max()
+            self.advanced(1)
+        return errors
+
+    @cached_property
+    def own(self) -> np.ndarray:
+        """The errors of the undisturbed run, each the greatest within NEIGHBOURS steps: the steps of a run that was
+        gone on with, or is a rounding apart, end elsewhere, and dense output is not equally accurate all along a step.
+
+        Where both runs have the same states to round-off, they have the same error.
+        """
+        if self.again is None or len(self.again.checkpoints.times) != len(self.times):
+            return np.full(len(self.times) - 1, np.inf)
+        repeated, last = self.again.checkpoints.states, len(self.times) - 2
+        apart = np.abs(repeated - self.states).max(axis=1) > ROUND_OFF * np.abs(repeated).max(axis=1)
+        apart = apart[:-1] | apart[1:]
+        own = np.where(apart, self._errors(repeated, apart), self.missed)
+        begun = np.searchsorted(self.again.step_time, self.times[:-1], side="right")
+        ended = np.searchsorted(self.again.step_time, self.times[1:], side="left")
+        first = np.searchsorted(ended, begun - NEIGHBOURS)
+        beyond = np.searchsorted(begun, ended + NEIGHBOURS, side="right")
+        near = [
+            slice(min(a, max(k - 1, 0)), max(b, min(k + 1, last) + 1))
+            for k, (a, b) in enumerate(zip(first, beyond, strict=True))
+        ]
+        return np.array([own[window].max() for window in near])
+
+    @cached_property
+    def tolerance(self) -> np.ndarray:
+        """What a step may err by at each state: ||atol + rtol |W|||_2; at fixed steps, what they show."""
+        if self.descends:
+            return np.zeros(len(self.states))
+        settings = self.method.settings
+        if settings.step_size is not None:
+            shown = float(self.own.max(initial=0.0)) * np.sqrt(self.states.shape[1]) if self.end else 0.0
+            return np.full(len(self.states), shown)
+        return np.linalg.norm(settings.atol + settings.rtol * np.abs(self.states), axis=1)
+
+    @cached_property
+    def noise(self) -> float:
+        """What the error of a step can add to sqrt(L - f*): sqrt(S / 2) times the error, S the greatest curvature."""
+        if self.descends:
+            return 0.0
+        return MARGIN * float(np.sqrt(0.5 * self.tight.radius) * self.tolerance.max())
+
+    def drift(self, states: np.ndarray) -> np.ndarray:
+        """||D_l - D_l(0)||_F (count, L-1) at states of what was integrated."""
+        return imbalance_changes(self.problem, self.run.reduction.network, states)

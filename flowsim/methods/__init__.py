@@ -1,0 +1,36 @@
+"""Methods: frozen values that name an integrator and its settings, and the table of the known names.
+
+Families: Scipy, Diffrax, GaussLegendre, RKC, Projected, GradientDescent; each starts its integrator (`*_steps`), which
+is imported then.
+"""
+
+from __future__ import annotations
+
+from flowsim.methods.base import ATOL, LEAST_RTOL, RTOL, Kind, Method
+from flowsim.methods.descent import GradientDescent
+from flowsim.methods.diffrax import DIFFRAX, Diffrax
+from flowsim.methods.gauss_legendre import GaussLegendre
+from flowsim.methods.projected import Projected
+from flowsim.methods.rkc import RKC
+from flowsim.methods.scipy import SCIPY, Scipy
+from flowsim.methods.table import METHODS, Entry, as_method, method_named
+
+__all__ = [
+    "ATOL",
+    "DIFFRAX",
+    "LEAST_RTOL",
+    "METHODS",
+    "RKC",
+    "RTOL",
+    "SCIPY",
+    "Diffrax",
+    "Entry",
+    "GaussLegendre",
+    "GradientDescent",
+    "Kind",
+    "Method",
+    "Projected",
+    "Scipy",
+    "as_method",
+    "method_named",
+]

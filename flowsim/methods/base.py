@@ -1,0 +1,180 @@
+"""What every method is: a frozen value that names an integrator and its settings, and starts it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from flowsim.checks import as_number
+from flowsim.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from flowsim.methods.steps import Integrator, Movable
+    from flowsim.problem import Problem
+
+LEAST_RTOL = 1e-13
+"""Below this relative tolerance round-off in float64 decides, and step-size control fails."""
+RTOL, ATOL = 1e-8, 1e-10
+"""The default tolerances of all methods."""
+INVARIANT_RTOL, INVARIANT_ATOL = 1e-13, 1e-15
+"""The imbalance drifts by about the compression error times the weights: for a method that keeps it to round-off."""
+LEAST_COMPRESSION_RTOL = 1e-12
+"""Tighter than this, round-off in the defect of the compression decides."""
+TOLD = ("rtol", "atol", "stages")
+"""Settings that str() of a method always tells."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is known of a method, whatever its settings.
+
+    order: None where it varies; line: a sentence on it; matrix_free: an implicit method that forms no Jacobian;
+    adaptive: has an error estimate, without which a step size has to be given; keeps_invariants: every D_l to round-off
+    at any tolerance; stabilised: explicit, but made for stiff problems; discrete: lives on its steps only, and is no
+    approximation of the flow (gradient descent); sources: keys of references.bib.
+    """
+
+    order: int | None
+    explicit: bool
+    line: str
+    matrix_free: bool = False
+    adaptive: bool = True
+    keeps_invariants: bool = False
+    stabilised: bool = False
+    discrete: bool = False
+    sources: tuple[str, ...] = ()
+
+    @property
+    def dense_jacobian(self) -> bool:
+        """Whether the method forms and factors the Jacobian as a matrix."""
+        return not (self.explicit or self.matrix_free)
+
+
+class Method(ABC):
+    """An integrator with its settings: subclasses are frozen dataclasses of settings that JSON can hold.
+
+    A subclass has `kind` (what is known of it) and `begin` (which takes steps), and a field or property `step_size`
+    (None: controlled by the fields `rtol` and `atol`). Its class name stands for it in files: a class that is defined
+    can be loaded. A line in flowsim.methods.METHODS gives it a name for the command, sweeps and comparisons.
+    """
+
+    FAMILIES: ClassVar[dict[str, type[Method]]] = {}
+    """class name -> class."""
+    takes_single_steps: ClassVar[bool] = False
+    """Whether step_by_step gives one step a segment, from any state: what a projection needs."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        known = Method.FAMILIES.get(cls.__name__)
+        if known is not None and known.__module__.startswith("flowsim.") and known.__module__ != cls.__module__:
+            raise InputError(f"A method's class must not be called {cls.__name__}: flowsim has one of that name.")
+        Method.FAMILIES[cls.__name__] = cls
+
+    @property
+    @abstractmethod
+    def kind(self) -> Kind:
+        """What is known of the method."""
+
+    @abstractmethod
+    def begin(self, problem: Problem, t: float, state: np.ndarray, t1: float) -> Integrator:
+        """The integrator, standing at (t, state), bound for t1."""
+
+    def step_by_step(self, problem: Problem, t: float, state: np.ndarray, t1: float) -> Movable:
+        """As begin, but with one step a segment, where takes_single_steps."""
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return type(self).__name__
+
+    @property
+    def key(self) -> str:
+        """The name that METHODS lists, in tables and files."""
+        return self.name.lower()
+
+    @property
+    def settings(self) -> Any:
+        """What carries the tolerances or the step size: the method itself, or the one that is projected."""
+        return self
+
+    @property
+    def tolerances(self) -> tuple[float, float] | None:
+        """(rtol, atol) of a step; None where the steps are not controlled."""
+        own = self.settings
+        return None if own.step_size is not None else (own.rtol, own.atol)
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether many runs by it can be compiled into one (runs.side_by_side)."""
+        return False
+
+    @property
+    def compression_tolerances(self) -> tuple[float, float]:
+        """(rtol, atol) that the error of a compressed width is held to: the method's own, unless it promises more."""
+        if self.kind.keeps_invariants:
+            return INVARIANT_RTOL, INVARIANT_ATOL
+        return max(self.settings.rtol, LEAST_COMPRESSION_RTOL), self.settings.atol
+
+    def step_tolerance(self, size: float, count: int) -> float | None:
+        """What a step may err by, rtol ||W||_F + atol N^(1/2) for N weights; None where no tolerance controls it."""
+        if self.tolerances is None:
+            return None
+        rtol, atol = self.tolerances
+        return rtol * size + atol * count**0.5
+
+    def compile_seconds(self) -> float:
+        """Seconds that this thread has spent compiling for methods of this kind; imports what it compiles with."""
+        return 0.0
+
+    def start(self, problem: Problem, t: float, state: np.ndarray, t1: float) -> Integrator:
+        """The integrator, standing at (t, state), which it copies, bound for t1; what fails in it is told.
+
+        Raises IntegrationFailure where it cannot start.
+        """
+        from flowsim.methods.guard import Guarded, breakdown
+
+        with breakdown(self.name, t):
+            return Guarded(self.begin(problem, t, state.copy(), t1), self.name)
+
+    def describe(self) -> dict[str, Any]:
+        """A JSON-able record, which Method.described reads."""
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
+        settings = {name: value.describe() if isinstance(value, Method) else value for name, value in values}
+        return {"family": type(self).__name__, **settings}
+
+    @staticmethod
+    def described(record: Mapping[str, Any]) -> Method:
+        """The method of a record. Raises InputError, KeyError or TypeError for a foreign one."""
+        settings = {k: Method.described(v) if isinstance(v, Mapping) else v for k, v in record.items()}
+        return Method.FAMILIES[str(settings.pop("family"))](**settings)
+
+    def __str__(self) -> str:
+        """Its name, its tolerances, and what differs from the default."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        usual = {field.name: field.default for field in fields(self)}  # type: ignore[arg-type]
+        name = str(values.pop("name", self.name))
+        told = {k: v for k, v in values.items() if k in TOLD or v != usual[k]}
+        settings = [
+            str(v) if isinstance(v, Method) else f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
+            for k, v in told.items()
+        ]
+        return ", ".join([name, *settings])
+
+
+def check_settings(method: Any) -> None:
+    """rtol, atol and step_size of a method with error control. Raises InputError."""
+    as_number(method.rtol, "rtol", least=LEAST_RTOL, most=1.0)
+    as_number(method.atol, "atol", least=0.0)
+    if method.step_size is not None:
+        as_number(method.step_size, "step_size", above=0.0)
+
+
+def check_step_size(method: Any) -> None:
+    """Raises InputError where a method without an error estimate has no step size."""
+    if not method.kind.adaptive and method.step_size is None:
+        raise InputError(f"Argument `step_size` must be given for {method.name}, which has no error estimate.")

@@ -1,0 +1,75 @@
+"""Gradient descent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from flowsim.checks import as_choice, as_number
+from flowsim.methods.base import ATOL, RTOL, Kind, Method
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from flowsim.methods.steps import Integrator
+    from flowsim.problem import Problem
+
+
+@dataclass(frozen=True)
+class GradientDescent(Method):
+    """W_l <- W_l - step_size dL/dW_l; step k is time t = k step_size.
+
+    backend "numpy" is a plain loop, "jax" a compiled scan. Raises InputError unless step_size > 0.
+
+    Until a given time the imbalance drifts in proportion to the step size; the flow conserves it:
+
+    >>> import numpy as np
+    >>> import flowsim as fs
+    >>> problem = fs.Problem(fs.SquaredLoss(np.ones((3, 2))), fs.fan_in((3, 6, 5, 2), seed=0))
+    >>> coarse, fine = (fs.simulate(problem, fs.GradientDescent(eta), t1=2.0) for eta in (0.01, 0.005))
+    >>> coarse.stats["steps"], fine.stats["steps"]
+    (200, 400)
+    >>> round(float(coarse.imbalance_drift.max() / fine.imbalance_drift.max()), 1)
+    2.0
+    """
+
+    step_size: float
+    backend: Literal["numpy", "jax"] = "numpy"
+
+    def __post_init__(self) -> None:
+        as_number(self.step_size, "step_size", above=0.0)
+        as_choice(self.backend, "backend", ("numpy", "jax"))
+
+    @property
+    def name(self) -> str:
+        """The method's name in tables."""
+        return "gd"
+
+    @property
+    def kind(self) -> Kind:
+        """What is known of the method."""
+        return Kind(1, True, "gradient descent with a fixed step size", adaptive=False, discrete=True)
+
+    @property
+    def compression_tolerances(self) -> tuple[float, float]:
+        """Descent has no tolerances of its own: its compression error is held to the default ones of the flow."""
+        return RTOL, ATOL
+
+    @property
+    def side_by_side(self) -> bool:
+        """As one loop over a stack, by the jax backend."""
+        return self.backend == "jax"
+
+    def compile_seconds(self) -> float:
+        """Seconds spent compiling so far, by the jax backend."""
+        if self.backend == "numpy":
+            return 0.0
+        from flowsim.methods.jax_support import compile_seconds
+
+        return compile_seconds()
+
+    def begin(self, problem: Problem, t: float, state: np.ndarray, t1: float) -> Integrator:
+        """Many steps a segment."""
+        from flowsim.methods.descent_steps import CompiledDescent, Descent
+
+        return (CompiledDescent if self.backend == "jax" else Descent)(problem, self, t, state, t1)

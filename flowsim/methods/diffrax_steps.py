@@ -1,0 +1,292 @@
+"""diffrax's solvers and step-size controllers, driven in jitted segments that carry the controller's state.
+
+Values inside a step are ends of shorter steps of the method itself, for implicit methods under its own error control:
+the interpolants of diffrax, and any through derivatives, lose the stiff components. The dissipated energy, the
+integral of ||grad L||_F^2, comes from the method's own quadrature: its stages and weights.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flowsim.errors import InputError
+from flowsim.losses import excess
+from flowsim.methods.diffrax import Diffrax
+from flowsim.methods.jax_support import as_argument, float64
+from flowsim.methods.steps import DENSE_JACOBIAN_LIMIT, Counts, IntegrationFailure, Segment
+from flowsim.network import backpropagate, product, unflatten
+from flowsim.problem import Problem
+
+SEGMENT_NUMBERS = 2**21
+"""A segment keeps the state after each of its steps; it is as long as this many numbers allow."""
+LONGEST_SEGMENT = 64
+EVALUATED_AT_ONCE = 64
+"""Dense output is compiled for up to this many times at once."""
+MOST_INNER_STEPS = 64
+"""Dense output of an implicit method may take so many steps within one of the run's."""
+class Carry(NamedTuple):
+    """What one segment hands to the next."""
+
+    t: Any
+    t_next: Any
+    y: Any
+    solver_state: Any
+    controller_state: Any
+
+
+class DiffraxSteps:
+    """A method of diffrax from (t, state) to t1, in float64 whatever the user's jax setting.
+
+    longest: how many steps a segment may hold. Raises InputError when an implicit method would need a dense Jacobian
+    of more than DENSE_JACOBIAN_LIMIT weights.
+    """
+
+    def __init__(
+        self, problem: Problem, method: Diffrax, t: float, state: np.ndarray, t1: float, longest: int = LONGEST_SEGMENT
+    ) -> None:
+        if method.kind.dense_jacobian and state.size > DENSE_JACOBIAN_LIMIT:
+            raise InputError(
+                f"Argument `method` must be explicit for {state.size} weights, but {method.name} forms a dense Jacobian"
+                f" (at most {DENSE_JACOBIAN_LIMIT} weights); use tsit5, rkc or gauss-legendre."
+            )
+        self.problem, self.method, self.t, self.t1 = problem, method, t, t1
+        self.length = max(1, min(longest, SEGMENT_NUMBERS // state.size))
+        self.attempts, self.state = 0, np.array(state)
+        self.counts = Counts(rhs_evaluations=None, rejected_steps=0)
+        self.end = np.array(t1, float)
+        self.args = as_argument(problem.stacked_loss), np.array(problem.network.scale, float)
+        step = None if method.step_size is None else np.array(min(method.step_size, t1 - t), float)
+        with float64():
+            self.solver, self.controller = solver_of(method), controller_of(method)
+            weights = unflatten(self.state, problem.network.dims)
+            self.carry = compiled().begin(
+                self.solver, self.controller, np.array(t, float), self.end, weights, step, self.args
+            )
+
+    def advance(self) -> Segment:
+        """Up to self.length accepted steps."""
+        with float64():
+            self.carry, record, accepted, attempts, healthy = compiled().segment(
+                self.solver, self.controller, self.carry, self.end, self.args, self.length, None
+            )
+            count = int(accepted)
+            if count == 0:
+                reason = "no step size was accepted" if bool(healthy) else "the implicit stages were not solved"
+                raise IntegrationFailure(f"{self.method.name} stopped at t = {self.t:.6g}: {reason}.")
+            ends, energy, products = (np.asarray(record[name])[:count] for name in ("t", "energy", "product"))
+            dense = _Dense(self, np.append(self.t, ends), self.state, record["state"])
+        self._count(int(attempts), count)
+        self.t, self.state = float(ends[-1]), dense.states[count - 1]
+        return Segment(dense.times, products, energy, dense)
+
+    def _count(self, attempts: int, accepted: int) -> None:
+        self.attempts += attempts
+        self.counts.rejected_steps = (self.counts.rejected_steps or 0) + attempts - accepted
+        if self.method.name == "Euler":
+            self.counts.rhs_evaluations = self.attempts
+        elif self.method.kind.explicit:  # how often an implicit method iterates diffrax does not tell
+            tableau = self.solver.tableau
+            self.counts.rhs_evaluations = 1 + self.attempts * (tableau.num_stages - int(tableau.fsal))
+
+    def move(self, state: np.ndarray) -> None:
+        """Go on from another state at the time reached."""
+        self.state = np.array(state)
+        with float64():
+            weights = unflatten(self.state, self.problem.network.dims)
+            self.carry = compiled().restart(self.solver, self.carry, weights, self.args)
+
+
+class _Dense:
+    """The states at any times of a segment: at the ends of steps as computed, elsewhere from the step's start."""
+
+    def __init__(self, steps: DiffraxSteps, times: np.ndarray, first: np.ndarray, record: Any) -> None:
+        self.solver, self.controller = steps.solver, steps.controller
+        self.dims, self.args = steps.problem.network.dims, steps.args
+        self.times, self.first, self.record, self.states = times, first, record, np.asarray(record)
+
+    def __call__(self, t: np.ndarray) -> np.ndarray:
+        steps = np.clip(np.searchsorted(self.times, t, side="left") - 1, 0, len(self.times) - 2)
+        found = self.states[steps]
+        found[t == self.times[0]] = self.first
+        inner = np.flatnonzero((t != self.times[0]) & (t != self.times[steps + 1]))
+        for start in range(0, len(inner), EVALUATED_AT_ONCE):
+            some = inner[start : start + EVALUATED_AT_ONCE]
+            found[some] = self._between(steps[some], t[some])
+        return found
+
+    def _between(self, steps: np.ndarray, t: np.ndarray) -> np.ndarray:
+        where = np.zeros((EVALUATED_AT_ONCE, 3))
+        where[: len(t)] = np.stack([self.times[steps], self.times[steps + 1], t], axis=1)
+        which = np.zeros(EVALUATED_AT_ONCE, int)
+        which[: len(t)] = steps
+        arguments = self.first, self.record, which, where, np.array(len(t)), self.dims, self.args
+        with float64():
+            return np.asarray(compiled().evaluate(self.solver, self.controller, *arguments))[: len(t)]
+
+
+def solver_of(method: Diffrax) -> Any:
+    """The solver of diffrax."""
+    import diffrax
+
+    solver = getattr(diffrax, method.name)
+    if method.name == "Euler":
+        return solver()
+    if method.kind.explicit:
+        return solver(scan_kind="lax")
+    from flowsim.methods.stage_newton import MOST_ITERATIONS, stage_newton
+
+    rtol, atol = (method.rtol, method.atol) if method.step_size is None else (1e-10, 1e-12)
+    return solver(root_finder=stage_newton(rtol, atol), root_find_max_steps=MOST_ITERATIONS)
+
+
+def controller_of(method: Diffrax) -> Any:
+    """The step-size controller of diffrax."""
+    import diffrax
+
+    if method.step_size is not None:
+        return diffrax.ConstantStepSize()
+    names = ("rtol", "atol", "pcoeff", "icoeff", "dcoeff")
+    return diffrax.PIDController(**{name: np.array(getattr(method, name), float) for name in names})
+
+
+class Compiled(NamedTuple):
+    """The pieces of a trajectory that are compiled."""
+
+    begin: Any
+    restart: Any
+    segment: Any
+    evaluate: Any
+    shorter: Any
+
+
+@cache
+def compiled() -> Compiled:
+    """Compiled once for each solver, shape and loss."""
+    import diffrax
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+
+    def velocity(t: Any, y: Any, args: Any) -> Any:
+        argument, scale = args
+        _, gradients = backpropagate(argument.loss, y, scale)
+        return [-G for G in gradients]
+
+    terms = diffrax.ODETerm(velocity)
+
+    def error_order(solver: Any) -> Any:
+        return solver.error_order(terms) if isinstance(solver, diffrax.AbstractAdaptiveSolver) else None
+
+    def energy(solver: Any, dense: Any) -> Any:
+        """h^2 sum_i b_i ||F_i||_F^2 of a step of length h; for the Euler methods ||y_1 - y_0||_F^2."""
+        if "k" not in dense:
+            return sum(jnp.sum((new - old) ** 2) for old, new in zip(dense["y0"], dense["y1"], strict=True))
+        return sum(jnp.asarray(solver.tableau.b_sol) @ jnp.sum(k**2, axis=(1, 2)) for k in dense["k"])
+
+    @eqx.filter_jit
+    def begin(solver: Any, controller: Any, t: Any, t1: Any, y: Any, step: Any, args: Any) -> Carry:
+        if isinstance(controller, diffrax.ConstantStepSize):  # whose own steps divide t1 - t into equal parts
+            t_next, state = t + step, step
+        else:
+            t_next, state = controller.init(terms, t, t1, y, step, args, solver.func, error_order(solver))
+        t_next = jnp.minimum(t_next, t1)
+        return Carry(t, t_next, y, solver.init(terms, t, t_next, y, args), state)
+
+    @eqx.filter_jit
+    def restart(solver: Any, carry: Carry, weights: Any, args: Any) -> Carry:
+        return carry._replace(y=weights, solver_state=solver.init(terms, carry.t, carry.t_next, weights, args))
+
+    @eqx.filter_jit
+    def segment(solver: Any, controller: Any, carry: Carry, t1: Any, args: Any, length: int, level: Any) -> Any:
+        """Up to `length` accepted steps, fewer where t1 is reached or (if a level is given) L - f* <= level."""
+        order = error_order(solver)
+
+        def attempt(carry: Carry) -> Any:
+            y, error, dense, solver_state, result = solver.step(
+                terms, carry.t, carry.t_next, carry.y, args, carry.solver_state, False
+            )
+            healthy = diffrax.is_successful(result)
+            # a trial step that overflows is rejected; its state would make the error's scale, and the next step, NaN
+            finite = jnp.all(jnp.stack([jnp.isfinite(W).all() for W in y]))
+            y = [jnp.where(finite, new, old) for new, old in zip(y, carry.y, strict=True)]
+            healthy &= finite
+            if error is not None:
+                error = jax.tree.map(lambda e: jnp.where(jnp.isnan(e) | ~healthy, jnp.inf, e), error)
+            if isinstance(controller, diffrax.ConstantStepSize):
+                controller_state = carry.controller_state
+                keep, t = True, jnp.where(healthy, carry.t_next, carry.t)
+                t_next = t + controller_state
+            else:
+                keep, t, t_next, _, controller_state, _ = controller.adapt_step_size(
+                    carry.t, carry.t_next, carry.y, y, args, error, order, carry.controller_state
+                )
+            keep = jnp.asarray(keep) & healthy
+            t = jnp.minimum(t, t1)
+            near = t_next > t1 - 100 * jnp.finfo(jnp.float64).eps * jnp.abs(t1)
+            t_next = jnp.where(near, jnp.where(keep, t1, t + 0.5 * (t1 - t)), t_next)
+            select = lambda new, old: jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)  # noqa: E731
+            state = Carry(t, t_next, select(y, carry.y), select(solver_state, carry.solver_state), controller_state)
+            entry = {
+                "t": t,
+                "energy": energy(solver, dense) / (carry.t_next - carry.t),
+                "product": product(y, args[1]),
+                "state": jnp.concatenate([jnp.ravel(W) for W in y]),
+            }
+            return state, entry, keep, healthy
+
+        shapes = eqx.filter_eval_shape(attempt, carry)[1]
+        record = jax.tree.map(lambda s: jnp.zeros((length, *s.shape), s.dtype), shapes)
+
+        def going(loop: Any) -> Any:
+            carry, _, accepted, attempts, _ = loop
+            moving = (carry.t < t1) & (carry.t_next > carry.t)
+            if level is not None:
+                moving &= excess(args[0].loss, product(carry.y, args[1])) > level
+            return moving & (accepted < length) & (attempts < 50 + 10 * length)
+
+        def body(loop: Any) -> Any:
+            carry, record, accepted, attempts, _ = loop
+            carry, entry, keep, healthy = attempt(carry)
+            # a rejected attempt is written too, and overwritten by the next one
+            record = jax.tree.map(lambda r, e: r.at[accepted].set(e), record, entry)
+            return carry, record, accepted + keep, attempts + 1, healthy
+
+        return lax.while_loop(going, body, (carry, record, jnp.asarray(0), jnp.asarray(0), jnp.asarray(True)))
+
+    def shorter(solver: Any, y0: Any, start: Any, t: Any, dims: Any, args: Any) -> Any:
+        """The state at t by an explicit method from (start, y0): a shorter step, as accurate as the whole one."""
+        weights = unflatten(y0, dims)
+        state = solver.init(terms, start, t, weights, args)
+        weights, *_ = solver.step(terms, start, t, weights, args, state, False)
+        return jnp.concatenate([jnp.ravel(W) for W in weights])
+
+    def adapted(solver: Any, controller: Any, y0: Any, start: Any, t: Any, dims: Any, args: Any) -> Any:
+        """The state at t by an implicit method from (start, y0): one shorter step, more where its error asks for them.
+
+        An interpolant through derivatives would multiply the error of the stiff components by h |lambda|.
+        """
+        begun = begin(solver, controller, start, t, unflatten(y0, dims), t - start, args)
+        carry, *_ = segment(solver, controller, begun, t, args, MOST_INNER_STEPS, None)
+        return jnp.where(carry.t == t, jnp.concatenate([jnp.ravel(W) for W in carry.y]), jnp.nan)
+
+    @eqx.filter_jit
+    def evaluate(
+        solver: Any, controller: Any, first: Any, record: Any, steps: Any, where: Any, count: Any, dims: Any, args: Any
+    ) -> Any:
+        def at(y0: Any, where: Any) -> Any:
+            start, _, t = where
+            if isinstance(solver, diffrax.AbstractERK | diffrax.Euler):
+                return shorter(solver, y0, start, t, dims, args)
+            return adapted(solver, controller, y0, start, t, dims, args)
+
+        def put(k: Any, states: Any) -> Any:
+            step = steps[k]
+            return states.at[k].set(at(jnp.where(step == 0, first, record[step - 1]), where[k]))
+
+        return lax.fori_loop(0, count, put, jnp.zeros((len(steps), len(first))))
+
+    return Compiled(begin, restart, segment, evaluate, shorter)

@@ -1,0 +1,156 @@
+"""scipy's OdeSolver objects, one accepted step a segment."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy.integrate import BDF, DOP853, LSODA, RK23, RK45, Radau
+from scipy.linalg import LinAlgWarning
+
+from flowsim.errors import InputError
+from flowsim.methods.scipy import Scipy
+from flowsim.methods.steps import (
+    DENSE_JACOBIAN_LIMIT,
+    CountingVelocity,
+    IntegrationFailure,
+    Segment,
+    dissipation,
+    is_faithful,
+)
+from flowsim.problem import Problem
+
+SOLVERS = {"RK23": RK23, "RK45": RK45, "DOP853": DOP853, "Radau": Radau, "BDF": BDF, "LSODA": LSODA}
+
+LEAST_SPAN = 1e-150
+"""A shorter span is first tried in one step."""
+
+
+class ScipySteps:
+    """A method of scipy from (t, state) to t1.
+
+    Where stability limits the steps, DOP853's interpolant may be thousands of times less accurate than they are: where
+    an explicit method's does not solve the equation in the middle of a step, values inside are ends of shorter steps.
+
+    Raises InputError when an implicit one would need a dense Jacobian of more than DENSE_JACOBIAN_LIMIT weights.
+    """
+
+    def __init__(self, problem: Problem, method: Scipy, t: float, state: np.ndarray, t1: float) -> None:
+        if method.kind.dense_jacobian and state.size > DENSE_JACOBIAN_LIMIT:
+            raise InputError(
+                f"Argument `method` must be explicit for {state.size} weights, but {method.name} forms a dense Jacobian"
+                f" (at most {DENSE_JACOBIAN_LIMIT} weights); use dop853, rkc or gauss-legendre."
+            )
+        self.problem, self.t, self.t1 = problem, t, t1
+        velocity = CountingVelocity(problem)
+        self.counts = velocity.counts
+        settings = _settings(method, t1 - t)
+        if not method.kind.explicit:
+            settings["jac"] = lambda _, y: problem.jacobian_product(y, np.eye(y.size))
+        self.solver: Any = SOLVERS[method.name](velocity, t, state, t1, **settings)
+        self.velocity, self.explicit = velocity, method.kind.explicit
+        if method.name == "Radau" and method.step_size is not None:
+            self.solver.newton_tol = 1e-13  # with error control off, rtol = 1 would leave the stages unsolved
+
+    def advance(self) -> Segment:
+        """One accepted step."""
+        before = self.t, self.solver.y
+        if self.explicit:
+            message = self.solver.step()
+        else:
+            with warnings.catch_warnings():  # of singular matrices and repeated failures: the status says it
+                warnings.simplefilter("ignore", LinAlgWarning)
+                warnings.filterwarnings("ignore", "lsoda:", UserWarning)
+                message = self.solver.step()
+        if self.solver.status == "failed":
+            raise IntegrationFailure(f"{type(self.solver).__name__} stopped at t = {self.t:.6g}: {message}")
+        start, self.t = self.t, float(self.solver.t)
+        if getattr(self.solver, "njev", 0):
+            self.counts.jacobians = int(self.solver.njev)
+        self.dense = dense = _Dense(self, before)
+        end = self.problem.products(self.solver.y)
+        return Segment(
+            times=np.array([start, self.t]),
+            products=end[None],
+            dissipated=np.array([self._dissipated(dense, start)]),
+            evaluate=dense,
+        )
+
+    def move(self, state: np.ndarray) -> None:
+        """Go on from another state at the time reached; the last step's dense output, if wanted, is built before."""
+        _ = self.dense.interpolant
+        self.solver.y, self.solver.f = state, self.solver.fun(self.t, state)
+
+    def resume(self, t: float, state: np.ndarray, t1: float, step: float) -> None:
+        """Go on from (t, state) to t1, with a step of at least that size first, and the Jacobian as it is."""
+        solver = self.solver
+        if t != self.t:
+            solver.sol = None  # Radau extrapolates its last step
+        self.t, self.t1, solver.t, solver.t_bound, solver.status = t, t1, t, t1, "running"
+        solver.y, solver.f = state, solver.fun(t, state)
+        if step > solver.h_abs:
+            solver.h_abs = step
+            solver.LU_real = solver.LU_complex = None
+
+    def _dissipated(self, dense: _Dense, start: float) -> float:
+        """The integral of ||grad L||^2 over the last step, by the method's own quadrature weights where it has them."""
+        if isinstance(self.solver, (RK23, RK45, DOP853)):
+            stages = self.solver.K[: len(self.solver.B)]
+            return (self.t - start) * float(self.solver.B @ np.einsum("ij,ij->i", stages, stages))
+        return dissipation(self.problem, dense, start, self.t)
+
+
+def _settings(method: Scipy, span: float) -> dict[str, Any]:
+    if method.step_size is None:
+        first = {"first_step": span} if span < LEAST_SPAN else {}  # LSODA's own choice divides by its square
+        return {"rtol": method.rtol, "atol": method.atol, **first}
+    step = min(method.step_size, span)
+    return {"rtol": 1.0, "atol": 1e6, "first_step": step, "max_step": step}
+
+
+class _Dense:
+    """The dense output of the last step, built when first asked for; its ends are the steps' own values."""
+
+    def __init__(self, steps: ScipySteps, start: tuple[float, np.ndarray]) -> None:
+        self.steps, self.solver, self.start, self.end = steps, steps.solver, start, (steps.solver.t, steps.solver.y)
+
+    @cached_property
+    def interpolant(self) -> Any:
+        return self.solver.dense_output()
+
+    @cached_property
+    def faithful(self) -> bool:
+        """Whether the interpolant solves the equation in the middle of the step; implicit methods' always do."""
+        if not self.steps.explicit:
+            return True
+        (start, first), (end, last) = self.start, self.end
+        return is_faithful(
+            lambda t: self.interpolant(t).T,
+            lambda y: self.steps.velocity(start, y),
+            (start, end),
+            (first, last),
+            self.solver.rtol,
+            self.solver.atol,
+        )
+
+    def __call__(self, t: np.ndarray) -> np.ndarray:
+        states = np.empty((len(t), len(self.end[1])))
+        between = (t != self.start[0]) & (t != self.end[0])
+        if between.any():
+            states[between] = self.interpolant(t[between]).T if self.faithful else self._shorter_steps(t[between])
+        for end, state in (self.start, self.end):
+            states[t == end] = state
+        return states
+
+    def _shorter_steps(self, t: np.ndarray) -> np.ndarray:
+        """The method's own step from the start of this one to each time."""
+        start, state = self.start
+        ends = []
+        for end in t:
+            step = {"rtol": 1.0, "atol": 1e6, "first_step": end - start, "max_step": end - start}
+            solver = type(self.solver)(self.steps.velocity, start, state, end, **step)
+            solver.step()
+            ends.append(solver.y)
+        return np.array(ends)

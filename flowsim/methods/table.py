@@ -1,0 +1,93 @@
+"""The table of the known names: one line a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+from flowsim.checks import as_choice
+from flowsim.errors import InputError
+from flowsim.methods.base import ATOL, RTOL, Kind, Method
+from flowsim.methods.descent import GradientDescent
+from flowsim.methods.diffrax import DIFFRAX, Diffrax
+from flowsim.methods.gauss_legendre import GaussLegendre
+from flowsim.methods.projected import Projected, projected_kind
+from flowsim.methods.rkc import RKC
+from flowsim.methods.scipy import SCIPY, Scipy
+
+
+class Entry(NamedTuple):
+    """make(rtol=, atol=, step_size=) gives the method; kind: what is known of it."""
+
+    make: Callable[..., Method]
+    kind: Kind
+
+
+def _entries() -> dict[str, Entry]:
+    plain = {
+        method(name, step_size=1.0).key if not kind.adaptive else method(name).key: Entry(partial(method, name), kind)
+        for method, table in ((Scipy, SCIPY), (Diffrax, DIFFRAX))
+        for name, kind in table.items()
+    }
+    plain["rkc"] = Entry(RKC, RKC().kind)
+    gauss = {f"gauss-legendre-{s}": Entry(partial(GaussLegendre, s), GaussLegendre(s).kind) for s in (1, 2, 3, 4)}
+    projected = {
+        f"projected-{key}": Entry(partial(_projected, entry.make), projected_kind(entry.kind, key))
+        for key, entry in plain.items()
+        if entry.kind.explicit
+    }
+    default = {"gauss-legendre": gauss["gauss-legendre-4"]}
+    descent = {"gd": Entry(GradientDescent, GradientDescent(1.0).kind)}
+    return {**plain, **default, **gauss, **projected, **descent}
+
+
+def _projected(make: Callable[..., Method], **settings: Any) -> Method:
+    return Projected(make(**settings))
+
+
+METHODS = _entries()
+"""name -> how to make it, and what is known of it. A method of one's own is one more line."""
+
+
+def as_method(value: Any) -> Method:
+    """A method, or the one of a name; the default for None. Raises InputError for anything else."""
+    if value is None:
+        return Scipy()
+    if isinstance(value, str):
+        return method_named(value)
+    if not isinstance(value, Method):
+        what = f"the class {value.__name__}" if isinstance(value, type) else f"of type {type(value).__name__}"
+        raise InputError(
+            f"Argument `method` must be a method such as Scipy('DOP853') or a name such as 'dop853', but it is {what}."
+        )
+    return value
+
+
+def method_named(
+    name: str = "dop853",
+    *,
+    rtol: float = RTOL,
+    atol: float = ATOL,
+    step_size: float | None = None,
+    backend: Literal["numpy", "jax"] = "numpy",
+) -> Method:
+    """The method of that name (a key of METHODS). Gradient descent needs step_size; backend concerns it alone.
+
+    Raises InputError for an unknown name (listing the known), or settings that the method cannot use.
+
+    >>> import flowsim as fs
+    >>> fs.method_named("gauss-legendre", rtol=1e-6) == fs.GaussLegendre(4, rtol=1e-6)
+    True
+    >>> fs.method_named("projected-rk45").method
+    Scipy(name='RK45', rtol=1e-08, atol=1e-10, step_size=None)
+    """
+    key = as_choice(str(name).lower(), "method", METHODS)
+    entry = METHODS[key]
+    if not entry.kind.adaptive and step_size is None:
+        raise InputError(f"Argument `step_size` must be given for {key}, which has no error estimate.")
+    if key == "gd":
+        return GradientDescent(step_size, backend)  # type: ignore[arg-type]
+    if backend != "numpy":
+        raise InputError(f"Argument `backend` must be numpy for method {key}: only gradient descent has a choice.")
+    return entry.make(rtol=rtol, atol=atol, step_size=step_size)

@@ -1,0 +1,62 @@
+"""A trajectory as an xarray Dataset."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray
+
+if TYPE_CHECKING:
+    from flowsim.runs.trajectory import Trajectory
+
+
+def dataset_of(run: Trajectory) -> xarray.Dataset:
+    """All of it with long names; `step_*` variables are known at every step."""
+    return xarray.Dataset(
+        {
+            "loss": ("time", run.loss, {"long_name": "loss L(t)"}),
+            "excess_loss": ("time", run.excess, {"long_name": "L(t) - f*"}),
+            "gradient_norm": ("time", run.gradient_norm, {"long_name": "||grad L(t)||_F"}),
+            "imbalance_change": (
+                ("time", "layer"),
+                run.imbalance_change,
+                {"long_name": "||D_l(t) - D_l(0)||_F"},
+            ),
+            "imbalance_drift": (
+                ("time", "layer"),
+                run.imbalance_drift,
+                {"long_name": "||D_l(t) - D_l(0)||_F / max(1, ||D_l(0)||_F)"},
+            ),
+            "error_estimate": (
+                "time",
+                run.error_estimate,
+                {"long_name": "estimated compression error of the weights, Frobenius norm over all layers"},
+            ),
+            "singular_values": (
+                ("checkpoint_time", "mode"),
+                run.singular_values,
+                {"long_name": "singular values of the product W(t)"},
+            ),
+            "step_loss": ("step_time", run.step_loss, {"long_name": "loss L(t) after each step"}),
+            "step_excess_loss": ("step_time", run.steps.excess, {"long_name": "L(t) - f* after each step"}),
+            "dissipated": ("step_time", run.steps.dissipated, {"long_name": "integral of ||grad L||_F^2"}),
+            "energy_residual": (
+                "step_time",
+                run.energy_residual,
+                {"long_name": "(L(0) - L(t) - dissipated) / (L(0) - f*)"},
+            ),
+        },
+        coords={
+            "time": ("time", run.time, {"long_name": "time t", "units": "1"}),
+            "layer": ("layer", np.arange(1, run.problem.network.depth), {"long_name": "l of D_l"}),
+            "step_time": ("step_time", run.step_time, {"long_name": "time t after each step", "units": "1"}),
+            "checkpoint_time": (
+                "checkpoint_time",
+                run.checkpoints.times,
+                {"long_name": "time t at which the weights were kept", "units": "1"},
+            ),
+            "mode": ("mode", 1 + np.arange(run.singular_values.shape[1]), {"long_name": "number of the mode"}),
+        },
+        attrs={"status": run.status, "message": run.message},
+    )

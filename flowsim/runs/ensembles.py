@@ -1,0 +1,270 @@
+"""ensemble: many members of one shape at once, statistics of their loss curves, a row of scalars for each."""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from flowsim.checks import as_choice, as_count, as_number
+from flowsim.compression.control import Model, choose_model
+from flowsim.display import Shown, Table
+from flowsim.errors import FlowsimError, InputError
+from flowsim.losses import is_built_in, minimum_of
+from flowsim.methods import Diffrax, Method, as_method
+from flowsim.methods.guard import MEMBER_FAILURES
+from flowsim.problem import Problem
+from flowsim.progress import Count, counting
+from flowsim.runs.derived import scalars
+from flowsim.runs.members import certified, column
+from flowsim.runs.record import Record, exit_code_of
+from flowsim.runs.simulation import simulate
+from flowsim.runs.stopping import save_times
+
+if TYPE_CHECKING:
+    import xarray
+
+Draw = Callable[[np.random.SeedSequence], Problem]
+BATCH = 256
+"""Members that are integrated side by side."""
+INTERRUPTED = {"status": "interrupted", "reason": "Ctrl-C came before this member was finished"}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Ensemble(Shown):
+    """What many members did.
+
+    time (S): the common grid; excess (M, S): L - f* of each member; from where a member stopped (at its level, or
+    because it failed) its last value is held, so that quantiles above the stopping level are exact. scalars: name ->
+    array (M), as in `flowsim sweep`'s table; status and reason are words. rate_seen is Trajectory's, up to where the
+    loss is last resolved (of descent side by side: of the times that it records, `time` among them). seconds: of the
+    whole call.
+
+    >>> import flowsim as fs
+    >>> def draw(seed):
+    ...     return fs.Problem(fs.SquaredLoss([[1.0]]), fs.fan_out((1, 8, 8, 1), seed=seed))
+    >>> many = fs.ensemble(draw, 5, t1=0.1, method=fs.Scipy("RK45"), certificates="all")
+    >>> many.quantiles([0.0, 1.0]).shape, many.failed.size, dict(many.dataset.sizes)
+    ((2, 33), 0, {'member': 5, 'time': 33})
+    >>> bool((many.scalars["certified_rate"] <= many.scalars["rate_seen"]).all())
+    True
+    """
+
+    time: np.ndarray
+    excess: np.ndarray
+    scalars: dict[str, np.ndarray]
+    method: Method
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.excess)
+
+    @property
+    def failed(self) -> np.ndarray:
+        """Indices of the members that did not end well."""
+        return np.flatnonzero([exit_code_of(status) != 0 for status in self.scalars["status"]])
+
+    def quantiles(self, q: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95), relative: bool = True) -> np.ndarray:
+        """(len(q), S): quantiles over the members of L - f* (relative: over its start) at each time."""
+        curves = self.excess / self.excess[:, :1] if relative else self.excess
+        return np.nanquantile(curves, q, axis=0)
+
+    @cached_property
+    def dataset(self) -> xarray.Dataset:
+        """Scalars (member), loss curves (member, time)."""
+        import xarray
+
+        variables: dict[str, Any] = {name: ("member", values) for name, values in self.scalars.items()}
+        variables["excess_loss"] = (("member", "time"), self.excess, {"long_name": "L(t) - f*"})
+        return xarray.Dataset(variables, {"time": self.time, "member": np.arange(len(self))})
+
+    def shown(self) -> Table:
+        """How many ended how, and what the curves and the invariants did."""
+        words, counts = np.unique(self.scalars["status"].astype(str), return_counts=True)
+        known = np.isfinite(self.excess[:, -1])
+        ends = " ".join(f"{end:.3g}" for end in self.quantiles()[:, -1]) if known.any() else "none"
+        drift = self.scalars.get("drift", np.full(len(self), np.nan))
+        return Table(
+            [
+                ("members", f"{len(self)}: " + ", ".join(f"{n} {word}" for word, n in zip(words, counts, strict=True))),
+                ("method", f"{self.method}"),
+                ("work", f"{self.seconds:.3g} s, {len(self) / self.seconds:.3g} members a second"),
+                ("loss", f"(L - f*) / (L(0) - f*) at the end, quantiles 5 25 50 75 95 %: {ends}"),
+                ("drift", f"at most {np.nanmax(drift, initial=0.0):.2g}"),
+                ("memory", f"{self.excess.nbytes / 2**20:.3g} MiB of loss curves"),
+            ]
+        )
+
+
+def ensemble(
+    draw: Draw,
+    members: int,
+    *,
+    t1: float,
+    method: Method | str | None = None,
+    save_points: int | Sequence[float] | np.ndarray = 33,
+    stop_loss: float | None = None,
+    max_steps: int = 100_000,
+    certificates: Literal["all", "cheap", "none"] = "none",
+    seed: int = 0,
+    progress: Count | bool | None = None,
+) -> Ensemble:
+    """Gradient flow (or descent) of many members: member k starts from draw(SeedSequence(seed).spawn(members)[k]).
+
+    method: Diffrax("Dopri8") by default. An explicit method of diffrax, or gradient descent with backend "jax", takes
+    BATCH members side by side, each with its own steps, on a GPU where jax has one; the width is compressed, and a
+    member whose estimated error exceeds the tolerance, or that fails, is simulated again by itself. Other methods
+    simulate one member after the other; with a handful of members that is quicker, for nothing is compiled. Members may
+    have targets of their own; those of another shape than their neighbours are simulated by themselves.
+
+    One member's failure never spoils the others: its row has its status and the reason; after Ctrl-C the rows of those
+    that were not finished say so. progress(done, members) is called after each batch; True shows a bar. save_points
+    (33 times, evenly; beyond the end of a member that stopped there is NaN), t1, stop_loss, max_steps as for simulate.
+    Raises InputError for arguments out of range.
+
+    Member k has a seed of its own and is the same whatever the number of members (here by compiled gradient descent):
+
+    >>> import numpy as np
+    >>> import flowsim as fs
+    >>> def draw(seed):
+    ...     return fs.Problem(fs.SquaredLoss([[1.0]]), fs.sample_compressed("fan_out", (1, 10**6, 10**6, 1), seed=seed))
+    >>> method = fs.GradientDescent(1e-8, backend="jax")
+    >>> few, more = (fs.ensemble(draw, count, t1=1e-6, method=method) for count in (2, 3))
+    >>> np.allclose(few.excess, more.excess[:2]), len(set(more.scalars["final_excess"]))
+    (True, 3)
+    """
+    if not callable(draw):
+        raise InputError(
+            f"Argument `draw` must be a function of a seed that returns a Problem, but it is a {type(draw).__name__}."
+        )
+    method = Diffrax("Dopri8") if method is None else as_method(method)
+    end = as_number(t1, "t1", above=0.0)
+    grid = save_times(method, end, save_points)
+    count, limit = as_count(members, "members"), as_count(max_steps, "max_steps")
+    level = None if stop_loss is None else as_number(stop_loss, "stop_loss", above=0.0)
+    as_choice(certificates, "certificates", ("all", "cheap", "none"))
+    settings = _Settings(method, end, grid, level, limit, certificates)
+    begun, excess, rows = clock.perf_counter(), np.full((count, len(grid)), np.nan), []
+    with counting(progress) as tell:
+        for first in range(0, count, BATCH):
+            block = range(first, min(first + BATCH, count))
+            results = _results(draw, seed, block, settings)
+            for k, (curve, row) in zip(block, results, strict=True):
+                excess[k] = curve
+                rows.append(row)
+            if any(row["status"] == "interrupted" for row in rows[first:]):
+                break
+            if tell is not None:
+                tell(block.stop, count)
+    rows += [INTERRUPTED] * (count - len(rows))
+    names = dict.fromkeys(name for row in rows for name in row)
+    scalars = {name: column(name, [row.get(name) for row in rows]) for name in names}
+    return Ensemble(grid, excess, scalars, method, clock.perf_counter() - begun)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    method: Method
+    t1: float
+    times: np.ndarray
+    stop_loss: float | None
+    max_steps: int
+    certificates: str
+
+
+Result = tuple[np.ndarray, dict[str, Any]]
+"""A member's loss curve and its scalars."""
+
+
+def _drawn(draw: Draw, seed: int, k: int) -> Problem | str:
+    """Member k, or why there is none."""
+    try:
+        problem = draw(np.random.SeedSequence(seed, spawn_key=(k,)))
+    except FlowsimError as error:
+        return str(error)
+    except Exception as error:
+        return f"draw raised {type(error).__name__}: {error}"
+    if not isinstance(problem, Problem):
+        raise InputError(f"Argument `draw` must return a Problem, but it returns a {type(problem).__name__}.")
+    return problem
+
+
+def _results(draw: Draw, seed: int, block: range, settings: _Settings) -> list[Result]:
+    """Those of a batch; after Ctrl-C rows that say so."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # a member that diverges is a row, not a warning
+            return _block([_drawn(draw, seed, k) for k in block], settings)
+    except KeyboardInterrupt:
+        return [(np.full(len(settings.times), np.nan), INTERRUPTED)] * len(block)
+
+
+def _block(problems: Sequence[Problem | str], settings: _Settings) -> list[Result]:
+    """The results of a batch, in order."""
+    records: list[Record | None] = [None] * len(problems)
+    if settings.method.side_by_side:
+        from flowsim.runs.side_by_side import side_by_side
+
+        models = {k: model for k, p in enumerate(problems) if (model := _model(p, settings)) is not None}
+        kinds = [_kind(model) for model in models.values()]
+        usual = max(set(kinds), key=kinds.count) if kinds else None
+        alike = [k for k, kind in zip(models, kinds, strict=True) if kind == usual]
+        if len(alike) > 1:
+            chosen: Any = [problems[k] for k in alike]
+            with suppress(*MEMBER_FAILURES):  # each by itself then, and what fails is a row
+                found = side_by_side(
+                    chosen,
+                    [models[k] for k in alike],
+                    settings.method,
+                    settings.t1,
+                    settings.times,
+                    settings.stop_loss,
+                    settings.max_steps,
+                    BATCH,
+                )
+                for k, record in zip(alike, found, strict=True):
+                    records[k] = record
+    return [_result(problem, record, settings) for problem, record in zip(problems, records, strict=True)]
+
+
+def _model(problem: Problem | str, settings: _Settings) -> Model | None:
+    """What simulate would integrate, where a level of L - f* makes sense; None for a member that simulate refuses."""
+    if isinstance(problem, str) or (settings.stop_loss is not None and minimum_of(problem.loss) is None):
+        return None
+    try:
+        return choose_model(problem, settings.method, "auto")
+    except MEMBER_FAILURES:
+        return None
+
+
+def _kind(model: Model) -> tuple[Any, ...]:
+    """Members of one kind can stand side by side."""
+    loss = model.problem.stacked_loss
+    same: Any = id(loss)
+    if is_built_in(loss):
+        same = type(loss), *(np.shape(part) for part in loss.parts().values())
+    return same, model.problem.network.dims
+
+
+def _result(problem: Problem | str, record: Record | None, settings: _Settings) -> Result:
+    """The loss curve on the grid, its last value held beyond the end, and the scalars; of a record, or by simulate."""
+    times = settings.times
+    if isinstance(problem, str):
+        return np.full(len(times), np.nan), {"status": "failed", "reason": problem}
+    try:
+        record = record or simulate(
+            problem,
+            settings.method,
+            t1=settings.t1,
+            save_points=times,
+            stop_loss=settings.stop_loss,
+            max_steps=settings.max_steps,
+        )
+        row = {**scalars(record), **certified(problem, settings.certificates)}
+        return np.interp(times, record.time, record.excess), row
+    except MEMBER_FAILURES as error:
+        return np.full(len(times), np.nan), {"status": "failed", "reason": str(error) or type(error).__name__}

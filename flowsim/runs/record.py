@@ -1,0 +1,145 @@
+"""What every run leaves behind, whatever ran it: a status, the losses and invariants at the saved times, every step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from annotated_types import Ge, Le
+from typing_extensions import TypedDict
+
+from flowsim.checks import WIDEST
+from flowsim.compression import CompressedNetwork
+from flowsim.methods import Method
+from flowsim.problem import Problem
+from flowsim.values import guarded
+
+
+class Status(NamedTuple):
+    """What a status means and what to do; the exit code of the command."""
+
+    meaning: str
+    exit_code: int
+
+
+STATUSES = {
+    "completed": Status("The end time was reached.", 0),
+    "converged": Status("The stopping level was reached.", 0),
+    "diverged": Status(
+        "The state grew without bound or the steps failed; lower step_size, or rtol where there is one.", 3
+    ),
+    "step_limit": Status(
+        "The step limit was reached before the end time; raise max_steps, loosen rtol or lower t1.", 3
+    ),
+    "wall_limit": Status(
+        "The wall-clock limit was reached before the end time; raise wall_limit or use a cheaper method.", 3
+    ),
+    "interrupted": Status("The run was interrupted; the result up to there is kept.", 130),
+    "failed": Status("There is no run: the problem could not be made or simulated.", 3),
+}
+"""How a run can have ended; failed are members of ensembles and sweeps of which there is no record."""
+
+
+
+def exit_code_of(status: str) -> int:
+    """The exit code of a status; 3 of one that this version does not know."""
+    return STATUSES[status].exit_code if status in STATUSES else 3
+
+
+Count = Annotated[int, Ge(0), Le(WIDEST)]
+Seconds = Annotated[float, Ge(0)]
+
+
+class Work(TypedDict):
+    """What a run took; None where the method does not tell. seconds: without those spent compiling."""
+
+    steps: Count
+    rhs_evaluations: Count | None
+    rejected_steps: Count | None
+    jacobians: Count | None
+    seconds: Seconds
+    compile_seconds: Seconds
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """States kept at some of the saved times, the first and the last among them."""
+
+    times: np.ndarray
+    states: np.ndarray
+
+    def __post_init__(self) -> None:
+        _guard(self)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What is known after every accepted step: time, L - f*, and the integral of ||grad L||_F^2 since t = 0."""
+
+    time: np.ndarray
+    excess: np.ndarray
+    dissipated: np.ndarray
+
+    def __post_init__(self) -> None:
+        _guard(self)
+
+
+def _guard(record: Any) -> None:
+    """Let nobody write to the arrays of a record."""
+    for name, value in vars(record).items():
+        if isinstance(value, np.ndarray):
+            vars(record)[name] = guarded(value)
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How the width was compressed: the compressed network (None where the full weights were integrated), the estimate
+    of ||W_full(t) - W(t)||_F over all layers at the saved times, and the reason for the choice."""
+
+    network: CompressedNetwork | None
+    error: np.ndarray
+    reason: str
+
+    def __post_init__(self) -> None:
+        _guard(self)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Record:
+    """What a run did; its arrays are read-only.
+
+    time (S): saved times; excess (S): L - f* (L where f* is unknown); gradient_norm (S): ||grad L||_F;
+    imbalance_change (S, L-1): ||D_l(t) - D_l(0)||_F; steps: every step; checkpoints: some states; reduction: whether
+    and how the width was compressed, with the error estimate; stats: the work; restarts: the times at which it was
+    resumed.
+    """
+
+    problem: Problem
+    method: Method
+    status: str
+    detail: str
+    time: np.ndarray
+    excess: np.ndarray
+    gradient_norm: np.ndarray
+    imbalance_change: np.ndarray
+    steps: Steps
+    checkpoints: Checkpoints
+    reduction: Reduction
+    stats: Work
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    restarts: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        _guard(self)
+
+    @property
+    def message(self) -> str:
+        """What the status means, what to do, and what there is to say of the run."""
+        return " ".join(part for part in (STATUSES[self.status].meaning, self.detail) if part)
+
+    @property
+    def exit_code(self) -> int:
+        """0 completed or converged, 3 a failure or a limit, 130 interrupted."""
+        return STATUSES[self.status].exit_code

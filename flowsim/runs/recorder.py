@@ -1,0 +1,333 @@
+"""The recorder of a simulation under way: it takes segments, records them, and looks for a reason to stop."""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import numpy as np
+
+from flowsim.compression.control import CompressedModel, Model, Refused, choose_model, resumed_model
+from flowsim.errors import InputError, NumericalFailure
+from flowsim.losses import Adapted, excess
+from flowsim.methods import Method
+from flowsim.methods.steps import Counts, Segment, dissipation
+from flowsim.problem import Problem
+from flowsim.progress import Progress
+from flowsim.runs.record import Checkpoints, Reduction, Steps, Work
+from flowsim.runs.remarks import remarks, stiffness
+from flowsim.runs.stopping import Stopping
+from flowsim.runs.trajectory import Trajectory
+
+GROWTH_LIMIT = 1e4
+"""A loss above GROWTH_LIMIT times max(L(0), f(0)) counts as diverged."""
+CHECKPOINT_BYTES = 2**26
+"""Checkpoints take at most about this much memory, apart from the first and the last."""
+PENDING_BYTES = 2**22
+"""Saved states wait for their diagnostics, which are computed many at once, until they take this much memory."""
+PATIENCE, ENDLESS = 200, 1e12
+"""A loss that has not fallen in PATIENCE steps ends a run that needs more than ENDLESS such steps to its end."""
+FALLEN = 0.999
+BELOW = 1 - 1e-12
+"""A crossing is located just below its level, so that the run ends at or below it whatever the rounding."""
+RECENT = 10
+"""What bounds the steps is judged by the median of so many."""
+
+
+def growth_limit(problem: Problem) -> float:
+    """The L - f* above which a run counts as diverged."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        zero = float(excess(problem.loss, np.zeros(problem.loss.shape)))
+        zero = zero if np.isfinite(zero) else 0.0  # a user's own loss may not be defined there
+        return GROWTH_LIMIT * max(problem.initial_excess, zero, float(np.finfo(float).tiny))
+
+
+@dataclass
+class Recorder:
+    """A simulation under way. What it has recorded grows by whole segments, so that an interruption leaves it whole."""
+
+    problem: Problem
+    method: Method
+    save_times: np.ndarray
+    stopping: Stopping
+    progress: Progress | None
+    model: Model = field(init=False)
+    status: str = ""
+    detail: str = ""
+    steps: int = 0
+    stride: int = 1
+    saved_until: float = 0.0
+    reached: tuple[float, Callable[[np.ndarray], np.ndarray]] | None = None
+    pending: list[tuple[float, np.ndarray]] = field(default_factory=list)
+    rows: list[tuple[np.ndarray, ...]] = field(default_factory=list)
+    checkpoints: list[tuple[float, np.ndarray]] = field(default_factory=list)
+    log: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
+    counts: Counts = field(default_factory=lambda: Counts(0, 0, 0))
+    final: tuple[float, np.ndarray] = (0.0, np.zeros(0))
+    mark: tuple[int, float, float] = (0, 0.0, np.inf)
+    spent: dict[str, float] = field(default_factory=lambda: {"seconds": 0.0, "compile_seconds": 0.0})
+
+    def to_end(self, t1: float, begin: Callable[[], tuple[float, np.ndarray]]) -> Trajectory:
+        compiled = self.method.compile_seconds()
+        begun = clock.perf_counter()
+        t, state = begin()
+        while not self.status:
+            try:
+                integrator = self.method.start(self.model.problem, t, state, t1)
+            except InputError as refusal:  # the model has outgrown the method
+                if t == 0.0:
+                    raise
+                self.status, self.detail = "diverged", str(refusal)
+                break
+            except NumericalFailure as failure:
+                self.status, self.detail = "diverged", str(failure)
+                break
+            try:
+                refused = self._drive(integrator)
+            except NumericalFailure as failure:
+                refused, self.status, self.detail = None, "diverged", str(failure)
+            except KeyboardInterrupt:
+                refused, self.status = None, "interrupted"
+            self.counts = self.counts.plus(integrator.counts)
+            if refused is None:
+                break
+            t = refused.t
+            state = self._change_model(refused)
+        self._save_where_it_stopped()
+        self._flush()
+        elapsed, compiled = clock.perf_counter() - begun, self.method.compile_seconds() - compiled
+        self.spent["seconds"] += max(elapsed - compiled, 0.0)
+        self.spent["compile_seconds"] += compiled
+        return self._trajectory()
+
+    def _drive(self, integrator: Any) -> Refused | None:
+        """Take segments until something stops the run; a Refused where the model is too coarse to go on."""
+        while not self.status and integrator.t < integrator.t1:
+            segment = integrator.advance()
+            refused = self._take(segment)
+            if refused is not None:
+                return refused
+            if not self.status and self._is_endless(integrator.t1):
+                self.status = "step_limit"
+        if self.status in ("wall_limit", "step_limit") and self.reached is not None:
+            self._say_why_so_slow(integrator.t1)
+        self.status = self.status or "completed"
+        return None
+
+    def _is_endless(self, t1: float) -> bool:
+        """Whether the run will never end: at rest, its steps bound by stability or round-off, and t1 far away."""
+        steps, t, loss = self.mark
+        if self.steps < steps + PATIENCE or self.reached is None:
+            return False
+        now, last = self.reached[0], float(self.log[-1][1][-1])
+        self.mark = self.steps, now, last
+        return last >= FALLEN * loss and (t1 - now) * (self.steps - steps) > ENDLESS * (now - t)
+
+    def _say_why_so_slow(self, t1: float) -> None:
+        """Where the steps would not have been enough: how many were left, and what is made for such a problem."""
+        assert self.reached is not None
+        times = np.concatenate([part for part, _, _ in self.log[-RECENT:]])[-RECENT - 1 :]
+        if len(times) < 2:
+            return
+        t, h = self.reached[0], float(np.median(np.diff(times)))
+        state = self.reached[1](np.array([t]))[0]
+        self.detail = stiffness(self.model.problem, self.method, state, h, t1 - t)
+        if self.stopping.max_steps is None and self.status == "step_limit":
+            there = f"At t = {t:.4g} the loss no longer falls, and {t1:.3g} is {(t1 - t) / h:.1e} steps away: lower t1."
+            self.detail = f"{there} {self.detail}".strip()
+
+    def _change_model(self, refused: Refused) -> np.ndarray:
+        """Go on with a finer model; what was kept so far is expressed in its coordinates."""
+        self._flush()
+        coarse, self.model = self.model, refused.finer
+        state = coarse.convert(self.model, refused.state)
+        thinner = self._stride_for(state) // self.stride or 1
+        self.stride *= thinner
+        self.checkpoints = [(t, coarse.convert(self.model, kept)) for t, kept in self.checkpoints[::thinner]]
+        self.final = self.final[0], coarse.convert(self.model, self.final[1])
+        self.reached = refused.t, lambda _: state[None]
+        return state
+
+    def _stride_for(self, state: np.ndarray) -> int:
+        """One of how many saved states can be kept as a checkpoint."""
+        return max(1, -(-len(self.save_times) * state.nbytes // CHECKPOINT_BYTES))
+
+    def begin(self, reduce: str) -> tuple[float, np.ndarray]:
+        """Stand at t = 0."""
+        self._use(choose_model(self.problem, self.method, reduce))
+        state = self.model.initial_state
+        with np.errstate(over="ignore", invalid="ignore"):
+            first, gradient = self.problem.initial_excess, self._gradient_norm(state)
+        if not (np.isfinite(first) and np.isfinite(gradient)):
+            raise InputError(
+                "Argument `problem` must have a finite loss and gradient at its weights, but L - f* ="
+                f" {first:g} and ||grad L||_F = {gradient:g} there; scale the data or the weights down."
+            )
+        self.log.append((np.zeros(1), np.array([first]), np.zeros(1)))
+        self._save(np.zeros(1), state[None])
+        self._stop_where_it_stands(first, state)
+        return 0.0, state
+
+    def _stop_where_it_stands(self, loss: float, state: np.ndarray) -> None:
+        """Before the first step: a level that is reached already."""
+        level, gradient = self.stopping.level, self.stopping.gradient
+        if (level is not None and loss <= level) or (gradient is not None and self._gradient_norm(state) <= gradient):
+            self.status = "converged"
+
+    def resume(self, run: Trajectory) -> tuple[float, np.ndarray]:
+        """Stand at the end of a trajectory, with all that it recorded."""
+        reduction = run.reduction
+        record = run.time, run.error_estimate
+        model, states = resumed_model(
+            run.problem, run.method, reduction.network, reduction.reason, record, run.checkpoints.states
+        )
+        self._use(model)
+        steps, change = run.steps, np.diff(run.steps.dissipated, prepend=0.0)
+        self.log.append((steps.time, steps.excess, change))
+        self.rows.append((run.time, run.excess, run.gradient_norm, run.imbalance_change, run.error_estimate))
+        self.checkpoints = list(zip(run.checkpoints.times.tolist(), states, strict=True))
+        self.final = self.checkpoints[-1]
+        self.saved_until, self.steps = self.final[0], run.stats["steps"]
+        work: Any = run.stats
+        self.counts = Counts(**{name: work[name] for name in vars(self.counts)})
+        self.spent = {name: work[name] for name in self.spent}
+        self.mark = self.steps, self.final[0], np.inf
+        self._stop_where_it_stands(float(run.excess[-1]), self.final[1])
+        return self.final
+
+    def _use(self, model: Model) -> None:
+        self.model = model
+        self.limit = growth_limit(self.problem)
+        if isinstance(self.problem.stacked_loss, Adapted):
+            self.problem.stacked_loss.failure = None
+        self.stride = self._stride_for(model.initial_state)
+
+    def _take(self, segment: Segment) -> Refused | None:
+        """Record a segment up to where it has to stop, if anywhere in it, unless the model is too coarse for it."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            losses = self.problem.excess(segment.products)
+        count, end, status = self._first_stop(segment, losses)
+        if count:
+            refused = self.model.watch(segment, count, end)
+            if refused is not None:
+                return refused
+        times = segment.times[1 : count + 1].copy()
+        losses, dissipated = losses[:count].copy(), segment.dissipated[:count].copy()
+        if count and end < times[-1]:
+            times[-1] = end
+            losses[-1] = self._excess(segment.evaluate(np.array([end]))[0])
+            dissipated[-1] = dissipation(self.model.problem, segment.evaluate, float(segment.times[count - 1]), end)
+        due = self.save_times[(self.save_times > self.saved_until) & (self.save_times <= end * (1 + 1e-14))]
+        if len(due):
+            self._save(due, segment.evaluate(np.minimum(due, segment.times[-1])))
+        self.log.append((times, losses, dissipated))
+        self.steps += count
+        self.status = status
+        if count:
+            self.reached = end, segment.evaluate
+        if self.progress is not None and count:
+            self.progress(end, float(losses[-1]), float(self.log[0][1][0]))
+        return None
+
+    def _save_where_it_stopped(self) -> None:
+        if self.reached is not None and self.saved_until < self.reached[0]:
+            t, evaluate = self.reached
+            self._save(np.array([t]), evaluate(np.array([t])))
+
+    def _first_stop(self, segment: Segment, losses: np.ndarray) -> tuple[int, float, str]:
+        """(steps to keep, time to end at, status): status is empty where nothing stops the run."""
+        candidates = [(len(losses), float(segment.times[-1]), "")]
+        bad = np.flatnonzero(~(np.isfinite(losses) & (losses <= self.limit)))
+        if len(bad):
+            kept = int(bad[0])
+            candidates.append((kept, float(segment.times[kept]), "diverged"))
+        if self.stopping.level is not None:
+            low = np.flatnonzero(losses <= self.stopping.level)
+            if len(low):
+                crossing = self._crossing(segment, int(low[0]), self._excess, self.stopping.level)
+                candidates.append((int(low[0]) + 1, crossing, "converged"))
+        if self.stopping.gradient is not None:
+            for step, state in enumerate(segment.evaluate(segment.times[1:])):
+                if self._gradient_norm(state) <= self.stopping.gradient:
+                    crossing = self._crossing(segment, step, self._gradient_norm, self.stopping.gradient)
+                    candidates.append((step + 1, crossing, "converged"))
+                    break
+        if self.stopping.max_steps is not None and self.steps + len(losses) >= self.stopping.max_steps:
+            kept = self.stopping.max_steps - self.steps
+            reached = segment.times[kept] >= self.save_times[-1]
+            candidates.append((kept, float(segment.times[kept]), "" if reached else "step_limit"))
+        first = min(candidates, key=lambda c: (c[0], c[1], not c[2]))
+        if not first[2] and self.stopping.deadline is not None and clock.perf_counter() > self.stopping.deadline:
+            return first[0], first[1], "" if first[1] >= self.save_times[-1] else "wall_limit"
+        return first
+
+    def _crossing(
+        self, segment: Segment, step: int, measure: Callable[[np.ndarray], float], level: float
+    ) -> float:
+        """Where a measure of the state crosses the level within a step of the flow; the step's end for descent."""
+        left, right = float(segment.times[step]), float(segment.times[step + 1])
+        if segment.discrete or not level:
+            return right
+        from scipy.optimize import brentq
+
+        def above(t: float) -> float:
+            value = measure(segment.evaluate(np.array([t]))[0])
+            return float(np.log(max(value, np.finfo(float).tiny) / (level * BELOW)))
+
+        if above(left) <= 0 or above(right) >= 0:
+            return right
+        return float(brentq(above, left, right, xtol=1e-14 * right, rtol=1e-14))
+
+    def _excess(self, state: np.ndarray) -> float:
+        return float(self.problem.excess(self.model.problem.products(state)))
+
+    def _gradient_norm(self, state: np.ndarray) -> float:
+        return float(np.linalg.norm(self.model.problem.velocity(state)))
+
+    def _save(self, times: np.ndarray, states: np.ndarray) -> None:
+        self.pending += zip(times.tolist(), states, strict=True)
+        self.saved_until = float(times[-1])
+        if len(self.pending) * states[0].nbytes >= PENDING_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        """The diagnostics of the states that wait for them."""
+        if not self.pending:
+            return
+        before = sum(len(row[0]) for row in self.rows)
+        times, states = np.array([t for t, _ in self.pending]), np.array([state for _, state in self.pending])
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.rows.append((times, *self.model.diagnose(times, states)))
+        self.checkpoints += [entry for k, entry in enumerate(self.pending, before) if k % self.stride == 0]
+        self.final = self.pending[-1]
+        self.pending = []
+
+    def _failure(self) -> str:
+        """What a user's own loss failed by, where the run ended for it."""
+        loss = self.problem.stacked_loss
+        return (loss.failure or "") if self.status == "diverged" and isinstance(loss, Adapted) else ""
+
+    def _trajectory(self) -> Trajectory:
+        if self.checkpoints[-1][0] < self.final[0]:
+            self.checkpoints.append(self.final)
+        time, losses, norms, drift, error = (np.concatenate(column) for column in zip(*self.rows, strict=True))
+        step_time, step_excess, dissipated = (np.concatenate(column) for column in zip(*self.log, strict=True))
+        run = Trajectory(
+            problem=self.problem,
+            method=self.method,
+            status=self.status,
+            detail=" ".join(part for part in (self.detail, self._failure()) if part),
+            time=time,
+            excess=losses,
+            gradient_norm=norms,
+            imbalance_change=drift,
+            steps=Steps(step_time, step_excess, np.cumsum(dissipated)),
+            checkpoints=Checkpoints(*(np.array(column) for column in zip(*self.checkpoints, strict=True))),
+            reduction=Reduction(
+                self.model.network if isinstance(self.model, CompressedModel) else None, error, self.model.reason
+            ),
+            stats=cast(Work, {"steps": self.steps, **self.spent, **vars(self.counts)}),
+        )
+        return replace(run, detail=" ".join(part for part in (run.detail, remarks(run)) if part))

@@ -1,0 +1,246 @@
+"""What a simulation returns: a status, the loss and the invariants at the saved times, the weights at any time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flowsim.checks import as_count
+from flowsim.display import Shown, Table
+from flowsim.errors import InputError
+from flowsim.losses import UnknownLoss, minimum_of
+from flowsim.methods.citations import citation
+from flowsim.network import LinearNetwork, unflatten
+from flowsim.problem import Problem
+from flowsim.rates import Certificates, certify
+from flowsim.runs import derived, words
+from flowsim.runs.record import Record
+from flowsim.values import Value, sealed
+
+if TYPE_CHECKING:
+    import xarray
+
+CHEAP_FROM = 10**6
+"""From this many weights on certificates are those of a few products with the hidden layers."""
+
+
+def as_trajectory(value: Any) -> Trajectory:
+    """The value if it is a Trajectory. Raises InputError."""
+    if not isinstance(value, Trajectory):
+        raise InputError(
+            f"Argument `trajectory` must be a Trajectory, but it is of type {type(value).__name__}; simulate returns"
+            " one, load reads one from its file."
+        )
+    return value
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Trajectory(Record, Value, Shown):
+    """A simulated gradient flow or gradient descent: a frozen value, whose arrays are read-only.
+
+    Record tells its parts. Times are in the
+    flow's own unit, 1 / [loss per squared weight]; for gradient descent t = k step_size.
+
+    >>> import numpy as np
+    >>> import flowsim as fs
+    >>> problem = fs.Problem(fs.SquaredLoss(np.ones((5, 1))), fs.fan_out((5, 60, 80, 1), seed=0))
+    >>> flow = fs.simulate(problem, t1=0.05)
+    >>> weights = flow.weights_at(0.02)  # between two saved times: integrated again from the last one
+    >>> np.allclose(flow.product_at(0.02), np.linalg.multi_dot(weights))
+    True
+    >>> bool(flow.imbalance_drift.max() < 1e-6), bool(abs(flow.energy_residual).max() < 1e-6)
+    (True, True)
+    """
+
+    @property
+    def loss(self) -> np.ndarray:
+        """(S): L at the saved times."""
+        return derived.loss(self, self.excess)
+
+    @property
+    def step_time(self) -> np.ndarray:
+        """The ends of all accepted steps, 0 included."""
+        return self.steps.time
+
+    @property
+    def step_loss(self) -> np.ndarray:
+        """L at step_time."""
+        return derived.loss(self, self.steps.excess)
+
+    @cached_property
+    def imbalance_drift(self) -> np.ndarray:
+        """(S, L-1): ||D_l(t) - D_l(0)||_F / max(1, ||D_l(0)||_F)."""
+        return sealed(derived.imbalance_drift(self))
+
+    @property
+    def error_estimate(self) -> np.ndarray:
+        """The estimated compression error of the weights at the saved times; 0 where the full weights were used."""
+        return self.reduction.error
+
+    @property
+    def weights_change(self) -> float:
+        """||W(t) - W(0)||_F over all layers at the end."""
+        return float(np.linalg.norm(self.checkpoints.states[-1] - self.checkpoints.states[0]))
+
+    @property
+    def energy_residual(self) -> np.ndarray:
+        """(L(0) - L(t) - integral of ||grad L||_F^2) / (L(0) - f*) at step_time: 0 for the exact flow.
+
+        For gradient descent the integral is the sum of step_size ||grad L||_F^2: the residual is of order step_size.
+        """
+        return derived.energy_residual(self)
+
+    def weights_at(self, t: float) -> list[np.ndarray]:
+        """[W_1, ..., W_L] at time t: a checkpoint where there is one, else integrated again from the last one before t.
+
+        Raises InputError when t lies outside the simulated interval, or when the loss was not saved with a loaded
+        trajectory and t is not a checkpoint.
+        """
+        compressed, state = self.reduction.network, self._state_at(float(t))
+        if compressed is None:
+            return unflatten(state, self.problem.network.dims)
+        weights = self.problem.network.weights
+        return [compressed.lift(state, layer, W) for layer, W in enumerate(weights, start=1)]
+
+    def layer_at(self, t: float, layer: int) -> Any:
+        """W_l(t) alone, l = layer = 1 .. L. Raises InputError as weights_at."""
+        compressed, state = self.reduction.network, self._state_at(float(t))
+        if not 1 <= as_count(layer, "layer") <= self.problem.network.depth:
+            raise InputError(f"Argument `layer` must be at most {self.problem.network.depth}, but it is {layer}.")
+        if compressed is None:
+            return unflatten(state, self.problem.network.dims)[layer - 1]
+        return compressed.lift(state, layer, self.problem.network.weights[layer - 1])
+
+    def network_at(self, t: float) -> LinearNetwork:
+        """The network at time t, with its full weights; its origin: the time, the method, and whose weights moved."""
+        network = self.problem.network
+        origin = {"time": float(t), "method": str(self.method), "started_from": network.origin}
+        return LinearNetwork(tuple(self.weights_at(t)), network.scale, origin)
+
+    @property
+    def simulated(self) -> Problem:
+        """The problem that was integrated: the compressed network's core where the width was compressed."""
+        compressed = self.reduction.network
+        return self.problem if compressed is None else compressed.problem(self.problem.loss)
+
+    def core_at(self, t: float) -> LinearNetwork:
+        """The network that was integrated, at time t: small where the width was compressed, of the same product."""
+        network = self.simulated.network
+        return network.with_weights(unflatten(self._state_at(float(t)), network.dims))
+
+    def product_at(self, t: float) -> np.ndarray:
+        """W(t) = scale W_1(t) ... W_L(t), as integrated."""
+        return self.core_at(t).product
+
+    @cached_property
+    def products(self) -> np.ndarray:
+        """(C, n, m): W(t) at checkpoints.times, as integrated."""
+        return sealed(self.simulated.products(self.checkpoints.states))
+
+    @cached_property
+    def singular_values(self) -> np.ndarray:
+        """(C, min(n, m)): the singular values of W(t), descending, at checkpoints.times."""
+        return sealed(np.linalg.svd(self.products, compute_uv=False))
+
+    def _state_at(self, t: float) -> np.ndarray:
+        end = float(self.time[-1])
+        if not 0.0 <= t <= end * (1 + 1e-12):
+            raise InputError(f"Argument `t` must lie in [0, {end:g}], the simulated interval, but it is {t:g}.")
+        times = self.checkpoints.times
+        index = max(int(np.searchsorted(times, t, side="right")) - 1, 0)
+        if t == times[index] or t >= end:
+            return self.checkpoints.states[index]
+        if isinstance(self.problem.loss, UnknownLoss):
+            raise InputError(
+                f"Argument `t` must be one of the {len(times)} checkpoints, but it is {t:g}: the file does not hold the"
+                " user's own loss; pass it to load(path, loss=...)."
+            )
+        integrator = self.method.start(self.simulated, float(times[index]), self.checkpoints.states[index], end)
+        while True:
+            segment = integrator.advance()
+            if segment.times[-1] >= t:
+                return segment.evaluate(np.array([t]))[0]
+
+    @cached_property
+    def dataset(self) -> xarray.Dataset:
+        """All of it as an xarray Dataset with long names; `step_*` variables are known at every step."""
+        from flowsim.runs.dataset import dataset_of
+
+        return dataset_of(self)
+
+    @cached_property
+    def resolved_until(self) -> float | None:
+        """Until when L - f* is that of the flow, not round-off and error; None where it is to the end."""
+        return derived.resolved_until(self)
+
+    @property
+    def rate_seen(self) -> float | None:
+        """log((L(0) - f*) / (L(t) - f*)) / t, t the end, or resolved_until: the mean rate; None where nothing fell."""
+        return derived.rate_seen(self, self.resolved_until)
+
+    @cached_property
+    def certificates(self) -> Certificates:
+        """All certificates of the problem, cheap for a wide network; of the network alone where there is no loss."""
+        problem = self.problem
+        subject = problem.network if isinstance(problem.loss, UnknownLoss) else problem
+        return certify(subject, cheap=problem.network.size > CHEAP_FROM)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that the record takes, the problem's weights apart."""
+        arrays = [self.time, self.excess, self.gradient_norm, self.imbalance_change, self.error_estimate]
+        arrays += [*vars(self.steps).values(), *vars(self.checkpoints).values()]
+        return sum(array.nbytes for array in arrays)
+
+    def shown(self) -> Table:
+        """What there is to say of the run, in a few lines."""
+        step = np.diff(self.step_time)
+        sizes = f"steps {step.min():.3g} to {step.max():.3g}" if len(step) else "no step"
+        unknown = isinstance(self.problem.loss, UnknownLoss)
+        certified, end = words.certified(self.certificates.best, unknown), words.number(float(self.time[-1]))
+        first, known = words.number(float(self.loss[0])), minimum_of(self.problem.loss) is not None
+        fallen = f" (L - f* to {words.ratio(self)} of its start)" if known else f" ({words.ratio(self)})"
+        flow = " of the flow" if self.method.kind.discrete else ""
+        return Table(
+            [
+                ("status", f"{self.status}: {self.message}"),
+                ("network", f"dims {self.problem.network.dims}, {self.problem.network.size} weights"),
+                ("width", f"{self.reduction.reason}{self._compression()}"),
+                ("method", str(self.method)),
+                (
+                    "work",
+                    f"{self.stats['steps']} steps, {self.stats['rhs_evaluations']} right-hand sides, {sizes},"
+                    f" {self.stats['seconds']:.3g} s, {self.nbytes / 2**20:.3g} MiB",
+                ),
+                ("loss", f"{first} to {words.final_loss(self, unknown)} at t = {end}{fallen}"),
+                ("rate", f"seen {words.mean_rate(self)}; certified{flow} {certified}"),
+                (
+                    "drift",
+                    f"imbalance {words.number(float(self.imbalance_drift.max()))}, energy{flow}"
+                    f" {np.abs(self.energy_residual).max():.3g}",
+                ),
+            ]
+        )
+
+    def _compression(self) -> str:
+        compressed = self.reduction.network
+        if compressed is None:
+            return ""
+        return f", widths {compressed.core.dims[1:-1]}, estimated error {words.compression_error(self)}"
+
+    def citation(self) -> str:
+        """What to cite for this run, as BibTeX: the paper, flowsim, the method's library and formula."""
+        return citation(self.method)
+
+    def save(self, path: str | Path) -> None:
+        """Write NetCDF: the dataset, the checkpoints, the loss, and the configuration as one JSON attribute.
+
+        The file is written beside and renamed. Raises InputError when the place cannot be written.
+        """
+        from flowsim.runs.encoding import write
+
+        write(self, path)
