@@ -184,7 +184,7 @@ def main() -> None:
     whole = total.pop("all")
     heads = ("positive", "false", "false without caution", "true without caution", "lost", "less than half left")
     print(f"{'certificate':24}" + "".join(f"{head:>23}" for head in heads))
-    for name in (name for name in fs.rates.NAMES if name in total):
+    for name in (name for name in fs.rates.THEOREMS if name in total):
         print(f"{name:24}" + "".join(f"{total[name][head]:23}" for head in heads))
     sums = {head: sum(row[head] for row in total.values()) for head in heads}
     print(f"{'all':24}" + "".join(f"{sums[head]:23}" for head in heads))

@@ -11,7 +11,7 @@ import flowsim as fs
 from flowsim import cli
 from flowsim.laws.tight import Tight
 from flowsim.problem import Problem
-from flowsim.runs.recorder import Run
+from flowsim.runs.recorder import Recorder
 
 
 def stiff(k, dims=(4, 6, 5, 2)):
@@ -126,7 +126,7 @@ def test_what_was_judged_is_kept_after_ctrl_c(when, monkeypatch, tmp_path, capsy
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(*((Run, "_take") if when == "repeat" else (Tight, "end")), interrupt)
+    monkeypatch.setattr(*((Recorder, "_take") if when == "repeat" else (Tight, "end")), interrupt)
     found = fs.diagnose(run)
     assert (found.status, found.exit_code) == ("interrupted", 130)
     assert found["record"].holds

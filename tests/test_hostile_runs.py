@@ -30,10 +30,10 @@ def one_sentence(text):
 def test_every_entry_and_every_wrong_value(name, tmp_path, monkeypatch):
     (tmp_path / "run.nc").write_bytes(runs()[name])
     assert fs.load(tmp_path / "run.nc").status == "completed"
-    dataset = loading.read_loading(tmp_path / "run.nc")
+    dataset = loading.read_netcdf(tmp_path / "run.nc")
     kept = []
     for path, value, record in entries(name):
-        monkeypatch.setattr(loading, "read_loading", lambda _, r=record: dataset.assign_attrs(flowsim=json.dumps(r)))
+        monkeypatch.setattr(loading, "read_netcdf", lambda _, r=record: dataset.assign_attrs(flowsim=json.dumps(r)))
         if not one_sentence(refusal("run.nc")):
             kept.append((path, value))
     assert not kept
@@ -42,13 +42,13 @@ def test_every_entry_and_every_wrong_value(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_array_and_every_way_to_spoil_it(name, tmp_path, monkeypatch):
     (tmp_path / "run.nc").write_bytes(runs()[name])
-    dataset = loading.read_loading(tmp_path / "run.nc")
+    dataset = loading.read_netcdf(tmp_path / "run.nc")
     kept = []
     for variable, how, array in arrays(name):
         spoiled = {key: value for key, value in dataset.variables.items() if key != variable}
         spoiled |= {} if array is None else {variable: SimpleNamespace(values=array)}
         found = SimpleNamespace(attrs=dataset.attrs, variables=spoiled)
-        monkeypatch.setattr(loading, "read_loading", lambda _, found=found: found)
+        monkeypatch.setattr(loading, "read_netcdf", lambda _, found=found: found)
         if not one_sentence(refusal("run.nc")):
             kept.append((variable, how))
     assert not kept

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import flowsim as fs
 from flowsim.errors import InputError
+from flowsim.rates.certificate import OVERFLOW, along_trajectory, at_this_instant
 from flowsim.rates.homogeneous import chain_bound, homogeneous_imbalance
 from flowsim.rates.imbalance import Spectrum, spectra
 from flowsim.rates.margin import present
@@ -325,3 +326,20 @@ def test_a_posteriori_hyperbolic_law_and_refusals(rng):
     descent = fs.simulate(fs.Problem(fs.SquaredLoss(np.ones((2, 1))), network), fs.GradientDescent(0.01), t1=0.1)
     with pytest.raises(InputError, match="must be a flow"):
         fs.a_posteriori(descent)
+
+
+def test_certificates_by_place_and_by_name():
+    certificates = fs.certify(fs.Problem(fs.SquaredLoss(np.ones((2, 2))), fs.fan_in((2, 6, 2), seed=0)))
+    for place, entry in enumerate(certificates):
+        assert certificates[place] is entry
+        assert certificates[entry.name] is entry
+    assert "<= lambda_min(T), for all t >= 0" in str(certificates.best)
+
+
+def test_an_alpha_that_overflows_certifies_nothing():
+    network = fs.fan_out((1, 4, 1), seed=0)
+    for scope, made in (
+        ("instant", at_this_instant("theorem-2", np.inf)),
+        ("trajectory", along_trajectory("theorem-2", network, None, np.inf)),
+    ):
+        assert (made.applies, made.alpha, made.scope, made.reason) == (False, None, scope, OVERFLOW)

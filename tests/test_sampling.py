@@ -51,6 +51,14 @@ def test_wrong_degrees_of_freedom_would_be_found():
     assert min(ks_2samp(full[:, k], wrong[:, k]).pvalue for k in range(full.shape[1])) < LEVEL / 30
 
 
+@pytest.mark.parametrize("dims", [(2, 3, 4, 2), (2, 9, 3), (1, 3, 3, 1), (3, 5, 4, 2)])
+def test_every_vector_of_a_basis_brings_one_length(dims):
+    """A length is positive in every draw, all other entries are 0 or have both signs: also where a basis is full."""
+    drawn = [fs.sample_compressed("xavier", dims, seed=seed, steps=20).core for seed in range(100)]
+    layers = [np.stack(weights) for weights in zip(*(core.weights for core in drawn), strict=True)]
+    assert sum((W > 0).all(axis=0).sum() for W in layers) == sum(drawn[0].dims[1:-1])
+
+
 @pytest.mark.parametrize("dims", [(2, 9, 3), (2, 7, 6, 2), (3, 8, 5, 7, 2)])
 def test_complete_bases_have_the_full_widths(dims):
     network = fs.sample_compressed("fan_in", dims, seed=0, steps=20)
@@ -95,6 +103,9 @@ def test_orthogonal_networks_have_the_invariants_of_full_ones(dims):
     full = fs.orthogonal(dims, seed=1, scale=1.3)
     if len(dims) > 3:  # for two layers it depends on the draw
         assert drawn.imbalance_norms == pytest.approx(full.imbalance_norms, abs=1e-10)
+    else:  # ||D||^2 = ||W_1||_F^2 + ||W_2||_F^2 - 2 ||W||_F^2 in units of their singular value 1.3
+        norm = 1.69 * np.sqrt(dims[0] + dims[-1] - 2 * np.sum((drawn.product / 1.69) ** 2))
+        assert drawn.imbalance_norms == pytest.approx([norm], rel=1e-12)
     assert drawn.exact
     last = drawn.core.weights[-1]
     assert last.T @ last == pytest.approx(1.69 * np.eye(dims[-1]), abs=1e-12)

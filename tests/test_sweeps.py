@@ -655,3 +655,13 @@ def test_a_specification_of_another_kind_is_told(text, tmp_path):
     with pytest.raises(InputError):
         sweep(spec, tmp_path)
     assert (tmp_path / "specification.json").read_text() == text
+
+
+def test_targets_are_those_of_the_specification():
+    table = {"dims": [[2, 5, 3]], "seeds": 1, "t1": 1.0}
+    ones, normal = (
+        fs.SweepSpec.build({"sweep": table, "target": {"kind": kind, "scale": 2.0}}).members()[0].target()
+        for kind in ("ones", "normal")
+    )
+    assert (ones == np.full((2, 3), 2.0)).all()
+    assert (normal == 2 * np.random.default_rng(0).standard_normal((2, 3))).all()

@@ -13,8 +13,6 @@ from flowsim.errors import InputError
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object and nothing else.")]
 Target = Annotated[Path | None, Parameter(help="Target Y (n x m) as .npy or .csv, or as key Y of an .npz.")]
 Data = Annotated[Path | None, Parameter(help="Data X (rows x n) and Y (rows x m) as .npz, or .csv with columns y... .")]
-LOSSES = {"squared": "LeastSquares", "exponential": "ExponentialLoss", "logistic": "LogisticLoss"}
-"""The losses on data."""
 Loss = Annotated[str, Parameter(help="On data: squared, or with labels Y = +-1 exponential or logistic.")]
 Mask = Annotated[Path | None, Parameter(help="With a target: weights >= 0 of its entries as .npy, 0 where unseen.")]
 
@@ -48,13 +46,18 @@ def numbers(name: str, text: str, kind: Callable[[str], Any], example: str) -> t
 def check_loss_flags(target: Path | None, data: Path | None, kind: str, mask: Path | None) -> None:
     """Refuse flags that contradict each other, before any file is read."""
     from flowsim.checks import as_choice
+    from flowsim.losses import LOSSES
 
     as_choice(kind, "loss", LOSSES)
     if target is not None and data is not None:
         raise InputError("Arguments `--target` and `--data` must not both be given; choose one.")
     if data is not None and mask is not None:
         raise InputError("Arguments `--mask` and `--data` must not both be given; a mask goes with a target.")
-    if data is None and kind != "squared":
+    if data is not None and LOSSES[kind].of_data is None:
+        raise InputError(f"Argument `--data` must not be given for the {kind} loss: it is made of a target.")
+    if mask is not None and kind != "squared":
+        raise InputError(f"Argument `--mask` must not be given for the {kind} loss, but for the squared one alone.")
+    if data is None and LOSSES[kind].of_target is None:
         raise InputError(f"Argument `--data` must be given for the {kind} loss: X and the labels Y = -1, +1.")
 
 
@@ -64,7 +67,8 @@ def loss_of(weights: Path, target: Path | None, data: Path | None, kind: str, ma
     from flowsim.files import read_data, read_target
 
     if data is not None:
-        return getattr(losses, LOSSES[kind])(*read_data(data))
+        make: Any = losses.LOSSES[kind].of_data
+        return make(*read_data(data))
     Y = read_target(target if target is not None else weights)
     if Y is None and target is not None:
         raise InputError(f"File {target} must hold the target as key Y, but it does not.")
@@ -73,7 +77,8 @@ def loss_of(weights: Path, target: Path | None, data: Path | None, kind: str, ma
         if Y is None or seen is None:
             raise InputError(f"File {mask if seen is None else weights} must hold a matrix as key Y, but it does not.")
         return losses.MaskedSquaredLoss(Y, seen)
-    return None if Y is None else losses.SquaredLoss(Y)
+    of_target: Any = losses.LOSSES[kind].of_target
+    return None if Y is None else of_target(Y)
 
 
 def network_of(weights: Path, layers: str | None) -> Any:

@@ -15,11 +15,15 @@ from flowsim.losses.adapting import (
 from flowsim.losses.base import BuiltIn, Loss, LossConstants
 from flowsim.losses.classification import ExponentialLoss, LogisticLoss, separation
 from flowsim.losses.squared import LeastSquares, MaskedSquaredLoss, SquaredLoss
+from flowsim.losses.table import LOSSES, STORED, Entry
 
 __all__ = [
     "BUILT_IN",
+    "LOSSES",
+    "STORED",
     "Adapted",
     "BuiltIn",
+    "Entry",
     "ExponentialLoss",
     "LeastSquares",
     "LogisticLoss",

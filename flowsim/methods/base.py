@@ -60,6 +60,13 @@ class Method(ABC):
     A subclass has `kind` (what is known of it) and `begin` (which takes steps), and a field or property `step_size`
     (None: controlled by the fields `rtol` and `atol`). Its class name stands for it in files: a class that is defined
     can be loaded. A line in flowsim.methods.METHODS gives it a name for the command, sweeps and comparisons.
+
+    >>> import flowsim as fs
+    >>> method = fs.method_named("projected-rk45", rtol=1e-6)
+    >>> method.key, method.kind.order, method.kind.keeps_invariants, method.tolerances
+    ('projected-rk45', 5, True, (1e-06, 1e-10))
+    >>> fs.Method.described(method.describe()) == method
+    True
     """
 
     FAMILIES: ClassVar[dict[str, type[Method]]] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,28 +23,36 @@ from flowsim.rates.theorem_3 import theorem_3_unimodal
 from flowsim.rates.theorem_4 import theorem_4
 from flowsim.threads import threads_for
 
+Theorem = Callable[[Any, Any, float], Certificate]
+"""Of a network, a loss or None, and the tolerance of what asks whether D_l has a sign or is a multiple of I."""
+
+
+def _whatever_the_tolerance(
+    theorem: Callable[[Any, Any], Certificate], network: Any, loss: Any, tolerance: float
+) -> Certificate:
+    return theorem(network, loss)
+
+
 PLAIN = (lemma_3, theorem_1_A1, theorem_1_A2, theorem_2, theorem_2_product, homogeneous_sharp)
-"""Each takes (network, loss or None) and returns a Certificate."""
-STRUCTURED = (
-    theorem_3_unimodal,
-    theorem_3_homogeneous,
-    corollary_2,
-    theorem_4,
-    arora_2018,
-    yun_2020,
-)
-"""Each takes (network, loss or None, tolerance): they ask whether the imbalance has a sign or is a multiple of I."""
+STRUCTURED = (theorem_3_unimodal, theorem_3_homogeneous, corollary_2, theorem_4, arora_2018, yun_2020)
+
+
+def _named(theorem: Callable[..., Certificate]) -> str:
+    return theorem.__name__.replace("_", "-")
+
+
+THEOREMS: dict[str, Theorem] = {
+    **{_named(theorem): partial(_whatever_the_tolerance, theorem) for theorem in PLAIN},
+    **{_named(theorem): theorem for theorem in STRUCTURED},
+    _named(min_2021): partial(_whatever_the_tolerance, min_2021),
+}
+"""name -> theorem, in the order of `certify`. A theorem of one's own is one more line."""
 
 LARGEST_EXPONENT = 300.0
 """Of 10, of what is computed: float64 ends at 308."""
 
-NAMES = tuple(theorem.__name__.replace("_", "-") for theorem in (*PLAIN, *STRUCTURED, min_2021))
-"""What the certificates are called, in the order of `certify`."""
-
 __all__ = [
-    "NAMES",
-    "PLAIN",
-    "STRUCTURED",
+    "THEOREMS",
     "TOLERANCE",
     "Certificate",
     "Certificates",
@@ -83,11 +93,9 @@ def certify(
     if cheap and isinstance(network, LinearNetwork):
         network = compress(network)
     if _overflows(network):
-        return Certificates(network.dims, float("nan"), tuple(refused(name, OVERFLOW) for name in NAMES))
+        return Certificates(network.dims, float("nan"), tuple(refused(name, OVERFLOW) for name in THEOREMS))
     with np.errstate(over="ignore", invalid="ignore", under="ignore"), threads_for(max(network.dims)):
-        entries = [theorem(network, loss) for theorem in PLAIN]
-        entries += [theorem(network, loss, tolerance) for theorem in STRUCTURED]
-        entries.append(min_2021(network, loss))
+        entries = [theorem(network, loss, tolerance) for theorem in THEOREMS.values()]
         return Certificates(network.dims, network.lambda_min_T, tuple(entries))
 
 

@@ -64,8 +64,8 @@ def _as_json(configuration: dict[str, Any]) -> str:
 
 
 def _describe_loss(loss: Any) -> tuple[str, dict[str, float], dict[str, np.ndarray]]:
-    """(kind, numbers, arrays): the loss itself where it is one of flowsim's, not of a subclass, else "custom"."""
-    if not losses.is_built_in(loss):
+    """(kind, numbers, arrays): the loss itself where files hold its class (losses.STORED), else "custom"."""
+    if losses.STORED.get(type(loss).__name__) is not type(loss):
         return "custom", {}, {}
     parts = loss.parts()
     arrays = {f"loss_{name}": part for name, part in parts.items() if isinstance(part, np.ndarray)}

@@ -199,7 +199,7 @@ def _loss(contents: Contents, arrays: Arrays) -> Any:
     names = [name for name in arrays.found if name.startswith(prefix)]
     parts = {name.removeprefix(prefix): arrays.get(name, None, None) for name in names}
     with refusals_of(arrays.path):
-        kind = losses.BUILT_IN[as_choice(contents.loss, "loss", losses.BUILT_IN)]
+        kind = losses.STORED[as_choice(contents.loss, "loss", losses.STORED)]
         return kind.restored({**parts, **contents.loss_numbers})
 
 

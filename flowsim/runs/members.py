@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from flowsim.problem import Problem
-from flowsim.rates import NAMES, certify
+from flowsim.rates import THEOREMS, certify
 from flowsim.runs.derived import SCALARS
 
 
@@ -43,12 +43,13 @@ def column(name: str, values: list[Any]) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], dtype=float)
 
 
-MEANINGS = {
-    **{name: scalar.words for name, scalar in SCALARS.items()},
-    "lambda_min_T": "least eigenvalue of T at t = 0",
-    **{alpha_of(name): f"alpha of {name}; NaN where it does not apply" for name in NAMES},
-    "best_certificate": "the certificate of the greatest rate",
-    "best_alpha": "its alpha",
-    "certified_rate": "its rate",
-}
-"""name -> what it is."""
+def meanings() -> dict[str, str]:
+    """name -> what it is, of all scalars."""
+    return {
+        **{name: scalar.words for name, scalar in SCALARS.items()},
+        "lambda_min_T": "least eigenvalue of T at t = 0",
+        **{alpha_of(name): f"alpha of {name}; NaN where it does not apply" for name in THEOREMS},
+        "best_certificate": "the certificate of the greatest rate",
+        "best_alpha": "its alpha",
+        "certified_rate": "its rate",
+    }

@@ -53,10 +53,10 @@ Seconds = Annotated[float, Ge(0)]
 
 
 class Work(TypedDict):
-    """What a run took; None where the method does not tell. seconds: without those spent compiling."""
+    """What a run took; None where it is not told. seconds: without those spent compiling."""
 
     steps: Count
-    rhs_evaluations: Count | None
+    rhs_evaluations: Count
     rejected_steps: Count | None
     jacobians: Count | None
     seconds: Seconds

@@ -88,5 +88,6 @@ def save_times(method: Method, t1: float, save_points: Any) -> np.ndarray:
         times = np.union1d(np.minimum(times, t1), [0.0, t1])
     if method.kind.discrete:
         size = method.settings.step_size
-        times = np.unique(np.clip(np.round(times / size), 0, count_steps(size, t1))) * size
+        last = count_steps(size, t1)
+        times = np.unique(np.clip(np.round(times / size), 0, last)) * size
     return times

@@ -39,6 +39,7 @@ def run_member(member: Member) -> dict[str, Any]:
     from threadpoolctl import threadpool_limits
 
     begun = clock.perf_counter()
+    member.entries.install()
     with threadpool_limits(1):
         try:
             problem = member.problem()

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise, product
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from flowsim.checks import as_dims, mistake
 from flowsim.compression import SAMPLED, cannot_sample, sample_compressed
 from flowsim.errors import InputError
 from flowsim.files import read_toml
 from flowsim.initialization import SCHEMES, initialize
-from flowsim.losses import SquaredLoss
+from flowsim.losses import LOSSES
 from flowsim.methods import METHODS, Method, method_named
 from flowsim.problem import Problem
+from flowsim.rates import THEOREMS
 from flowsim.sweeps.store import digest
 
 LARGEST_DRAWN = 2**28
@@ -117,9 +127,41 @@ class TargetTable(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    loss: str = "squared"
     kind: Literal["ones", "normal"] = "ones"
     seed: int = Field(0, ge=0)
     scale: float = Field(1.0, gt=0)
+
+    @field_validator("loss")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        known = [key for key, entry in LOSSES.items() if entry.of_target is not None]
+        if name not in known:
+            raise ValueError(f"unknown {name}; known: {', '.join(known)}")
+        return name
+
+    @model_serializer(mode="wrap")
+    def _plain(self, serialize: Any) -> dict[str, Any]:
+        """The squared loss goes without saying."""
+        tables: dict[str, Any] = serialize(self)
+        return {key: value for key, value in tables.items() if (key, value) != ("loss", "squared")}
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The entries of the tables that members need: another process may not have those of a user's own."""
+
+    methods: dict[str, Any]
+    schemes: dict[str, Any]
+    losses: dict[str, Any]
+    theorems: dict[str, Any]
+
+    def install(self) -> None:
+        """Put them into the tables of this process."""
+        METHODS.update(self.methods)
+        SCHEMES.update(self.schemes)
+        LOSSES.update(self.losses)
+        THEOREMS.update(self.theorems)
 
 
 @dataclass(frozen=True)
@@ -127,6 +169,7 @@ class Member:
     """One combination of settings and one seed."""
 
     settings: dict[str, Any]
+    entries: Entries = field(compare=False, repr=False)
 
     @property
     def key(self) -> str:
@@ -138,7 +181,8 @@ class Member:
         s = self.settings
         seed = np.random.SeedSequence(s["root_seed"], spawn_key=(s["seed"],))
         draw: Any = sample_compressed if s["draw"] == "sampled" else initialize
-        return Problem(SquaredLoss(self.target()), draw(s["scheme"], s["dims"], seed=seed, scale=s["scale"]))
+        make: Any = LOSSES[s["target"].get("loss", "squared")].of_target
+        return Problem(make(self.target()), draw(s["scheme"], s["dims"], seed=seed, scale=s["scale"]))
 
     def target(self) -> np.ndarray:
         """Y (n x m)."""
@@ -161,7 +205,8 @@ class SweepSpec(BaseModel):
     "fan_out", scale = 1, method = "dop853", rtol = 1e-8, atol = 1e-10, step_size (for gd and euler) may be lists;
     root_seed = 0, stop_loss, max_steps, wall_limit, reduce = "auto" as for simulate; draw = "full" or "sampled" (in
     compressed form, any width); certificates = "all", "cheap" or "none"; curve_points = 0: how many times of each loss
-    curve are kept in the table. Table [target]: kind = "ones" or "normal" (with seed = 0), times scale = 1.
+    curve are kept in the table. Table [target]: loss = "squared" (a name in losses.LOSSES) of a target that is
+    kind = "ones" or "normal" (with seed = 0), times scale = 1.
 
     >>> import flowsim as fs
     >>> tables = {"sweep": {"dims": [[1, 9, 1], [1, 9, 9, 1]], "scheme": ["fan_in", "ntk"], "seeds": 5, "t1": 1.0}}
@@ -211,8 +256,15 @@ class SweepSpec(BaseModel):
         names = ("dims", "scheme", "scale", "method", "step_size", "rtol", "atol", "seed")
         steps: list[float | None] = [*s.step_size] or [None]
         grid = product(s.dims, s.scheme, s.scale, s.method, steps, s.rtol, s.atol, range(s.seeds))
-        target = self.target.model_dump()
-        return [Member({**dict(zip(names, values, strict=True)), **fixed, "target": target}) for values in grid]
+        target, loss = self.target.model_dump(), self.target.loss
+        entries = Entries(
+            {name: METHODS[name] for name in s.method},
+            {name: SCHEMES[name] for name in s.scheme},
+            {loss: LOSSES[loss]},
+            dict(THEOREMS),
+        )
+        fixed["target"] = target
+        return [Member({**dict(zip(names, values, strict=True)), **fixed}, entries) for values in grid]
 
 
 def _path(location: tuple[Any, ...]) -> str:

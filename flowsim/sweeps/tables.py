@@ -10,7 +10,7 @@ import numpy as np
 
 from flowsim.errors import InputError, StorageError
 from flowsim.files import write_netcdf
-from flowsim.runs.members import MEANINGS, WORDS, column
+from flowsim.runs.members import WORDS, column, meanings
 from flowsim.runs.provenance import versions
 from flowsim.sweeps.specification import Member, SweepSpec
 from flowsim.sweeps.store import RECORDS, Record, Store, canonical, digest
@@ -28,7 +28,9 @@ SETTINGS = {
     "atol": "absolute tolerance",
     "seed": "k of SeedSequence(root_seed).spawn(...)[k]",
 }
-SCALARS = {**MEANINGS, "seconds": "wall time of the member, certificates included"}
+def scalars_told() -> dict[str, str]:
+    """name -> what it is, of all that a record tells of a member."""
+    return {**meanings(), "seconds": "wall time of the member, certificates included"}
 
 
 CURVES = ("loss_curve", "loss_curve_time")
@@ -47,7 +49,8 @@ def record_of(store: Store, member: Member) -> Record | None:
     if not all(isinstance(c, list) and len(c) <= most and all(map(_is_number, c)) for c in curves):
         return None
     words = {name: value for name, value in scalars.items() if name in WORDS}
-    numbers = {name: value for name, value in scalars.items() if name in SCALARS and name not in WORDS}
+    known = scalars_told().keys() - WORDS
+    numbers = {name: value for name, value in scalars.items() if name in known}
     fit = all(isinstance(word, str | None) for word in words.values()) and all(map(_is_number, numbers.values()))
     return record if fit and numbers.get("seconds") is not None else None
 
@@ -77,12 +80,13 @@ def table(store: Store, spec: SweepSpec) -> xarray.Dataset:
     import xarray
 
     rows = [(k, record) for k, m in enumerate(spec.members()) if (record := record_of(store, m)) is not None]
-    columns: dict[str, list[Any]] = {name: [] for name in (*SETTINGS, *SCALARS)}
+    told = scalars_told()
+    columns: dict[str, list[Any]] = {name: [] for name in (*SETTINGS, *told)}
     for _, record in rows:
         for name in SETTINGS:
             value = record["settings"][name]
             columns[name].append(",".join(map(str, value)) if name == "dims" else value)
-        for name in SCALARS:
+        for name in told:
             columns[name].append(record["scalars"].get(name))
     variables: dict[str, Any] = {name: ("member", column(name, values)) for name, values in columns.items()}
     points = spec.sweep.curve_points
@@ -97,6 +101,6 @@ def table(store: Store, spec: SweepSpec) -> xarray.Dataset:
     coordinates = {"member": ("member", np.array([k for k, _ in rows], dtype=np.int64))}
     attributes = {"specification": canonical(spec.model_dump()), "versions": canonical(versions())}
     dataset = xarray.Dataset(variables, coordinates, attributes)
-    for name, words in (SETTINGS | SCALARS).items():
+    for name, words in (SETTINGS | told).items():
         dataset[name].attrs["long_name"] = words
     return dataset
