@@ -29,16 +29,17 @@ class Table:
         return [bool(self.heads) and all(_is_number(cell) for cell in column) for column in columns]
 
     def text(self) -> str:
-        """Aligned columns."""
-        lines = [*([self.heads] if self.heads else []), *self.rows]
-        widths = [max(map(len, column)) for column in zip_longest(*lines, fillvalue="")]
-        kinds = zip(widths, self.numeric or [False] * len(widths), strict=True)
-        marks = [(width, ">" if numeric else "<") for width, numeric in kinds]
-        body = [
-            "  ".join(f"{cell:{mark}{width}}" for cell, (width, mark) in zip(line, marks, strict=False)).rstrip()
-            for line in lines
-        ]
-        return "\n".join(line for line in (self.title, *body, self.foot) if line)
+        """Aligned columns, without colours, each row in one line."""
+        from io import StringIO
+
+        from rich.console import Console
+
+        longest = sum(max(map(len, column)) + 2 for column in zip_longest(*self.rows, self.heads, fillvalue=""))
+        width = max(longest, len(self.title), len(self.foot))
+        console = Console(file=StringIO(), width=width, color_system=None, force_terminal=False, highlight=False)
+        with console.capture() as captured:
+            console.print(self.rich())
+        return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
     def html(self) -> str:
         """A table element between its two lines."""

@@ -143,7 +143,7 @@ def _curve(panel: Panel, index: int, setup: Setup, seed: int) -> tuple[Curve, di
     initial = descent.steps.excess[0]
     loss = descent.steps.excess / initial
     bound = np.exp(-certificate.rate * eta * np.arange(len(loss)))
-    rate_seen = -np.log(loss[-1]) / end
+    rate = float(descent.rate_seen or np.nan)
     medians = [delta_star(fan_out(dims, seed=child)) for child in np.random.SeedSequence([seed, 2]).spawn(setup.seeds)]
     row = {
         "panel": panel.name,
@@ -152,8 +152,8 @@ def _curve(panel: Panel, index: int, setup: Setup, seed: int) -> tuple[Curve, di
         "delta_star": certificate.alpha,
         "delta_star_median": float(np.median(medians)),
         "rate_bound": certificate.rate,
-        "rate_seen": float(rate_seen),
-        "bound_over_rate": float(certificate.rate / rate_seen),
+        "rate_seen": rate,
+        "bound_over_rate": certificate.rate / rate,
         "gap_descent_flow": float(np.abs(loss[steps] - flow.excess / initial).max()),
         "drift_descent": float(descent.imbalance_drift.max()),
         "drift_flow": float(flow.imbalance_drift.max()),

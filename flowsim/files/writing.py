@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -65,14 +64,9 @@ def write_netcdf(path: str | Path, dataset: xarray.Dataset) -> None:
 
     The file is made in memory: HDF5 cannot close a file on a full disk, and takes the process down with it.
     """
-    import h5netcdf
-    from xarray.backends import H5NetCDFStore
-
-    buffer = io.BytesIO()
-    with h5netcdf.File(buffer, "w") as file:
-        dataset.dump_to_store(H5NetCDFStore(file))
+    made = dataset.to_netcdf(engine="h5netcdf")
     with write_atomically(path) as place:
-        place.write_bytes(buffer.getbuffer())
+        place.write_bytes(made)
 
 
 def check_writable(path: str | Path, begins: bytes = b"", inputs: Iterable[str | Path | None] = ()) -> None:

@@ -8,8 +8,9 @@ from itertools import pairwise
 import numpy as np
 
 from flowsim.laws.laws import NO_STEP, largest_square_norms
-from flowsim.laws.levels import MARGIN, ROUND_OFF, Levels
+from flowsim.laws.levels import MARGIN, Levels
 from flowsim.laws.result import Law, worst
+from flowsim.laws.tight import ROUND_OFF
 from flowsim.methods.steps import IntegrationFailure
 from flowsim.network import backpropagate, unflatten
 from flowsim.runs.trajectory import Trajectory

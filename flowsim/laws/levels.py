@@ -9,7 +9,7 @@ import numpy as np
 
 from flowsim.compression.control import imbalance_changes
 from flowsim.errors import FlowsimError
-from flowsim.laws.tight import Deadline, Tight, WallLimit
+from flowsim.laws.tight import ROUND_OFF, Deadline, Tight, WallLimit
 from flowsim.progress import Count
 from flowsim.runs.simulation import resume, simulate
 from flowsim.runs.trajectory import Trajectory
@@ -18,8 +18,6 @@ MARGIN = 10.0
 """A law is broken where its residual is more than MARGIN times what an undisturbed run of the same method shows."""
 LOCAL_ERRORS = 100.0
 """An error-controlled step may err by LOCAL_ERRORS times the tolerance; more is not excused by the method itself."""
-ROUND_OFF = 1e-12
-"""Relative to the weights (or to what a law compares): below this is round-off."""
 NEIGHBOURS = 2
 """How many steps before and after an interval show what a method errs by there."""
 

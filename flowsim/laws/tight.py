@@ -15,6 +15,8 @@ from flowsim.methods.steps import Reusable, Segment
 from flowsim.problem import Problem
 from flowsim.runs.trajectory import Trajectory
 
+ROUND_OFF = 1e-12
+"""Relative to the weights, or to what a law compares: the least error that a solve is taken to have."""
 TIGHTER = {"DOP853": 1e-3, "Radau": 1e-2, "gauss-legendre-4": 1e-2, "rkc": 1e-2}
 """The tolerance over the run's: an order of magnitude costs orders 8, 5, 8 and 2 a factor 1.3, 1.8, 1.3 and 1.5."""
 LEAST_ATOL = 1e-15

@@ -267,6 +267,10 @@ class Adapted:
 
     # --------------------------------------------------------------------------------------------------------- jax
 
+    def declares(self, name: str) -> Any:
+        """What the loss declares by an optional name; None where it does not."""
+        return declared(self.loss, name)
+
     @cached_property
     def in_jax(self) -> bool:
         """Whether the loss is written with jax.numpy, told by a gradient."""

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from flowsim.errors import InputError
-from flowsim.losses.adapting import declared
 
 if TYPE_CHECKING:
     from flowsim.losses.adapting import Adapted
@@ -25,7 +24,7 @@ class Traced:
     def __init__(self, own: Adapted) -> None:
         self.own, self.loss = own, own.loss
         self.matrix = jax.ShapeDtypeStruct(own.shape, np.float64)
-        self.has_curvature = declared(own.loss, "hessian_product") is not None
+        self.has_curvature = own.declares("hessian_product") is not None
 
     def takes(self, name: str) -> bool:
         """Whether jax can trace the loss's function of that name (the Hessian's: the gradient)."""
@@ -43,7 +42,7 @@ class Traced:
         """f(W) - f*, or f(W) where f* is unknown."""
         if not self.own.in_jax:
             return self._back(self.own.excess, (), W)
-        name = "value" if declared(self.loss, "excess") is None else "excess"
+        name = "value" if self.own.declares("excess") is None else "excess"
         self._must_take(name)
         return getattr(self.loss, name)(W) - (0.0 if name == "excess" else self.own.minimum or 0.0)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flowsim.errors import InputError
-from flowsim.methods.descent import GradientDescent
 from flowsim.methods.steps import Counts, Segment
 from flowsim.network import backpropagate, flatten, unflatten
 from flowsim.problem import Problem
+
+if TYPE_CHECKING:
+    from flowsim.methods.descent import GradientDescent
 
 SEGMENT_BYTES = 2**25
 """A segment keeps the weights after each of its steps; it is as long as this many bytes allow."""

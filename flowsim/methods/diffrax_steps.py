@@ -8,17 +8,19 @@ integral of ||grad L||_F^2, comes from the method's own quadrature: its stages a
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from flowsim.errors import InputError
 from flowsim.losses import excess
-from flowsim.methods.diffrax import Diffrax
 from flowsim.methods.jax_support import as_argument, float64
 from flowsim.methods.steps import DENSE_JACOBIAN_LIMIT, Counts, IntegrationFailure, Segment
 from flowsim.network import backpropagate, product, unflatten
 from flowsim.problem import Problem
+
+if TYPE_CHECKING:
+    from flowsim.methods.diffrax import Diffrax
 
 SEGMENT_NUMBERS = 2**21
 """A segment keeps the state after each of its steps; it is as long as this many numbers allow."""

@@ -23,14 +23,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from flowsim.errors import NumericalFailure
-from flowsim.methods.gauss_legendre import GaussLegendre
-from flowsim.methods.steps import Counts, IntegrationFailure, Segment, first_step, scaled_norm
+from flowsim.methods.steps import ROUND_OFF, Counts, IntegrationFailure, Segment, first_step, scaled_norm
 from flowsim.problem import Problem
+
+if TYPE_CHECKING:
+    from flowsim.methods.gauss_legendre import GaussLegendre
 
 DENSE_EIGENVECTORS = 300
 """Up to this many weights all eigenvectors of the Jacobian are computed, beyond Lanczos solves for each correction."""
@@ -47,7 +49,6 @@ LEAST_HARM = 10.0
 """Such an iteration is accepted when what it misses changes D_l by this much at most, in units of the target."""
 MOST_HALVINGS = 8
 """Dense output halves a step whose stages it cannot solve at most so often."""
-ROUND_OFF = 4 * np.finfo(float).eps
 LOOSE = 0.02
 """The whole step is solved until its residual is this share of the tolerance."""
 SAFETY, LEAST_FACTOR, MOST_FACTOR = 0.9, 0.2, 4.0

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from flowsim.methods.steps import Counts, Movable, Segment
+from flowsim.methods.steps import ROUND_OFF, Counts, Movable, Segment
 from flowsim.network import flatten, imbalance, unflatten
 from flowsim.problem import Problem
 
@@ -29,7 +29,6 @@ MOST_FACTORED = 5000
 """Up to this many multipliers their equation is factored."""
 RIDGE = 1e-14
 LSMR = {"atol": 1e-14, "btol": 1e-8, "conlim": 0.0, "maxiter": 2000}
-ROUND_OFF = 4 * np.finfo(float).eps
 
 
 class Invariants:

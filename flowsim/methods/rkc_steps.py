@@ -12,13 +12,13 @@ Math. 88, 1997, section 2); the error estimate is theirs, 0.8 (y - y_1) + 0.4 h 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, cached_property
 from math import ceil, sqrt
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from flowsim.methods.rkc import RKC
 from flowsim.methods.steps import (
     CountingVelocity,
     IntegrationFailure,
@@ -29,6 +29,9 @@ from flowsim.methods.steps import (
     spectral_radius,
 )
 from flowsim.problem import Problem
+
+if TYPE_CHECKING:
+    from flowsim.methods.rkc import RKC
 
 DAMPING = 2 / 13
 MOST_STAGES = 300
@@ -183,12 +186,13 @@ class _Dense:
         self.steps, self.times, self.ends, self.slopes = steps, times, ends, slopes
         self.radius, self.before = steps.radius, steps.before
 
-    def hermite(self, t: np.ndarray) -> np.ndarray:
+    @cached_property
+    def hermite(self) -> Callable[[np.ndarray], np.ndarray]:
         """The cubic through the states and velocities at both ends."""
-        h = self.times[1] - self.times[0]
-        s = ((t - self.times[0]) / h)[:, None]
-        (y0, y1), (f0, f1) = self.ends, self.slopes
-        return y0 + s * (y1 - y0) + s * (s - 1) * ((1 - 2 * s) * (y1 - y0) + h * ((s - 1) * f0 + s * f1))
+        from scipy.interpolate import CubicHermiteSpline
+
+        cubic: Callable[[np.ndarray], np.ndarray] = CubicHermiteSpline(self.times, self.ends, self.slopes)
+        return cubic
 
     @cached_property
     def faithful(self) -> bool:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.integrate import BDF, DOP853, LSODA, RK23, RK45, Radau
 from scipy.linalg import LinAlgWarning
 
 from flowsim.errors import InputError
-from flowsim.methods.scipy import Scipy
 from flowsim.methods.steps import (
     DENSE_JACOBIAN_LIMIT,
     CountingVelocity,
@@ -21,6 +20,9 @@ from flowsim.methods.steps import (
     is_faithful,
 )
 from flowsim.problem import Problem
+
+if TYPE_CHECKING:
+    from flowsim.methods.scipy import Scipy
 
 SOLVERS = {"RK23": RK23, "RK45": RK45, "DOP853": DOP853, "Radau": Radau, "BDF": BDF, "LSODA": LSODA}
 

@@ -19,8 +19,8 @@ MOST_ITERATIONS = 20
 SLOW = 0.1
 """Corrections that shrink by less than this factor ask for a new Jacobian."""
 DIVERGED = 2.0
-ROUND_OFF = 8 * np.finfo(float).eps
-"""Of the greatest weight: no correction is asked to be smaller."""
+LEAST_CORRECTION = 8 * np.finfo(float).eps
+"""Of the greatest weight: what rounding leaves of the residual of a factored matrix."""
 
 TINY = np.finfo(float).tiny
 
@@ -73,7 +73,7 @@ def _kind() -> Any:
             flat, shaped = ravel_pytree(y)
             diff = lu_solve(factors, ravel_pytree(residual)[0])
             change, base = moved(shaped(diff), args)
-            least = jnp.maximum(ROUND_OFF * jnp.max(jnp.abs(base)), TINY)
+            least = jnp.maximum(LEAST_CORRECTION * jnp.max(jnp.abs(base)), TINY)
             scale = jnp.maximum(self.atol + self.rtol * jnp.abs(base), least)
             size = jnp.sqrt(jnp.mean((change / scale) ** 2))
             return shaped(flat - diff), State(factors, size, size / state.size, state.count + 1), aux

@@ -11,6 +11,8 @@ import numpy as np
 from flowsim.errors import NumericalFailure
 from flowsim.problem import Problem
 
+ROUND_OFF = 4 * float(np.finfo(float).eps)
+"""Of the greatest weight (or of its square): no correction is asked to be smaller."""
 DENSE_JACOBIAN_LIMIT = 3000
 """Implicit methods of scipy and diffrax form and factor a dense Jacobian: beyond this many weights they are refused."""
 

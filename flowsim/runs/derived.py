@@ -14,7 +14,7 @@ from flowsim.runs.record import Record
 NEAR = 3.0
 """A loss is unresolved within so many tolerances of its minimum: there errors of the steps decide its fall."""
 ROUND_OFF = 1e3 * np.finfo(float).eps
-"""A step that dissipates less than this share of all says nothing of the curvature."""
+"""A fall of the loss, or of what it dissipates, by less than this share says nothing."""
 TAIL = 0.1
 """The share of the steps, the last ones and at least two, in which a floor is looked for."""
 PROMISED, SEEN = 5.0, 0.5

@@ -7,6 +7,7 @@ import numpy as np
 from flowsim.methods import Method
 from flowsim.methods.steps import DENSE_JACOBIAN_LIMIT, spectral_radius
 from flowsim.problem import Problem
+from flowsim.runs.derived import ROUND_OFF
 from flowsim.runs.trajectory import Trajectory
 
 UNRESOLVED = 0.1
@@ -17,8 +18,6 @@ EXPLAINED = 100.0
 """An error of the weights that is certain to be more than this many tolerances is remarked on."""
 LOST = 0.1
 """So is an imbalance that drifted by this share of ||W||^2, whatever the tolerance."""
-ROUND_OFF = 1e3 * np.finfo(float).eps
-"""A fall of the loss by less than this share is round-off."""
 STIFF = 1.0
 """Steps of an explicit method with h |lambda|_max above this, and LONG / |lambda|_max still to go, are taken to be
 bound by stability, others by accuracy."""

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flowsim.checks import mistake
 from flowsim.errors import InputError
-from flowsim.methods import Method, method_named
+from flowsim.methods import ATOL, LEAST_RTOL, RTOL, Method, method_named
+
+Positive = Annotated[float, Field(gt=0)]
+StopLoss = Annotated[float | None, Field(gt=0)]
+Steps = Annotated[int | None, Field(ge=1)]
+WallLimit = Annotated[float | None, Field(gt=0)]
+Rtol = Annotated[float, Field(ge=LEAST_RTOL, le=1)]
+Atol = Annotated[float, Field(ge=0)]
+Reduce = Literal["auto", "always", "never"]
+"""What the settings of a run can be, for every schema that has them."""
 
 
 class RunConfig(BaseModel):
@@ -17,17 +26,17 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    t1: float = Field(gt=0)
+    t1: Positive
     method: str = "dop853"
-    step_size: float | None = Field(None, gt=0)
-    rtol: float = Field(1e-8, gt=0, le=1)
-    atol: float = Field(1e-10, ge=0)
+    step_size: Positive | None = None
+    rtol: Rtol = RTOL
+    atol: Atol = ATOL
     save_points: int = Field(101, ge=2)
-    stop_loss: float | None = Field(None, gt=0)
-    stop_gradient: float | None = Field(None, gt=0)
-    max_steps: int | None = Field(None, ge=1)
-    wall_limit: float | None = Field(None, gt=0)
-    reduce: Literal["auto", "always", "never"] = "auto"
+    stop_loss: StopLoss = None
+    stop_gradient: StopLoss = None
+    max_steps: Steps = None
+    wall_limit: WallLimit = None
+    reduce: Reduce = "auto"
     backend: Literal["numpy", "jax"] = "numpy"
 
     @classmethod

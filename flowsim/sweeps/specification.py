@@ -26,9 +26,10 @@ from flowsim.errors import InputError
 from flowsim.files import read_toml
 from flowsim.initialization import SCHEMES, initialize
 from flowsim.losses import LOSSES
-from flowsim.methods import METHODS, Method, method_named
+from flowsim.methods import ATOL, METHODS, RTOL, Method, method_named
 from flowsim.problem import Problem
 from flowsim.rates import THEOREMS
+from flowsim.runs.settings import Atol, Positive, Reduce, Rtol, Steps, StopLoss, WallLimit
 from flowsim.sweeps.store import digest
 
 LARGEST_DRAWN = 2**28
@@ -41,7 +42,7 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-Numbers = Annotated[list[Annotated[float, Field(gt=0)]], BeforeValidator(_listed), Field(min_length=1)]
+Numbers = Annotated[list[Positive], BeforeValidator(_listed), Field(min_length=1)]
 Names = Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
 
 
@@ -54,18 +55,16 @@ class SweepTable(BaseModel):
     scheme: Names = ["fan_out"]
     scale: Numbers = [1.0]
     method: Names = ["dop853"]
-    step_size: Annotated[list[Annotated[float, Field(gt=0)]], BeforeValidator(_listed)] = []
-    rtol: Annotated[list[Annotated[float, Field(ge=1e-13, le=1)]], BeforeValidator(_listed), Field(min_length=1)] = [
-        1e-8
-    ]
-    atol: Annotated[list[Annotated[float, Field(ge=0)]], BeforeValidator(_listed), Field(min_length=1)] = [1e-10]
+    step_size: Annotated[list[Positive], BeforeValidator(_listed)] = []
+    rtol: Annotated[list[Rtol], BeforeValidator(_listed), Field(min_length=1)] = [RTOL]
+    atol: Annotated[list[Atol], BeforeValidator(_listed), Field(min_length=1)] = [ATOL]
     seeds: int = Field(ge=1)
     root_seed: int = Field(0, ge=0)
-    t1: float = Field(gt=0)
-    stop_loss: float | None = Field(None, gt=0)
-    max_steps: int | None = Field(None, ge=1)
-    wall_limit: float | None = Field(None, gt=0)
-    reduce: Literal["auto", "always", "never"] = "auto"
+    t1: Positive
+    stop_loss: StopLoss = None
+    max_steps: Steps = None
+    wall_limit: WallLimit = None
+    reduce: Reduce = "auto"
     draw: Literal["full", "sampled"] = "full"
     certificates: Literal["all", "cheap", "none"] = "all"
     curve_points: int = Field(0, ge=0, le=10_000)

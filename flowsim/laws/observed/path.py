@@ -7,14 +7,12 @@ from bisect import bisect_right
 import numpy as np
 
 from flowsim.laws.observed.eigenvalues import Certain, norm_of_T, sensitivity, uncertainty
-from flowsim.laws.tight import Deadline, Tight
+from flowsim.laws.tight import ROUND_OFF, Deadline, Tight
 from flowsim.network import unflatten
 from flowsim.runs.trajectory import Trajectory
 
 LOOKED_AT = 9
 """Checkpoints at which the sensitivity of J to the weights is computed; the greatest counts."""
-ROUND_OFF = 1e-12
-"""Relative to the weights: the least error that a solve is taken to have."""
 
 
 class Path:
