@@ -164,7 +164,7 @@ class Method(ABC):
         """Its name, its tolerances, and what differs from the default."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         usual = {field.name: field.default for field in fields(self)}  # type: ignore[arg-type]
-        name = str(values.pop("name", self.name))
+        name = str(values.pop("name", type(self).__name__))
         told = {k: v for k, v in values.items() if k in TOLD or v != usual[k]}
         settings = [
             str(v) if isinstance(v, Method) else f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
