@@ -1,5 +1,8 @@
 """flowsim: gradient flow on multi-layer linear models, its invariants and its certified convergence rates.
 
+In docstrings [MVM23] is the paper that flowsim implements, and corrects: H. Min, R. Vidal, E. Mallada, "On the
+Convergence of Gradient Flow on Multi-layer Linear Models", ICML 2023, PMLR 202, pages 24850-24887.
+
 The public names stand in __init__.pyi; each is imported when it is first used, so that `import flowsim` is quick.
 """
 

@@ -92,7 +92,7 @@ class Method(ABC):
 
     def step_by_step(self, problem: Problem, t: float, state: np.ndarray, t1: float) -> Movable:
         """As begin, but with one step a segment, where takes_single_steps."""
-        raise NotImplementedError
+        raise InputError(f"Argument `method` must take single steps, to be projected, but {self.name} does not.")
 
     @property
     def name(self) -> str:
