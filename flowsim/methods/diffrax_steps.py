@@ -260,11 +260,13 @@ def compiled() -> Compiled:
         return lax.while_loop(going, body, (carry, record, jnp.asarray(0), jnp.asarray(0), jnp.asarray(True)))
 
     def shorter(solver: Any, y0: Any, start: Any, t: Any, dims: Any, args: Any) -> Any:
-        """The state at t by an explicit method from (start, y0): a shorter step, as accurate as the whole one."""
+        """The state at t by an explicit method from (start, y0), a shorter step, as accurate as the whole one; and the
+        integral of ||grad L||_F^2 along it."""
         weights = unflatten(y0, dims)
         state = solver.init(terms, start, t, weights, args)
-        weights, *_ = solver.step(terms, start, t, weights, args, state, False)
-        return jnp.concatenate([jnp.ravel(W) for W in weights])
+        weights, _, dense, *_ = solver.step(terms, start, t, weights, args, state, False)
+        spent = energy(solver, dense) / jnp.where(t > start, t - start, 1.0)
+        return jnp.concatenate([jnp.ravel(W) for W in weights]), spent
 
     def adapted(solver: Any, controller: Any, y0: Any, start: Any, t: Any, dims: Any, args: Any) -> Any:
         """The state at t by an implicit method from (start, y0): one shorter step, more where its error asks for them.
@@ -282,7 +284,7 @@ def compiled() -> Compiled:
         def at(y0: Any, where: Any) -> Any:
             start, _, t = where
             if isinstance(solver, diffrax.AbstractERK | diffrax.Euler):
-                return shorter(solver, y0, start, t, dims, args)
+                return shorter(solver, y0, start, t, dims, args)[0]
             return adapted(solver, controller, y0, start, t, dims, args)
 
         def put(k: Any, states: Any) -> Any:

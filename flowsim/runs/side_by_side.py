@@ -19,7 +19,7 @@ from flowsim.losses import excess as excess_of
 from flowsim.methods import Method
 from flowsim.methods.diffrax_steps import compiled, controller_of, solver_of
 from flowsim.methods.jax_support import as_argument, float64
-from flowsim.methods.steps import GAUSS_NODES, GAUSS_WEIGHTS, Segment
+from flowsim.methods.steps import Segment
 from flowsim.network import backpropagate, flatten, unflatten
 from flowsim.problem import Problem
 from flowsim.runs.record import Checkpoints, Record, Reduction, Steps, Work
@@ -28,6 +28,8 @@ from flowsim.runs.recorder import BELOW, growth_limit
 STEPS_AT_ONCE = 32
 CROSSINGS = 12
 """At most so many iterations locate where a member's loss crosses its level, within one step."""
+LOCATED = 1e-12
+"""Relative: a crossing is located where an iteration moves it by less, the noise of the loss."""
 EVALUATED_AT_ONCE = 256
 PATH_BYTES = 2**29
 """The states after all steps of a batch take at most about this much memory; so do the losses of its descent."""
@@ -300,13 +302,8 @@ def _finished(
         end = np.where(below, _roots(above, start, end), end)
     states = _States(many, solver, args, dims, clock, path, before)
     if below.any():
-        chosen = np.flatnonzero(below)
-        half = 0.5 * (end - start)[chosen, None]
-        at = np.concatenate([end[chosen, None], start[chosen, None] + half * (1 + GAUSS_NODES)], axis=1)
-        found = states(np.repeat(chosen, at.shape[1]), at.ravel()).reshape(*at.shape, -1)
-        final[chosen] = found[:, 0]
-        speeds = np.asarray(many.speeds(_padded(found[:, 1:], B), dims, args, _padded(chosen, B)))[: len(chosen)]
-        partial[chosen] = half[:, 0] * (speeds @ GAUSS_WEIGHTS)
+        reached, spent = map(np.asarray, many.ends(solver, first, start, end, dims, args))
+        final[below], partial[below] = reached[below], spent[below]
     member, point = np.nonzero(np.broadcast_to(times, (B, len(times))) <= end[:, None] * SAVED)
     saved[member, point] = states(member, np.minimum(times[point], clock[member, -1]))
     healthy = healthy & ((end >= t1) | below)
@@ -355,12 +352,14 @@ def _of(args: Any, members: np.ndarray) -> Any:
 def _roots(above: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Where each of many falling functions crosses 0 between low and high: regula falsi, Illinois variant."""
     a, b, fa, fb, side = low.copy(), high.copy(), above(low), above(high), np.zeros(len(low))
+    before = high
     for _ in range(CROSSINGS):
         with np.errstate(invalid="ignore", divide="ignore"):
             c = np.where(fa > fb, (a * fb - b * fa) / (fb - fa), b)
         fc = above(c)
-        if np.abs(c - np.where(fc > 0, a, b)).max() <= 1e-13 * np.abs(high).max():
+        if (np.abs(c - before) <= LOCATED * high).all():
             return c
+        before = c
         right = fc <= 0
         fa, fb = np.where(right & (side == 1), 0.5 * fa, fa), np.where(~right & (side == -1), 0.5 * fb, fb)
         a, fa = np.where(right, a, c), np.where(right, fa, fc)
@@ -387,29 +386,23 @@ def _compiled_many() -> Any:
         excess: Any
         excess_at: Any
         states_at: Any
-        speeds: Any
-
-    def speeds(states: Any, dims: Any, args: Any) -> Any:
-        """||grad L||_F^2 at a stack of states."""
-        _, gradients = backpropagate(args[0].loss, unflatten(states, dims), args[1])
-        return sum((G**2).sum(axis=(-2, -1)) for G in gradients)
+        ends: Any
 
     def excess(state: Any, dims: Any, args: Any) -> Any:
         return excess_of(args[0].loss, product(unflatten(state, dims), args[1]))
 
     def at(solver: Any, state: Any, start: Any, t: Any, dims: Any, args: Any) -> Any:
-        return one.shorter(solver, state, start, t, dims, args)
+        return one.shorter(solver, state, start, t, dims, args)[0]
 
     def excess_at(solver: Any, state: Any, start: Any, t: Any, dims: Any, args: Any) -> Any:
         return excess(at(solver, state, start, t, dims, args), dims, args)
 
     row = (None, 0, 0, 0, None, each)
-    many_speeds = eqx.filter_jit(eqx.filter_vmap(speeds, in_axes=(0, None, each)))
     return Many(
         eqx.filter_jit(eqx.filter_vmap(one.begin, in_axes=(None, None, None, None, each, None, each))),
         eqx.filter_jit(eqx.filter_vmap(one.segment, in_axes=(None, None, each, None, each, None, each))),
         eqx.filter_jit(eqx.filter_vmap(excess, in_axes=(0, None, each))),
         eqx.filter_jit(eqx.filter_vmap(excess_at, in_axes=row)),
         eqx.filter_jit(eqx.filter_vmap(at, in_axes=row)),
-        lambda states, dims, args, members: many_speeds(states, dims, _of(args, members)),
+        eqx.filter_jit(eqx.filter_vmap(one.shorter, in_axes=row)),
     )
