@@ -12,12 +12,12 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 
 from flowsim.errors import ConversionNotice, InputError
-from flowsim.values import frozen, sealed
+from flowsim.values import Layer, frozen, sealed
 
 CHECK_BLOCK = 2**20
 """Large arrays are checked in blocks of about this many entries."""
@@ -43,7 +43,7 @@ def memory_bytes() -> int:
         return machine
 
 
-def check_memory(needed: float, name: str, value: Any, remedy: str) -> None:
+def check_memory(needed: float, name: str, value: object, remedy: str) -> None:
     """Refuse, before it is allocated, what `needed` bytes are estimated for and the memory cannot hold."""
     there, needed = memory_bytes(), float(min(needed, sys.float_info.max))
     if needed > there:
@@ -53,7 +53,7 @@ def check_memory(needed: float, name: str, value: Any, remedy: str) -> None:
         )
 
 
-def as_float_array(value: Any, name: str) -> np.ndarray:
+def as_float_array(value: object, name: str) -> np.ndarray:
     """`value` as a finite float64 array; integers, booleans and other real floats are converted with a notice.
 
     The array may share its memory with `value`: what keeps it takes frozen(array).
@@ -81,7 +81,7 @@ def as_float_array(value: Any, name: str) -> np.ndarray:
     return array
 
 
-def refuse_masked(value: Any, name: str) -> None:
+def refuse_masked(value: object, name: str) -> None:
     """Refuse a masked array of NumPy, also in a list: the mask would be lost."""
     parts = value if isinstance(value, (list, tuple)) else [value]
     if any(isinstance(part, np.ma.MaskedArray) for part in parts):
@@ -99,7 +99,7 @@ def _count_bad(array: np.ndarray) -> int:
     return sum(int((~np.isfinite(array[start : start + rows])).sum()) for start in range(0, len(array), rows))
 
 
-def as_layer(value: Any, name: str) -> Any:
+def as_layer(value: object, name: str) -> Layer:
     """A weight matrix that may also be a scipy sparse matrix or LinearOperator (real, not empty), else as_matrix; what
     is given as entries is frozen."""
     if isinstance(value, (np.ndarray, list, tuple)) or not hasattr(value, "shape"):
@@ -124,7 +124,7 @@ def as_layer(value: Any, name: str) -> Any:
     return value
 
 
-def as_matrix(value: Any, name: str, shape: tuple[int | None, int | None] = (None, None)) -> np.ndarray:
+def as_matrix(value: object, name: str, shape: tuple[int | None, int | None] = (None, None)) -> np.ndarray:
     """`value` as a non-empty finite float64 matrix; `shape` fixes the axes that are not None."""
     array = as_float_array(value, name)
     if array.ndim != 2:
@@ -140,7 +140,7 @@ def as_matrix(value: Any, name: str, shape: tuple[int | None, int | None] = (Non
 
 
 def as_number(
-    value: Any,
+    value: SupportsFloat | str,
     name: str,
     *,
     above: float = -math.inf,
@@ -177,7 +177,7 @@ def as_count(value: Any, name: str, least: int = 1) -> int:
     return count
 
 
-def as_dims(dims: Any, name: str = "dims") -> tuple[int, ...]:
+def as_dims(dims: object, name: str = "dims") -> tuple[int, ...]:
     """Layer sizes (h_0, ..., h_L), L >= 2, each at least 1, hidden widths at least min(h_0, h_L)."""
     if not isinstance(dims, Iterable) or isinstance(dims, str):
         raise InputError(f"Argument `{name}` must be a list of sizes such as (5, 300, 500, 1), but it is {dims!r}.")
@@ -197,7 +197,7 @@ def as_dims(dims: Any, name: str = "dims") -> tuple[int, ...]:
     return sizes
 
 
-def as_choice(value: Any, name: str, known: Iterable[str]) -> str:
+def as_choice(value: object, name: str, known: Iterable[str]) -> str:
     """`value` if it is one of `known`; otherwise an InputError that lists them and the nearest."""
     options = list(known)
     if value in options:
@@ -221,12 +221,12 @@ def mistake(entry: Mapping[str, Any], known: Iterable[str] = ()) -> str:
     return f"{str(entry['msg']).replace('Input should', 'must')}, but it is {shortened(entry['input'])}"
 
 
-def shortened(value: Any) -> str:
+def shortened(value: object) -> str:
     """The value's repr, its middle left out where it is long."""
     return SHORT.repr(value)
 
 
-def check_schema(found: Any, known: int, what: str) -> None:
+def check_schema(found: object, known: int, what: str) -> None:
     """Refuse what a newer flowsim wrote, and what is no schema."""
     if type(found) is not int or found < 1:
         raise InputError(f"{what} must have a schema from 1 on, but it has {shortened(found)}; it is damaged.")

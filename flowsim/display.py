@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 CELL = "text-align:left;padding:2px 12px 2px 0"
 NUMBER = "text-align:right;padding:2px 12px 2px 0;font-variant-numeric:tabular-nums"
@@ -54,7 +57,7 @@ class Table:
         lines = [f"<div>{escape(line)}</div>" if line else "" for line in (self.title, self.foot)]
         return f"{lines[0]}<table>{f'<tr>{head}</tr>' if head else ''}{body}</table>{lines[1]}"
 
-    def rich(self) -> Any:
+    def rich(self) -> Group:
         """For rich.print."""
         from rich.console import Group
         from rich.table import Table as Grid
@@ -86,7 +89,7 @@ class Shown(ABC):
     def _repr_html_(self) -> str:
         return self.shown().html()
 
-    def __rich__(self) -> Any:
+    def __rich__(self) -> Group:
         return self.shown().rich()
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 from flowsim.checks import as_count, as_float_array, as_matrix, as_number
 from flowsim.errors import InputError
@@ -14,7 +13,7 @@ LARGEST_EXPONENT = 600.0
 """e^{ft} up to e^600 stays within float64."""
 
 
-def saxe_mode(t: Any, s: float, u0: float) -> np.ndarray:
+def saxe_mode(t: ArrayLike, s: float, u0: float) -> np.ndarray:
     """u(t) = s e^{2st} / (e^{2st} - 1 + s/u0): a singular value of W_1 W_2, balanced and aligned (Saxe et al. 2014).
 
     It solves du/dt = 2 u (s - u), u(0) = u0. Raises InputError unless s > 0 and u0 > 0.
@@ -32,7 +31,7 @@ def saxe_mode(t: Any, s: float, u0: float) -> np.ndarray:
     return s / (1 + (s / u0 - 1) * decay)
 
 
-def balanced_mode(t: Any, s: float, u0: float, depth: int) -> np.ndarray:
+def balanced_mode(t: ArrayLike, s: float, u0: float, depth: int) -> np.ndarray:
     """A singular value of the product of `depth` balanced, aligned layers: du/dt = L u^{2-2/L} (s - u), u(0) = u0.
 
     With v = u^{1/L}, dv/dt = v^{L-1} (s - v^L); integrated in w = log(u) by DOP853 at rtol 1e-13, which holds for
@@ -62,7 +61,7 @@ def balanced_mode(t: Any, s: float, u0: float, depth: int) -> np.ndarray:
     return result.reshape(np.shape(t))
 
 
-def riccati(network: LinearNetwork, Y: Any, t: Any, tolerance: float = 1e-10) -> np.ndarray:
+def riccati(network: LinearNetwork, Y: ArrayLike, t: ArrayLike, tolerance: float = 1e-10) -> np.ndarray:
     """W(t) of two layers with D_1 = lambda I_h, for any target Y, at the times t: shape (len(t), n, m).
 
     Q = [W_1; W_2^T], F = [[lambda/2 I, Y], [Y^T, -lambda/2 I]],

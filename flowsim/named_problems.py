@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -121,7 +120,7 @@ def problem_named(name: str) -> NamedProblem:
     return PROBLEMS[as_choice(name, "name", PROBLEMS)]()
 
 
-def _data(loader: str) -> tuple[Any, Any]:
+def _data(loader: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn import datasets
     except ImportError as error:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from flowsim.errors import InputError, NumericalFailure
-from flowsim.losses import Adapted, adapted, check_loss
-from flowsim.network import backpropagate, flatten, hessian_product, product, unflatten
+from flowsim.losses import Adapted, Loss, StackedLoss, adapted, check_loss
+from flowsim.network import Network, backpropagate, flatten, hessian_product, product, unflatten
 from flowsim.values import Value
 
 
@@ -34,8 +33,8 @@ class Problem(Value):
     True
     """
 
-    loss: Any
-    network: Any
+    loss: Loss
+    network: Network
 
     def __post_init__(self) -> None:
         changed = [name for name in EQUATIONS if getattr(type(self), name) is not getattr(Problem, name)]
@@ -73,7 +72,7 @@ class Problem(Value):
         return [np.ones(width) for width in self.network.dims]
 
     @cached_property
-    def stacked_loss(self) -> Any:
+    def stacked_loss(self) -> StackedLoss:
         """The loss, able to serve stacks of products, NumPy's and jax's; a user's own is checked at the initial one."""
         loss = adapted(self.loss)
         return loss.check(self.network.product) if isinstance(loss, Adapted) else loss

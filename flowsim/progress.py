@@ -48,7 +48,7 @@ def counting(progress: Count | bool | None, unit: str = "member") -> Iterator[Co
 
 
 @contextmanager
-def _bar(shown: bool, **settings: Any) -> Iterator[Any]:
+def _bar(shown: bool, **settings: object) -> Iterator[Any]:
     if not shown:
         yield None
         return

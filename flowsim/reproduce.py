@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,12 +15,14 @@ from flowsim.files import write_atomically
 from flowsim.initialization import fan_in, fan_out, ntk
 from flowsim.losses import SquaredLoss
 from flowsim.methods import GradientDescent, Scipy
+from flowsim.network import LinearNetwork
 from flowsim.plots import COLOURS, STYLE
 from flowsim.problem import Problem
 from flowsim.rates import theorem_2
 from flowsim.rates.theorem_2 import delta_star
 from flowsim.runs.simulation import simulate
 from flowsim.runs.trajectory import Trajectory
+from flowsim.values import Json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +85,7 @@ class Curve:
 
 def reproduce(
     out: Path, seed: int = 0, setup: Setup = Setup(), note: Callable[[str], None] | None = None
-) -> dict[str, Any]:
+) -> Json:
     """Write figure1.png, figure1.pdf and figure1.json into the folder `out`; return what the JSON file holds.
 
     Left: Delta* over random draws of three initializations. Middle, right: the loss of gradient descent, the flow at
@@ -113,7 +115,7 @@ def reproduce(
     return result
 
 
-def _draws(scheme: Callable[..., Any], setup: Setup, seed: int) -> np.ndarray:
+def _draws(scheme: Callable[..., LinearNetwork], setup: Setup, seed: int) -> np.ndarray:
     """scale^2 Delta* of `draws` networks with n = 5, m = 1 and both widths alike."""
     dims = (5, setup.box_width, setup.box_width, 1)
     seeds = np.random.SeedSequence([seed, 1]).spawn(setup.draws)
@@ -121,14 +123,14 @@ def _draws(scheme: Callable[..., Any], setup: Setup, seed: int) -> np.ndarray:
     return np.array([network.scale**2 * delta_star(network) for network in networks])
 
 
-def _quartiles(boxes: dict[str, np.ndarray]) -> dict[str, Any]:
+def _quartiles(boxes: dict[str, np.ndarray]) -> Json:
     return {
         name: {"quartiles": np.quantile(values, (0.25, 0.5, 0.75)).tolist(), "paper_median": PAPER_MEDIANS[name]}
         for name, values in boxes.items()
     }
 
 
-def _curve(panel: Panel, index: int, setup: Setup, seed: int) -> tuple[Curve, dict[str, Any]]:
+def _curve(panel: Panel, index: int, setup: Setup, seed: int) -> tuple[Curve, Json]:
     dims = (panel.n, *setup.widths[index], 1)
     network = fan_out(dims, seed=seed)
     problem = Problem(SquaredLoss(np.full((panel.n, 1), panel.height)), network)
@@ -163,7 +165,7 @@ def _curve(panel: Panel, index: int, setup: Setup, seed: int) -> tuple[Curve, di
     return Curve(f"{dims[1]}, {dims[2]}", descent, flow, certificate.rate), row
 
 
-def _increasing(rows: list[dict[str, Any]], panel: str) -> bool:
+def _increasing(rows: list[Json], panel: str) -> bool:
     return bool((np.diff([row["delta_star_median"] for row in rows if row["panel"] == panel]) > 0).all())
 
 
@@ -235,7 +237,7 @@ def _draw_legend(figure: Figure) -> None:
     figure.legend(handles=styles, loc="outside lower right", ncols=4, frameon=False)
 
 
-def _write(out: Path, figure: Figure, result: dict[str, Any]) -> None:
+def _write(out: Path, figure: Figure, result: Json) -> None:
     for kind in ("png", "pdf"):
         with write_atomically(out / f"figure1.{kind}") as place:
             figure.savefig(place, dpi=200, format=kind)
@@ -258,7 +260,7 @@ COLUMNS = (
 )
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Json) -> str:
     """The rows as a Markdown table, with the left panel's quartiles and the reason for the difference."""
     lines = ["| " + " | ".join(title for title, _, _ in COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(form.format(row[key]) for _, key, form in COLUMNS) + " |" for row in result["rows"]]

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+
+Array = Any
+"""An array of NumPy's or of jax's, or what jax traces in its place: no type of either library covers the three."""
+Layer = Any
+"""A layer's weights: an array, or for a hidden one scipy's sparse matrix or LinearOperator, which have no stubs."""
+Json = dict[str, Any]
+"""What json.dumps takes and json.loads or tomllib gives; what is in it is of no known type until looked at."""
 
 
 def frozen(array: np.ndarray) -> np.ndarray:
@@ -35,12 +42,12 @@ def guarded(array: np.ndarray) -> np.ndarray:
 class Settled(dict[str, Any]):
     """A dictionary that cannot be changed."""
 
-    def _refuse(self, *_: Any, **__: Any) -> Any:
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("it belongs to a frozen value and cannot be changed; dict(...) makes a copy")
 
-    __setitem__ = __delitem__ = __ior__ = update = pop = popitem = clear = setdefault = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = update = pop = popitem = clear = setdefault = _refuse
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return settled, (dict(self),)
 
 
@@ -49,7 +56,7 @@ def settled(mapping: Mapping[str, Any]) -> Settled:
     return Settled({name: _plain(value) for name, value in mapping.items()})
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return settled(value)
     return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
@@ -75,11 +82,11 @@ class Value:
     After a pickle or a copy the arrays are read-only again.
     """
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         kept = _cached(type(self))
         return {name: value for name, value in vars(self).items() if name not in kept}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update({name: _closed(value) for name, value in state.items()})
 
 
@@ -89,7 +96,7 @@ def _cached(kind: type) -> frozenset[str]:
     )
 
 
-def _closed(value: Any) -> Any:
+def _closed(value: object) -> object:
     """Arrays read-only, also in tuples and in sparse matrices."""
     if isinstance(value, np.ndarray):
         return sealed(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from cyclopts.config import Toml
 
@@ -46,7 +45,7 @@ def read(path: str, commands: Iterable[str]) -> Toml:
     return Toml(path, must_exist=True)
 
 
-def complete(command: str, arguments: Mapping[str, Any]) -> str:
+def complete(command: str, arguments: Mapping[str, object]) -> str:
     """All settings of a command as TOML; those that are not given and have no default as remarks."""
     lines = [f"[{command}]"]
     for name, value in arguments.items():

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from flowsim.errors import InputError
+
+if TYPE_CHECKING:
+    from flowsim import losses
+    from flowsim.named_problems import NamedProblem
+    from flowsim.network import Network
+    from flowsim.problem import Problem
+
+N = TypeVar("N", int, float)
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object and nothing else.")]
 Target = Annotated[Path | None, Parameter(help="Target Y (n x m) as .npy or .csv, or as key Y of an .npz.")]
@@ -21,7 +29,7 @@ Layers = Annotated[
 ]
 
 
-def whole(_: Any, tokens: Sequence[Any]) -> int:
+def whole(_: object, tokens: Sequence[Token]) -> int:
     """A whole number such as 1000 or 1e3; cyclopts by itself rounds 2.5."""
     text = tokens[0].value
     try:
@@ -35,7 +43,7 @@ def whole(_: Any, tokens: Sequence[Any]) -> int:
 Whole = Parameter(converter=whole)
 
 
-def numbers(name: str, text: str, kind: Callable[[str], Any], example: str) -> tuple[Any, ...]:
+def numbers(name: str, text: str, kind: Callable[[str], N], example: str) -> tuple[N, ...]:
     """The numbers between the commas of a flag. Raises InputError that shows how it must look."""
     try:
         return tuple(kind(part) for part in text.split(","))
@@ -61,13 +69,14 @@ def check_loss_flags(target: Path | None, data: Path | None, kind: str, mask: Pa
         raise InputError(f"Argument `--data` must be given for the {kind} loss: X and the labels Y = -1, +1.")
 
 
-def loss_of(weights: Path, target: Path | None, data: Path | None, kind: str, mask: Path | None) -> Any:
+def loss_of(weights: Path, target: Path | None, data: Path | None, kind: str, mask: Path | None) -> losses.Loss | None:
     """The loss that the flags ask for, else a squared loss on key Y of the weights, else None."""
     from flowsim import losses
     from flowsim.files import read_data, read_target
 
     if data is not None:
-        make: Any = losses.LOSSES[kind].of_data
+        make = losses.LOSSES[kind].of_data
+        assert make is not None
         return make(*read_data(data))
     Y = read_target(target if target is not None else weights)
     if Y is None and target is not None:
@@ -77,11 +86,11 @@ def loss_of(weights: Path, target: Path | None, data: Path | None, kind: str, ma
         if Y is None or seen is None:
             raise InputError(f"File {mask if seen is None else weights} must hold a matrix as key Y, but it does not.")
         return losses.MaskedSquaredLoss(Y, seen)
-    of_target: Any = losses.LOSSES[kind].of_target
-    return None if Y is None else of_target(Y)
+    of_target = losses.LOSSES[kind].of_target
+    return None if Y is None or of_target is None else of_target(Y)
 
 
-def network_of(weights: Path, layers: str | None) -> Any:
+def network_of(weights: Path, layers: str | None) -> Network:
     """The network in a file of weights; of a model's file the layers named."""
     from flowsim.files import read_weights
 
@@ -90,7 +99,7 @@ def network_of(weights: Path, layers: str | None) -> Any:
 
 def subject_of(
     subject: str, target: Path | None, data: Path | None, kind: str, mask: Path | None, layers: str | None
-) -> Any:
+) -> Problem | NamedProblem:
     """A named problem, or the problem of a file of weights and the flags."""
     from flowsim.checks import as_choice
     from flowsim.named_problems import PROBLEMS, problem_named

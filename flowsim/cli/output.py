@@ -7,9 +7,8 @@ import math
 import os
 import sys
 import time as clock
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
 
 from flowsim.display import Shown
 from flowsim.progress import Progress
@@ -80,7 +79,7 @@ def progress(t1: float) -> Progress | bool:
     return say
 
 
-def show(result: dict[str, Any], as_json: bool, text: Callable[[], str] | Shown) -> None:
+def show(result: Mapping[str, object], as_json: bool, text: Callable[[], str] | Shown) -> None:
     """One JSON object, or the text, or a result's table (by rich in a terminal) on standard output."""
     if as_json:
         tell(json.dumps(finite(result), allow_nan=False))
@@ -94,7 +93,7 @@ def show(result: dict[str, Any], as_json: bool, text: Callable[[], str] | Shown)
         tell(printable(text.summary()))
 
 
-def finite(value: Any) -> Any:
+def finite(value: object) -> object:
     """The value with arrays as lists, and None for what is not finite."""
     if hasattr(value, "tolist"):
         value = value.tolist()

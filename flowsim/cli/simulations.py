@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,7 +124,7 @@ def _simulated(
     )
 
 
-def _resumed(path: Path, config: RunConfig, inputs: dict[str, Any]) -> Trajectory:
+def _resumed(path: Path, config: RunConfig, inputs: Mapping[str, object]) -> Trajectory:
     """The saved run gone on with; what it brings itself must not be given."""
     from flowsim.runs.loading import load
     from flowsim.runs.settings import RunConfig
@@ -207,7 +208,7 @@ def diagnose(
     return found.exit_code
 
 
-def simulation_json(trajectory: Trajectory) -> dict[str, Any]:
+def simulation_json(trajectory: Trajectory) -> dict[str, object]:
     """The object that `flowsim simulate --json` prints."""
     stats, compressed = trajectory.stats, trajectory.reduction.network
     return {

@@ -6,7 +6,6 @@ import time as clock
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -104,5 +103,5 @@ def weights_of(run: Trajectory) -> Callable[[float], list[np.ndarray]]:
     return run.weights_at
 
 
-def _distance(one: Sequence[Any], other: Sequence[Any]) -> float:
+def _distance(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float:
     return float(np.sqrt(sum(np.linalg.norm(W - V) ** 2 for W, V in zip(one, other, strict=True))))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flowsim.comparison.reference import CHECK, REFERENCE, Reference
 from flowsim.display import Shown, Table
+from flowsim.values import Json
 
 if TYPE_CHECKING:
     import pandas
@@ -104,7 +105,7 @@ class Comparison(Shown):
                 slopes[name] = float(np.polyfit(np.log(work[clear]), np.log(error[clear]), 1)[0])
         return slopes
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The object that `flowsim compare --json` prints."""
         return {
             "t1": self.t1,
@@ -131,7 +132,7 @@ class Comparison(Shown):
         return Table(rows, (*heads, "remark"), foot=foot)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: float | None) -> str:
     if value is None:
         return "-"
     return str(value) if isinstance(value, int) else f"{value:.3g}"

@@ -11,12 +11,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from flowsim.errors import InputError
 from flowsim.network import LinearNetwork
+from flowsim.values import Layer
 
 DEFLATION = 1e-13
 """A direction whose part outside a basis is below DEFLATION times its own norm is in the basis already."""
@@ -31,7 +31,7 @@ class Bases(ABC):
 
     vectors: list[np.ndarray] | None = None
     """[P_1, ..., P_{L-1}], where the network itself is at hand."""
-    weights: Sequence[Any] | None = None
+    weights: Sequence[Layer] | None = None
     """[W_1, ..., W_L], where the network itself is at hand."""
 
     def __init__(self, dims: Sequence[int]) -> None:
@@ -40,10 +40,10 @@ class Bases(ABC):
         self.counts: list[tuple[int, ...]] = []
         self.exhausted = len(self.dims) == 3
 
-    given: tuple[Any, ...]
+    given: tuple[object, ...]
     """The arguments that they were made from: copies and pickles are made from these again, and grow when asked."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), self.given
 
     @property
@@ -90,7 +90,7 @@ class Bases(ABC):
 class KrylovBases(Bases):
     """The bases of a network at hand: only products with W_l and W_l^T are used, two a layer and level."""
 
-    def __init__(self, weights: Sequence[Any]) -> None:
+    def __init__(self, weights: Sequence[Layer]) -> None:
         super().__init__((weights[0].shape[0], *(W.shape[1] for W in weights)))
         self.given = (tuple(weights),)
         self.weights = self.layers = tuple(weights)
@@ -159,7 +159,7 @@ class FixedBases(Bases):
         counts: Sequence[tuple[int, ...]],
         vectors: list[np.ndarray] | None,
         imbalance_norms: Sequence[float],
-        weights: Sequence[Any] | None,
+        weights: Sequence[Layer] | None,
         complete: bool,
     ) -> None:
         super().__init__(dims)

@@ -185,6 +185,7 @@ def choose_model(problem: Problem, method: Method, reduce: str) -> Model:
         if may_give_up and not pays(compressed):
             return FullModel(problem, f"full weights: {_why_not(compressed)}")
     else:
+        assert isinstance(network, CompressedNetwork)
         compressed = network
     return CompressedModel(problem, compressed, *method.compression_tolerances, may_give_up)
 

@@ -13,9 +13,10 @@ import numpy as np
 from flowsim.checks import as_count
 from flowsim.compression.bases import Bases, KrylovBases
 from flowsim.errors import InputError
-from flowsim.network import LinearNetwork, backpropagate, flatten, unflatten
+from flowsim.losses import Loss, StackedLoss
+from flowsim.network import LinearNetwork, Network, backpropagate, flatten, unflatten
 from flowsim.problem import Problem
-from flowsim.values import Value, frozen, settled
+from flowsim.values import Layer, Value, frozen, settled
 
 REACH = 0.3
 """By how much less a correction of the weights may use each further level of the bases."""
@@ -99,7 +100,7 @@ class CompressedNetwork(Value):
         weights = self.bases.coordinates(max(self.steps, self.depth - 2))
         return LinearNetwork(tuple(weights), self.scale).lambda_min_T
 
-    def problem(self, loss: Any) -> CoreProblem:
+    def problem(self, loss: Loss) -> CoreProblem:
         """What is integrated in the place of the network: its core with the loss."""
         return CoreProblem(loss, self.core, self)
 
@@ -123,7 +124,7 @@ class CompressedNetwork(Value):
         deltas = unflatten(states - flatten(self.core.weights), self.core.dims)
         return [_padded(delta, M.shape) for delta, M in zip(deltas, self.surroundings, strict=True)]
 
-    def defect(self, loss: Any, states: np.ndarray) -> np.ndarray:
+    def defect(self, loss: StackedLoss, states: np.ndarray) -> np.ndarray:
         """||F(lifted state) - lifted F(core state)||_F for states of the core (count, size): F is the full flow.
 
         For L = 3, with R = (I - P_2 P_2^T) W_2^T P_1, S = (I - P_1 P_1^T) W_2 P_2 and E = grad f(W), that is
@@ -159,7 +160,7 @@ class CompressedNetwork(Value):
         cut = [W[..., : V.shape[0], : V.shape[1]] for W, V in zip(weights, other.core.weights, strict=True)]
         return np.concatenate([W.reshape(*W.shape[:-2], -1) for W in cut], axis=-1)
 
-    def lift(self, state: np.ndarray, layer: int, initial: Any) -> Any:
+    def lift(self, state: np.ndarray, layer: int, initial: Layer) -> Layer:
         """W_l = W_l(0) + P_{l-1} (What_l - What_l(0)) P_l^T for l = layer, from the core's state and W_l(0).
 
         An array where W_l(0) is one, else a LinearOperator. Raises InputError where the bases are not at hand.
@@ -183,7 +184,7 @@ class CompressedNetwork(Value):
         return tuple(self.bases.imbalance_norms)
 
     @property
-    def weights(self) -> Sequence[Any]:
+    def weights(self) -> Sequence[Layer]:
         """[W_1(0), ..., W_L(0)], the full weights. Raises InputError where the network never had any."""
         if self.bases.weights is None:
             raise InputError(
@@ -192,7 +193,7 @@ class CompressedNetwork(Value):
             )
         return self.bases.weights
 
-    def with_weights(self, weights: Sequence[Any]) -> LinearNetwork:
+    def with_weights(self, weights: Sequence[np.ndarray]) -> LinearNetwork:
         """The same model at given full weights, of which no origin is known."""
         return LinearNetwork(tuple(weights), self.scale)
 
@@ -219,7 +220,7 @@ class CoreProblem(Problem):
         return reach
 
 
-def compress(network: LinearNetwork, steps: int | None = None) -> CompressedNetwork:
+def compress(network: Network, steps: int | None = None) -> CompressedNetwork:
     """The network in Krylov bases of its hidden layers, for any depth L >= 2 and any n, m, after `steps` steps.
 
     Only products with W_l and W_l^T are used, about 2 (steps + 1) a hidden layer. Two layers are compressed exactly to

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from flowsim.compression.bases import KrylovBases
 from flowsim.compression.core import CompressedNetwork
 from flowsim.compression.sampling import redrawn
 from flowsim.errors import InputError
-from flowsim.network import LinearNetwork, flatten, unflatten
+from flowsim.network import LinearNetwork, Network, flatten, unflatten
 
 SAME = 1e-10
 """The core that is found again must be that of the file, as a part of its norm: round-off of another machine."""
 
 
-def regrown(network: CompressedNetwork, whole: Any, states: np.ndarray) -> tuple[CompressedNetwork, np.ndarray]:
+def regrown(network: CompressedNetwork, whole: Network, states: np.ndarray) -> tuple[CompressedNetwork, np.ndarray]:
     """(the network in bases that can grow, states of its core in these): the given ones where they can.
 
     `whole` is the problem's network. Its weights give the Krylov bases again, up to rotations within the levels; a

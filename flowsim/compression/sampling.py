@@ -130,7 +130,7 @@ def cannot_sample(scheme: str, dims: tuple[int, ...]) -> str | None:
 
 
 def sample_compressed(
-    scheme: str, dims: Any, *, seed: Seed, scale: float = 1.0, steps: int | None = None
+    scheme: str, dims: Sequence[int], *, seed: Seed, scale: float = 1.0, steps: int | None = None
 ) -> CompressedNetwork:
     """A Gaussian (fan_in, fan_out, ntk, xavier) or orthogonal network in compressed form, its weights never existing.
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import warnings
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from tokenize import TokenError
-from typing import IO, Any
+from typing import IO, Literal
 
 import numpy as np
 
 from flowsim.errors import InputError
 from flowsim.files.opening import LARGEST_FILE, check_readable, opened
 
-READERS: dict[tuple[int, int], Any] = {
+READERS: dict[tuple[int, int], Callable[[IO[bytes]], tuple[tuple[int, ...], bool, np.dtype]]] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
@@ -87,8 +88,8 @@ def read_npy(path: Path, limit: int = LARGEST_FILE) -> np.ndarray:
 @dataclass(frozen=True)
 class _Header:
     shape: tuple[int, ...]
-    order: Any
-    dtype: np.dtype[Any]
+    order: Literal["C", "F"]
+    dtype: np.dtype
 
     @property
     def bytes(self) -> int:

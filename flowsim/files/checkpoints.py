@@ -16,6 +16,8 @@ from flowsim.errors import ConversionNotice, InputError
 from flowsim.files.arrays import is_zip
 from flowsim.files.opening import LARGEST_FILE, check_readable, listed, opened
 
+Torch = Any
+"""The module torch, which need not be there."""
 TORCH_ENDINGS = (".pt", ".pth", ".ckpt", ".bin")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
 """Keys under which training loops keep the state_dict; taken first where there are others."""
@@ -23,7 +25,7 @@ SAFE_TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U3
 """What is read from .safetensors; other formats are narrower than anything worth simulating."""
 
 
-def is_own(tensors: Mapping[str, Any]) -> bool:
+def is_own(tensors: Mapping[str, object]) -> bool:
     """Whether the names are flowsim's own, W1, W2, ..., whose matrices are taken as they are."""
     return "W1" in tensors
 
@@ -103,7 +105,7 @@ def read_state_dict(path: Path, limit: int = LARGEST_FILE) -> dict[str, np.ndarr
     return {name: _as_array(path, name, tensor, torch) for name, tensor in found.items()}
 
 
-def _wrapper(path: Path, found: Any, torch: Any) -> Any:
+def _wrapper(path: Path, found: object, torch: Torch) -> Any:
     """The key under which a dictionary keeps the state_dict; None where it is one, or there is none."""
     if not isinstance(found, dict) or all(isinstance(value, torch.Tensor) for value in found.values()):
         return None
@@ -116,7 +118,7 @@ def _wrapper(path: Path, found: Any, torch: Any) -> Any:
     return chosen[0] if chosen else None
 
 
-def _has_state_dict(value: Any, torch: Any) -> bool:
+def _has_state_dict(value: object, torch: Torch) -> bool:
     """Whether it is a dictionary of tensors, or has one under a key of WRAPPERS."""
     if not isinstance(value, dict) or not value:
         return False
@@ -147,7 +149,7 @@ def _check_archive(path: Path, limit: int) -> None:
         )
 
 
-def _loaded(path: Path, torch: Any) -> Any:
+def _loaded(path: Path, torch: Torch) -> Any:
     from pickle import UnpicklingError
 
     with warnings.catch_warnings():
@@ -164,7 +166,7 @@ def _loaded(path: Path, torch: Any) -> Any:
             ) from error
 
 
-def _as_array(path: Path, name: str, tensor: Any, torch: Any) -> np.ndarray:
+def _as_array(path: Path, name: str, tensor: Any, torch: Torch) -> np.ndarray:
     """A tensor as an array on the same memory; formats that NumPy does not know are converted with a notice."""
     what = f"File {path} must hold dense tensors, but `{name}`"
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:

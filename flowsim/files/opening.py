@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import IO, Any
+from typing import IO
 
 from flowsim.errors import InputError
+from flowsim.values import Json
 
 LARGEST_FILE = 2**33
 """Arrays of more bytes than this (8 GiB) in one file are refused."""
@@ -59,7 +60,7 @@ def read_text(path: str | Path, limit: int = LARGEST_TEXT) -> str:
     return decoded(path, content)
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
+def read_toml(path: str | Path) -> Json:
     """The tables of a TOML file. Raises InputError when it is missing or no TOML."""
     try:
         return tomllib.loads(read_text(path))

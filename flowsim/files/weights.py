@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from flowsim.files.checkpoints import TORCH_ENDINGS, is_own, linear_layers, read
 from flowsim.files.opening import LARGEST_FILE, is_folder, listed, named
 from flowsim.files.writing import write_atomically
 from flowsim.network import LinearNetwork
+from flowsim.values import Json
 
 LAYER = re.compile(r"W([1-9][0-9]{0,5})")
 BIAS = re.compile(r"(?i)b[0-9]*|.*bias.*")
@@ -150,7 +151,7 @@ def _follow(recipe: np.ndarray, path: str | Path) -> CompressedNetwork:
         raise InputError(f"File {path} must say how its network was drawn, but its recipe is damaged.") from error
 
 
-def _origin(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _origin(arrays: Mapping[str, np.ndarray]) -> Json:
     """The network's own account of where it came from; none where it is no plain JSON object."""
     try:
         origin = json.loads(str(arrays["origin"]), parse_constant=_no_constant) if "origin" in arrays else {}

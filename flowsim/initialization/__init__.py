@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from flowsim.checks import as_choice
 from flowsim.errors import InputError
@@ -54,7 +54,9 @@ __all__ = [
 ]
 
 
-def initialize(scheme: str, dims: Any, *, seed: Seed, scale: float = 1.0, **settings: Any) -> LinearNetwork:
+def initialize(
+    scheme: str, dims: Sequence[int], *, seed: Seed, scale: float = 1.0, **settings: object
+) -> LinearNetwork:
     """The scheme of that name (a key of SCHEMES or WITH_SETTINGS); settings: what it needs besides.
 
     Raises InputError for an unknown scheme, listing the known, and for settings that are missing or not its own.

@@ -5,17 +5,16 @@ Gaussian draws come from numpy.random.default_rng(seed), layer after layer: the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod, sqrt
-from typing import Any
 
 import numpy as np
 
 from flowsim.checks import as_dims, as_number, check_memory
 from flowsim.errors import InputError
 from flowsim.network import LinearNetwork
-from flowsim.values import sealed
+from flowsim.values import Json, sealed
 
 LARGEST_NETWORK = 2**31
 """More weights than this (16 GiB of float64) are refused before anything is allocated."""
@@ -23,7 +22,7 @@ LARGEST_NETWORK = 2**31
 Seed = int | np.random.SeedSequence | np.random.Generator
 
 
-GAUSSIAN: dict[str, tuple[Callable[[int, int], float], Callable[[Any], float]]] = {
+GAUSSIAN: dict[str, tuple[Callable[[int, int], float], Callable[[Sequence[int]], float]]] = {
     "fan_in": (lambda rows, columns: 1 / rows, lambda dims: 1.0),
     "fan_out": (lambda rows, columns: 1 / columns, lambda dims: 1.0),
     "xavier": (lambda rows, columns: 2 / (rows + columns), lambda dims: 1.0),
@@ -32,7 +31,7 @@ GAUSSIAN: dict[str, tuple[Callable[[int, int], float], Callable[[Any], float]]] 
 """scheme -> (the variance of the entries of a rows x columns layer, the scale of the model with dims)."""
 
 
-def fan_in(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
+def fan_in(dims: Sequence[int], *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """Entries of W_l from N(0, scale^2 / h_{l-1}): the "Xavier/Fanin" of [MVM23], appendix A.
 
     Raises InputError for dims, seed or scale out of range; so do all the schemes here.
@@ -45,7 +44,7 @@ def fan_in(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     return _gaussian("fan_in", dims, seed, scale)
 
 
-def fan_out(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
+def fan_out(dims: Sequence[int], *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """Entries of W_l from N(0, scale^2 / h_l) ([MVM23], appendix A).
 
     The end layers outweigh the middle one, so that Theorem 2 certifies more than for fan_in:
@@ -59,7 +58,7 @@ def fan_out(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     return _gaussian("fan_out", dims, seed, scale)
 
 
-def xavier(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
+def xavier(dims: Sequence[int], *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """Entries of W_l from N(0, 2 scale^2 / (h_{l-1} + h_l)) (Glorot and Bengio, AISTATS 2010, eq. 16).
 
     >>> import flowsim as fs
@@ -70,7 +69,7 @@ def xavier(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     return _gaussian("xavier", dims, seed, scale)
 
 
-def ntk(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
+def ntk(dims: Sequence[int], *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """Entries from N(0, scale^2), the model scaled by 1 / sqrt(h_1 ... h_L) ([MVM23], appendix A).
 
     T then carries the square of that factor, not the factor itself.
@@ -84,7 +83,7 @@ def ntk(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     return _gaussian("ntk", dims, seed, scale)
 
 
-def orthogonal(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
+def orthogonal(dims: Sequence[int], *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """scale times semi-orthogonal W_l (W_l^T W_l = I or W_l W_l^T = I), uniformly distributed (Saxe et al. 2014).
 
     >>> import numpy as np
@@ -103,7 +102,7 @@ def orthogonal(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     return LinearNetwork(tuple(weights), origin=origin_of("orthogonal", sizes, seed, factor))
 
 
-def balanced(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
+def balanced(dims: Sequence[int], *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """Balanced weights, D_l = 0 for all l: W_l = scale U_{l-1} S U_l^T with one diagonal S (Arora et al. 2018).
 
     The U_l have r = min(n, m) orthonormal columns; S^L holds the singular values of an n x m matrix with entries from
@@ -138,7 +137,7 @@ SCHEMES: dict[str, Callable[..., LinearNetwork]] = {
 }
 
 
-def arguments(dims: Any, seed: Seed, scale: float) -> tuple[tuple[int, ...], np.random.Generator, float]:
+def arguments(dims: Sequence[int], seed: Seed, scale: float) -> tuple[tuple[int, ...], np.random.Generator, float]:
     """(dims, generator, scale), checked."""
     sizes = as_dims(dims)
     layers = [rows * columns for rows, columns in pairwise(sizes)]
@@ -163,7 +162,7 @@ def generator_of(seed: Seed) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def _gaussian(scheme: str, dims: Any, seed: Seed, scale: float) -> LinearNetwork:
+def _gaussian(scheme: str, dims: Sequence[int], seed: Seed, scale: float) -> LinearNetwork:
     sizes, generator, factor = arguments(dims, seed, scale)
     variance, model_scale = GAUSSIAN[scheme]
     with np.errstate(over="ignore"):  # the network refuses what is infinite
@@ -180,7 +179,7 @@ def orthonormal(generator: np.random.Generator, rows: int, columns: int) -> np.n
     return Q * np.sign(np.diag(R))
 
 
-def origin_of(scheme: str, dims: tuple[int, ...], seed: Seed, scale: float) -> dict[str, Any]:
+def origin_of(scheme: str, dims: tuple[int, ...], seed: Seed, scale: float) -> Json:
     """Where weights came from, as kept with a network; seed is None for a generator, whose state is not known."""
     known = int(seed) if isinstance(seed, (int, np.integer)) else None
     if isinstance(seed, np.random.SeedSequence):

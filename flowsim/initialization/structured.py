@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from math import sqrt
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from flowsim.checks import as_count, as_float_array, as_matrix
 from flowsim.errors import InputError
@@ -17,7 +17,7 @@ from flowsim.network import LinearNetwork
 ROUND_OFF = 1e-12
 
 
-def spectral(dims: Any, *, seed: Seed, scale: float = 1.0, target: Any = None) -> LinearNetwork:
+def spectral(dims: Sequence[int], *, seed: Seed, scale: float = 1.0, target: ArrayLike | None = None) -> LinearNetwork:
     """W_l = U_{l-1} S_l U_l^T with diagonal S_l: the flow of ||Y - W||_F^2 / 2 splits into scalar networks.
 
     U_0 and U_L hold the singular vectors of `target` Y (n x m; random ones without), the hidden U_l random orthonormal
@@ -44,7 +44,7 @@ def spectral(dims: Any, *, seed: Seed, scale: float = 1.0, target: Any = None) -
     return LinearNetwork(weights, origin=origin_of("spectral", sizes, seed, factor))
 
 
-def diagonal(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
+def diagonal(dims: Sequence[int], *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """W_l = diag(w_l), w_l from N(0, scale^2): f(w_1 o ... o w_L) as long as grad f is diagonal ([MVM23], section 3.3).
 
     Raises InputError when the sizes in dims differ, or seed or scale is out of range.
@@ -63,7 +63,7 @@ def diagonal(dims: Any, *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     return LinearNetwork(weights, origin=origin_of("diagonal", sizes, seed, factor))
 
 
-def homogeneous(dims: Any, *, imbalance: Any, seed: Seed, scale: float = 1.0) -> LinearNetwork:
+def homogeneous(dims: Sequence[int], *, imbalance: ArrayLike, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """Homogeneous imbalance: D_l = d_l I for the numbers d_1 .. d_{L-1} in `imbalance` ([MVM23], Theorem 3).
 
     W_l = U_{l-1} S_l U_l^T with random orthogonal U_l and diagonal S_l whose squares obey s_{l,j} - s_{l+1,j} = d_l for
@@ -90,7 +90,7 @@ def homogeneous(dims: Any, *, imbalance: Any, seed: Seed, scale: float = 1.0) ->
     return LinearNetwork(weights, origin={**origin_of("homogeneous", sizes, seed, factor), "imbalance": d.tolist()})
 
 
-def _levels(imbalance: Any, count: int) -> np.ndarray:
+def _levels(imbalance: ArrayLike, count: int) -> np.ndarray:
     d = np.atleast_1d(as_float_array(imbalance, "imbalance"))
     if d.shape != (count,):
         raise InputError(f"Argument `imbalance` must hold {count} numbers, one a hidden layer, but it has {d.size}.")
@@ -130,7 +130,7 @@ def _squares(sizes: Sequence[int], d: np.ndarray, first: int, last: int, free: f
     return np.maximum(squares, 0.0)
 
 
-def lambda_balanced(dims: Any, *, imbalance: float, seed: Seed, scale: float = 1.0) -> LinearNetwork:
+def lambda_balanced(dims: Sequence[int], *, imbalance: float, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """D_l = lambda I for all l, lambda = imbalance: `homogeneous` with one number for all layers.
 
     For L = 2, lambda > 0 needs h_1 <= n and lambda < 0 needs h_1 <= m. Raises InputError as homogeneous.
@@ -148,7 +148,7 @@ def lambda_balanced(dims: Any, *, imbalance: float, seed: Seed, scale: float = 1
     return homogeneous(dims, imbalance=np.full(depth - 1, imbalance), seed=seed, scale=scale)
 
 
-def unimodal(dims: Any, *, peak: int, imbalance: Any, seed: Seed, scale: float = 1.0) -> LinearNetwork:
+def unimodal(dims: Sequence[int], *, peak: int, imbalance: ArrayLike, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """Unimodal imbalance: D_l >= 0 for l < l*, D_l <= 0 for l >= l*, with l* = peak in 1 .. L ([MVM23], Theorem 3).
 
     imbalance: the L - 1 numbers d_l >= 0, least nonzero eigenvalue of each |D_l|; the others are d_l (1 + |normal|).

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from flowsim.display import Shown, Table
+from flowsim.values import Json
 
 STOPPED = {"interrupted": "interrupted", "wall_limit": "the wall limit was reached"}
 """How a diagnosis may end before all laws are judged, in words."""
@@ -83,7 +85,7 @@ class Diagnosis(Shown):
             return f"no law was checked{why}"
         return "every law that was checked holds" + left
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The object that `flowsim diagnose --json` prints; "holds" is null where it ended early and none is broken."""
         holds = None if self.status in STOPPED and not self.broken else not self.broken
         laws = [asdict(law) for law in self.laws]
@@ -105,7 +107,7 @@ class Diagnosis(Shown):
         return Table(rows, ("law", "residual", "expected", "verdict", "at t", "equation"), foot=self.verdict)
 
 
-def worst(name: str, equation: str, residuals: np.ndarray, expected: Any, times: np.ndarray) -> Law:
+def worst(name: str, equation: str, residuals: np.ndarray, expected: ArrayLike, times: np.ndarray) -> Law:
     """The law with the pair of the greatest quotient; broken where a residual exceeds its level or is not a number."""
     levels = np.broadcast_to(expected, residuals.shape)
     with np.errstate(divide="ignore", invalid="ignore"):

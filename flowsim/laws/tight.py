@@ -6,7 +6,7 @@ import time as clock
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -70,7 +70,7 @@ class Tight:
     @cached_property
     def method(self) -> Scipy | GaussLegendre | RKC:
         """The method, at a tolerance so much below the run's."""
-        chosen: Any = self._fit()
+        chosen = self._fit()
         settings = self.run.method.settings
         if getattr(settings, "step_size", 0.0) is not None:  # fixed steps have no tolerance: as far below the default
             settings = Scipy()

@@ -12,7 +12,7 @@ from flowsim.losses.adapting import (
     minimiser_of,
     minimum_of,
 )
-from flowsim.losses.base import BuiltIn, Loss, LossConstants
+from flowsim.losses.base import BuiltIn, Loss, LossConstants, StackedLoss
 from flowsim.losses.classification import ExponentialLoss, LogisticLoss, separation
 from flowsim.losses.squared import LeastSquares, MaskedSquaredLoss, SquaredLoss
 from flowsim.losses.table import LOSSES, STORED, Entry
@@ -31,6 +31,7 @@ __all__ = [
     "LossConstants",
     "MaskedSquaredLoss",
     "SquaredLoss",
+    "StackedLoss",
     "UnknownLoss",
     "adapted",
     "check_loss",

@@ -8,16 +8,20 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from flowsim.checks import as_number
 from flowsim.errors import InputError, NumericalFailure
-from flowsim.losses.base import BuiltIn, Loss, LossConstants
+from flowsim.losses.base import BuiltIn, Loss, LossConstants, StackedLoss
 from flowsim.losses.classification import ExponentialLoss, LogisticLoss
 from flowsim.losses.squared import LeastSquares, MaskedSquaredLoss, SquaredLoss
+from flowsim.values import Array
+
+if TYPE_CHECKING:
+    from flowsim.losses.tracing import Traced
 
 BUILT_IN: dict[str, type[BuiltIn]] = {
     "SquaredLoss": SquaredLoss,
@@ -43,7 +47,7 @@ class UnknownLoss:
 
     shape: tuple[int, int]
 
-    def value(self, *_: Any) -> NoReturn:
+    def value(self, *_: object) -> NoReturn:
         """Not known."""
         raise InputError(
             "Argument `loss` must be passed to load(path, loss=...): the file does not hold the user's own."
@@ -52,7 +56,7 @@ class UnknownLoss:
     gradient = excess = hessian_product = value
 
 
-def is_built_in(loss: Any) -> bool:
+def is_built_in(loss: object) -> TypeGuard[BuiltIn]:
     """Whether the loss is one of flowsim's itself."""
     return type(loss) in BUILT_IN.values()
 
@@ -60,7 +64,7 @@ def is_built_in(loss: Any) -> bool:
 _adapted: WeakValueDictionary[int, Adapted] = WeakValueDictionary()
 
 
-def adapted(loss: Any) -> Any:
+def adapted(loss: Loss) -> StackedLoss:
     """The loss as all paths use it: one of flowsim's itself, a user's own as Adapted, one and the same while in use."""
     if is_built_in(loss) or isinstance(loss, (Adapted, UnknownLoss)):
         return loss
@@ -68,7 +72,7 @@ def adapted(loss: Any) -> Any:
     return Adapted(loss) if known is None else known
 
 
-def declared(loss: Any, name: str) -> Any:
+def declared(loss: Loss, name: str) -> Any:
     """What the loss declares by an optional name; None where it does not.
 
     What a subclass of one of flowsim's losses inherits counts only where it overrides none of OVERRIDDEN; but an excess
@@ -88,27 +92,27 @@ def declared(loss: Any, name: str) -> Any:
     return getattr(loss, name, None)
 
 
-def minimum_of(loss: Any) -> float | None:
+def minimum_of(loss: Loss) -> float | None:
     """f*, or None where the loss does not declare it."""
     return declared(loss, "minimum")
 
 
-def minimiser_of(loss: Any) -> np.ndarray | None:
+def minimiser_of(loss: Loss) -> np.ndarray | None:
     """W*, or None where the loss does not declare it."""
     return declared(loss, "minimiser")
 
 
-def constants_of(loss: Any) -> LossConstants | None:
+def constants_of(loss: Loss) -> LossConstants | None:
     """The loss's LossConstants, or None where it does not declare them."""
     return declared(loss, "constants")
 
 
-def excess(loss: Any, W: Any) -> Any:
+def excess(loss: Loss, W: Array) -> Array:
     """f(W) - f* for one product, without cancellation where the loss offers `excess`; f(W) itself if f* is unknown."""
     return adapted(loss).excess(W)
 
 
-def check_loss(loss: Any) -> Loss:
+def check_loss(loss: Loss) -> Loss:
     """Refuse what lacks shape, value or gradient, or has a shape or constants that are none."""
     missing = [word for word in ("shape", "value", "gradient") if not hasattr(loss, word)]
     if missing:
@@ -137,12 +141,12 @@ class Adapted:
     every integrator refuses, and `failure` says what was wrong.
     """
 
-    def __init__(self, loss: Any) -> None:
-        self.loss, self.shape = loss, tuple(map(int, loss.shape))
+    def __init__(self, loss: Loss) -> None:
+        self.loss, self.shape = loss, (int(loss.shape[0]), int(loss.shape[1]))
         self.minimum, self.constants = minimum_of(loss), constants_of(loss)
         self.failure: str | None = None
         self.first = np.inf  # |f| at the initial product; as long as it is not known, no value is too low
-        self.compiled: dict[str, Callable[..., Any]] = {}
+        self.compiled: dict[str, Callable[..., Array]] = {}
         _adapted[id(loss)] = self
 
     def check(self, W: np.ndarray) -> Adapted:
@@ -173,27 +177,27 @@ class Adapted:
 
     # ------------------------------------------------------------------------------ stacks of arrays, jax's tracers
 
-    def excess(self, W: Any) -> Any:
+    def excess(self, W: Array) -> Array:
         """f(W) - f*, or f(W) where f* is unknown: (...)."""
         return self._each(self._excess, (), W) if isinstance(W, np.ndarray) else self.traced.excess(W)
 
-    def value(self, W: Any) -> Any:
+    def value(self, W: Array) -> Array:
         """f(W): (...)."""
         return self.excess(W) + (self.minimum or 0.0)
 
-    def gradient(self, W: Any) -> Any:
+    def gradient(self, W: Array) -> Array:
         """grad f(W): (..., n, m)."""
         if not isinstance(W, np.ndarray):
             return self.traced.gradient(W)
         return self._each(lambda one: self._matrix("gradient", one), self.shape, W)
 
-    def hessian_product(self, W: Any, V: Any) -> Any:
+    def hessian_product(self, W: Array, V: Array) -> Array:
         """The derivative of grad f at W along V (..., n, m)."""
         if not isinstance(W, np.ndarray):
             return self.traced.hessian_product(W, V)
         return self._each(self._curvature, self.shape, W, V)
 
-    def _each(self, function: Callable[..., Any], shape: tuple[int, ...], *stacks: np.ndarray) -> np.ndarray:
+    def _each(self, function: Callable[..., object], shape: tuple[int, ...], *stacks: np.ndarray) -> np.ndarray:
         ahead = np.broadcast_shapes(*(stack.shape[:-2] for stack in stacks))
         flat = [np.broadcast_to(stack, (*ahead, *self.shape)).reshape(-1, *self.shape) for stack in stacks]
         results = np.full((len(flat[0]), *shape), np.nan)
@@ -287,7 +291,7 @@ class Adapted:
                     return False
         return False
 
-    def _function(self, name: str) -> Callable[..., Any]:
+    def _function(self, name: str) -> Callable[..., Array]:
         """A function of a loss in jax.numpy: compiled where it can be; the Hessian from the gradient's derivative."""
         if name not in self.compiled:
             jax = sys.modules["jax"]
@@ -301,14 +305,14 @@ class Adapted:
         return bool(np.allclose(self._matrix("gradient", W), now, rtol=1e-9, atol=1e-12 * np.abs(now).max()))
 
     @cached_property
-    def traced(self) -> Any:
+    def traced(self) -> Traced:
         """The same functions for jax's tracers."""
         from flowsim.losses.tracing import Traced
 
         return Traced(self)
 
 
-def _float64() -> AbstractContextManager[Any]:
+def _float64() -> AbstractContextManager[object]:
     """Where jax has been imported, a context in which it computes in float64; the user's own setting is left alone."""
     jax = sys.modules.get("jax")
     return nullcontext() if jax is None else jax.enable_x64(True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from flowsim.checks import as_matrix, as_number
 from flowsim.errors import InputError
-from flowsim.values import Value, guarded
+from flowsim.values import Array, Value, guarded
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,24 @@ class Loss(Protocol):
         """(n, m), the shape of the product W."""
         ...
 
-    def value(self, W: Any) -> Any:
+    def value(self, W: Array, /) -> Array:
         """f(W), a scalar."""
         ...
 
-    def gradient(self, W: Any) -> Any:
+    def gradient(self, W: Array, /) -> Array:
         """grad f(W), an n x m matrix."""
+        ...
+
+
+class StackedLoss(Loss, Protocol):
+    """What all paths use of a loss, flowsim's own or a user's as `adapted` makes it: it serves stacks (..., n, m)."""
+
+    def excess(self, W: Array, /) -> Array:
+        """f(W) - f*, f(W) where f* is unknown: (...)."""
+        ...
+
+    def hessian_product(self, W: Array, V: Array, /) -> Array:
+        """The derivative of grad f at W along V: (..., n, m)."""
         ...
 
 
@@ -110,7 +122,7 @@ class BuiltIn(Value, ABC):
     kept: ClassVar[tuple[str, ...]]
     """The names of its parts."""
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if name in vars(self):
             raise AttributeError(f"{type(self).__name__} is a frozen value: {name} cannot be set again; make another.")
         super().__setattr__(name, value)
@@ -121,15 +133,19 @@ class BuiltIn(Value, ABC):
         """(n, m), the shape of the product W."""
 
     @abstractmethod
-    def gradient(self, W: Any) -> Any:
+    def value(self, W: Array) -> Array:
+        """f(W); W may be a stack (..., n, m)."""
+
+    @abstractmethod
+    def gradient(self, W: Array) -> Array:
         """grad f(W); W may be a stack (..., n, m)."""
 
     @abstractmethod
-    def excess(self, W: Any) -> Any:
+    def excess(self, W: Array) -> Array:
         """f(W) - f* (f(W) where f* is unknown); W may be a stack (..., n, m)."""
 
     @abstractmethod
-    def hessian_product(self, W: Any, V: Any) -> Any:
+    def hessian_product(self, W: Array, V: Array) -> Array:
         """The derivative of grad f at W along V, which may be a stack (..., n, m)."""
 
     def parts(self) -> dict[str, Any]:

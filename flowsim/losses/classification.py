@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 from flowsim.checks import as_float_array, as_matrix, refuse_masked
 from flowsim.errors import InputError, NumericalFailure
 from flowsim.losses.base import BuiltIn, LossConstants
-from flowsim.values import frozen
+from flowsim.values import Array, frozen
 
 SAME_MARGIN = 1e-9
 """Relative: two computations of a margin agree to this."""
@@ -42,7 +41,7 @@ def separation(Z: np.ndarray) -> tuple[float, np.ndarray]:
 class _Classification(BuiltIn):
     """Data X (rows x n) with labels (rows x m, m = 1 where y is a vector), and their separation margin."""
 
-    def __init__(self, X: Any, y: Any) -> None:
+    def __init__(self, X: ArrayLike, y: ArrayLike) -> None:
         X = frozen(as_matrix(X, "X"))
         refuse_masked(y, "y")
         labels = as_float_array(np.asarray(y) * 1.0, "y")
@@ -77,11 +76,11 @@ class _Classification(BuiltIn):
         """f* = 0, approached and never attained, when the data are linearly separable; else None: not known."""
         return 0.0 if self.margin > 0 else None
 
-    def value(self, W: Any) -> Any:
+    def value(self, W: Array) -> Array:
         """f(W); W may be a stack (..., n, m)."""
         return self.excess(W)
 
-    def _margins(self, W: Any) -> Any:
+    def _margins(self, W: Array) -> Array:
         return self.labels * (self.X @ W)
 
 
@@ -110,19 +109,19 @@ class ExponentialLoss(_Classification):
         """gamma = the separation margin, "linear" dominance (A1'); neither without separability. K is unbounded."""
         return LossConstants(self.margin, "linear") if self.margin > 0 else LossConstants(None, None)
 
-    def excess(self, W: Any) -> Any:
+    def excess(self, W: Array) -> Array:
         """f(W): f* = 0 or not known; W may be a stack (..., n, m)."""
         with np.errstate(over="ignore", invalid="ignore"):
             margins = self._margins(W)
             return margins.__array_namespace__().exp(-margins).sum((-2, -1))
 
-    def gradient(self, W: Any) -> Any:
+    def gradient(self, W: Array) -> Array:
         """grad f(W) = -X^T (y exp(-y X W)), entry by entry."""
         with np.errstate(over="ignore", invalid="ignore"):
             margins = self._margins(W)
             return -self.X.T @ (self.labels * margins.__array_namespace__().exp(-margins))
 
-    def hessian_product(self, W: Any, V: Any) -> Any:
+    def hessian_product(self, W: Array, V: Array) -> Array:
         """X^T (exp(-y X W) X V), entry by entry in the middle; labels square to 1."""
         with np.errstate(over="ignore", invalid="ignore"):
             margins = self._margins(W)
@@ -151,18 +150,18 @@ class LogisticLoss(_Classification):
         """K only: no gradient dominance."""
         return LossConstants(None, None, K=float(np.linalg.norm(self.X, 2)) ** 2 / 4)
 
-    def excess(self, W: Any) -> Any:
+    def excess(self, W: Array) -> Array:
         """f(W): f* = 0 or not known; W may be a stack (..., n, m)."""
         margins = self._margins(W)
         return margins.__array_namespace__().logaddexp(0.0, -margins).sum((-2, -1))
 
-    def gradient(self, W: Any) -> Any:
+    def gradient(self, W: Array) -> Array:
         """grad f(W) = -X^T (y / (1 + exp(y X W))), entry by entry."""
         margins = self._margins(W)
         xp = margins.__array_namespace__()
         return -self.X.T @ (self.labels * xp.exp(-xp.logaddexp(0.0, margins)))
 
-    def hessian_product(self, W: Any, V: Any) -> Any:
+    def hessian_product(self, W: Array, V: Array) -> Array:
         """X^T (X V / ((1 + exp(y X W)) (1 + exp(-y X W)))), entry by entry in the middle; labels square to 1."""
         margins = self._margins(W)
         xp = margins.__array_namespace__()

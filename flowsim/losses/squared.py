@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from flowsim.checks import as_matrix, as_number, refuse_masked
 from flowsim.errors import InputError
 from flowsim.losses.base import BuiltIn, LossConstants
-from flowsim.values import frozen, sealed
+from flowsim.values import Array, frozen, sealed
 
 WELL_CONDITIONED = float(np.finfo(float).eps) ** 0.5
 """Below this quotient of singular values a minimiser has less than half of its digits."""
@@ -57,20 +58,20 @@ class SquaredLoss(BuiltIn):
         """mu = K = 1, gamma = 2."""
         return LossConstants(gamma=2.0, dominance="quadratic", mu=1.0, K=1.0)
 
-    def excess(self, W: Any) -> Any:
+    def excess(self, W: Array) -> Array:
         """f(W) - f*; W may be a stack (..., n, m)."""
         residual = W - self.Y
         return 0.5 * (residual * residual).sum((-2, -1))
 
-    def value(self, W: Any) -> Any:
+    def value(self, W: Array) -> Array:
         """f(W); W may be a stack (..., n, m)."""
         return self.excess(W)
 
-    def gradient(self, W: Any) -> Any:
+    def gradient(self, W: Array) -> Array:
         """grad f(W) = W - Y."""
         return W - self.Y
 
-    def hessian_product(self, W: Any, V: Any) -> Any:
+    def hessian_product(self, W: Array, V: Array) -> Array:
         """V: the Hessian is the identity."""
         return V
 
@@ -105,7 +106,7 @@ class LeastSquares(BuiltIn):
     factor: np.ndarray
     seen: np.ndarray
 
-    def __init__(self, X: Any, Y: Any, rank_tolerance: float | None = None) -> None:
+    def __init__(self, X: ArrayLike, Y: ArrayLike, rank_tolerance: float | None = None) -> None:
         X = as_matrix(X, "X")
         Y = as_matrix(Y, "Y")
         if X.shape[0] != Y.shape[0]:
@@ -182,20 +183,20 @@ class LeastSquares(BuiltIn):
         """sigma_1, ..., sigma_r: the rows of the factor are orthogonal, and these are their norms."""
         return np.linalg.norm(self.factor, axis=1)
 
-    def excess(self, W: Any) -> Any:
+    def excess(self, W: Array) -> Array:
         """f(W) - f*; W may be a stack (..., n, m)."""
         residual = self.factor @ W - self.seen
         return 0.5 * (residual * residual).sum((-2, -1))
 
-    def value(self, W: Any) -> Any:
+    def value(self, W: Array) -> Array:
         """f(W); W may be a stack (..., n, m)."""
         return self.minimum + self.excess(W)
 
-    def gradient(self, W: Any) -> Any:
+    def gradient(self, W: Array) -> Array:
         """grad f(W) = X^T (X W - Y) = R^T (R W - S)."""
         return self.factor.T @ (self.factor @ W - self.seen)
 
-    def hessian_product(self, W: Any, V: Any) -> Any:
+    def hessian_product(self, W: Array, V: Array) -> Array:
         """X^T X V = R^T R V."""
         return self.factor.T @ (self.factor @ V)
 
@@ -221,7 +222,7 @@ class MaskedSquaredLoss(BuiltIn):
     (True, 2.0, 0.0)
     """
 
-    def __init__(self, Y: Any, mask: Any) -> None:
+    def __init__(self, Y: ArrayLike, mask: ArrayLike) -> None:
         refuse_masked(mask, "mask")
         refuse_masked(Y, "Y")
         self.mask = frozen(as_matrix(np.asarray(mask) * 1.0, "mask"))
@@ -259,19 +260,19 @@ class MaskedSquaredLoss(BuiltIn):
         least = float(self.mask[self.mask > 0].min())
         return LossConstants(2 * least, "quadratic", mu=float(self.mask.min()), K=float(self.mask.max()))
 
-    def excess(self, W: Any) -> Any:
+    def excess(self, W: Array) -> Array:
         """f(W) - f*; W may be a stack (..., n, m)."""
         residual = W - self.Y
         return 0.5 * (self.mask * residual * residual).sum((-2, -1))
 
-    def value(self, W: Any) -> Any:
+    def value(self, W: Array) -> Array:
         """f(W); W may be a stack (..., n, m)."""
         return self.excess(W)
 
-    def gradient(self, W: Any) -> Any:
+    def gradient(self, W: Array) -> Array:
         """grad f(W)_ij = M_ij (W_ij - Y_ij)."""
         return self.mask * (W - self.Y)
 
-    def hessian_product(self, W: Any, V: Any) -> Any:
+    def hessian_product(self, W: Array, V: Array) -> Array:
         """M_ij V_ij."""
         return self.mask * V

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from flowsim.errors import InputError
+from flowsim.values import Array
 
 if TYPE_CHECKING:
     from flowsim.losses.adapting import Adapted
@@ -20,6 +21,9 @@ class Traced:
     The derivative of the gradient is the loss's own hessian_product where it has one, jax's of a traced gradient, and
     what Adapted has for NumPy, called back. Raises InputError where a loss in jax.numpy cannot be traced.
     """
+
+    loss: Any
+    """The user's own: what it offers besides Loss is asked for by name."""
 
     def __init__(self, own: Adapted) -> None:
         self.own, self.loss = own, own.loss
@@ -38,7 +42,7 @@ class Traced:
                 return False
         return True
 
-    def excess(self, W: Any) -> Any:
+    def excess(self, W: Array) -> Array:
         """f(W) - f*, or f(W) where f* is unknown."""
         if not self.own.in_jax:
             return self._back(self.own.excess, (), W)
@@ -46,7 +50,7 @@ class Traced:
         self._must_take(name)
         return getattr(self.loss, name)(W) - (0.0 if name == "excess" else self.own.minimum or 0.0)
 
-    def gradient(self, W: Any) -> Any:
+    def gradient(self, W: Array) -> Array:
         """grad f(W), with its derivative."""
         if self.own.in_jax:
             self._must_take("gradient")
@@ -54,23 +58,23 @@ class Traced:
                 return self.loss.gradient(W)
 
         @jax.custom_jvp
-        def gradient(W: Any) -> Any:
+        def gradient(W: Array) -> Array:
             return self.loss.gradient(W) if self.own.in_jax else self._back(self.own.gradient, self.own.shape, W)
 
         @gradient.defjvp
-        def _(primals: Any, tangents: Any) -> Any:
+        def _(primals: Array, tangents: Array) -> Array:
             return gradient(*primals), self.hessian_product(*primals, *tangents)
 
         return gradient(W)
 
-    def hessian_product(self, W: Any, V: Any) -> Any:
+    def hessian_product(self, W: Array, V: Array) -> Array:
         """The derivative of grad f at W along V."""
         if self.own.in_jax:
             self._must_take("hessian_product")
             return self.pushforward(W, V)
         return self._back(self.own.hessian_product, self.own.shape, W, V)
 
-    def pushforward(self, W: Any, V: Any) -> Any:
+    def pushforward(self, W: Array, V: Array) -> Array:
         """The loss's own hessian_product, else jax's derivative of its gradient."""
         return self.loss.hessian_product(W, V) if self.has_curvature else jax.jvp(self.loss.gradient, (W,), (V,))[1]
 
@@ -81,11 +85,11 @@ class Traced:
                 " in it, without float() and without branches on values, or a method of scipy."
             )
 
-    def _back(self, function: Callable[..., Any], shape: tuple[int, ...], *arguments: Any) -> Any:
+    def _back(self, function: Callable[..., np.ndarray], shape: tuple[int, ...], *arguments: Array) -> Array:
         """function of NumPy arrays, called back. Numbers travel as the bits of their halves: jax runs callbacks in a
         thread where float64 may be off."""
 
-        def call(*halves: Any) -> Any:
+        def call(*halves: np.ndarray) -> np.ndarray:
             arrays = (np.ascontiguousarray(half).view(np.float64)[..., 0] for half in halves)
             return np.ascontiguousarray(function(*arrays))[..., None].view(np.uint32)
 

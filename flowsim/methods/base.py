@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from flowsim.checks import as_number
 from flowsim.errors import InputError
+from flowsim.values import Json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +75,7 @@ class Method(ABC):
     takes_single_steps: ClassVar[bool] = False
     """Whether step_by_step gives one step a segment, from any state: what a projection needs."""
 
-    def __init_subclass__(cls, **arguments: Any) -> None:
+    def __init_subclass__(cls, **arguments: object) -> None:
         super().__init_subclass__(**arguments)
         known = Method.FAMILIES.get(cls.__name__)
         if known is not None and known.__module__.startswith("flowsim.") and known.__module__ != cls.__module__:
@@ -148,7 +149,7 @@ class Method(ABC):
         with breakdown(self.name, t):
             return Guarded(self.begin(problem, t, state.copy(), t1), self.name)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         """A JSON-able record, which Method.described reads."""
         values = ((f.name, getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
         settings = {name: value.describe() if isinstance(value, Method) else value for name, value in values}
@@ -173,7 +174,36 @@ class Method(ABC):
         return ", ".join([name, *settings])
 
 
-def check_settings(method: Any) -> None:
+class Controlled(Protocol):
+    """A method with error control, or a step size in its place."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        ...
+
+    @property
+    def kind(self) -> Kind:
+        """What is known of the method."""
+        ...
+
+    @property
+    def rtol(self) -> float:
+        """The relative tolerance."""
+        ...
+
+    @property
+    def atol(self) -> float:
+        """The absolute tolerance."""
+        ...
+
+    @property
+    def step_size(self) -> float | None:
+        """None: controlled by the tolerances."""
+        ...
+
+
+def check_settings(method: Controlled) -> None:
     """rtol, atol and step_size of a method with error control. Raises InputError."""
     as_number(method.rtol, "rtol", least=LEAST_RTOL, most=1.0)
     as_number(method.atol, "atol", least=0.0)
@@ -181,7 +211,7 @@ def check_settings(method: Any) -> None:
         as_number(method.step_size, "step_size", above=0.0)
 
 
-def check_step_size(method: Any) -> None:
+def check_step_size(method: Controlled) -> None:
     """Raises InputError where a method without an error estimate has no step size."""
     if not method.kind.adaptive and method.step_size is None:
         raise InputError(f"Argument `step_size` must be given for {method.name}, which has no error estimate.")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flowsim.errors import InputError
+from flowsim.methods.jax_support import LossArgument, Tree, as_argument, float64
 from flowsim.methods.steps import Counts, Segment
 from flowsim.network import backpropagate, flatten, unflatten
 from flowsim.problem import Problem
+from flowsim.values import Array
 
 if TYPE_CHECKING:
     from flowsim.methods.descent import GradientDescent
@@ -46,7 +48,7 @@ class Descent:
     def __init__(self, problem: Problem, method: GradientDescent, t: float, state: np.ndarray, t1: float) -> None:
         self.problem, self.step_size = problem, method.step_size
         self.first, self.done, self.steps = round(t / method.step_size), 0, count_steps(method.step_size, t1 - t)
-        self.weights: Sequence[Any] = unflatten(np.array(state), problem.network.dims)
+        self.weights: Sequence[Array] = unflatten(np.array(state), problem.network.dims)
         self.longest = max(1, min(LONGEST_SEGMENT, SEGMENT_BYTES // (8 * state.size)))
         self.counts = Counts(rhs_evaluations=0, rejected_steps=0)
         _, self.gradients = problem.gradients(list(self.weights))
@@ -91,8 +93,6 @@ class CompiledDescent(Descent):
     """The same steps by a jitted jax.lax.scan in float64."""
 
     def _descend(self, count: int) -> tuple[np.ndarray, np.ndarray, States]:
-        from flowsim.methods.jax_support import as_argument, float64
-
         before = flatten([np.asarray(W) for W in self.weights])
         etas = np.zeros(self.longest)
         etas[:count] = self.step_size  # a step of size 0 changes nothing: one compiled length serves every remainder
@@ -111,12 +111,12 @@ class CompiledDescent(Descent):
 
 
 @cache
-def _compiled_scan() -> Any:
+def _compiled_scan() -> Callable[..., Tree]:
     import jax
     import jax.numpy as jnp
 
-    def scan(argument: Any, weights: Any, gradients: Any, scale: Any, etas: Any) -> Any:
-        def step(carry: Any, eta: Any) -> Any:
+    def scan(argument: LossArgument, weights: Tree, gradients: Tree, scale: Tree, etas: Tree) -> Tree:
+        def step(carry: Tree, eta: Tree) -> Tree:
             weights, gradients = carry
             dissipated = eta * sum(jnp.vdot(G, G) for G in gradients)
             weights = [W - eta * G for W, G in zip(weights, gradients, strict=True)]

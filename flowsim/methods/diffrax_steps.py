@@ -7,14 +7,15 @@ integral of ||grad L||_F^2, comes from the method's own quadrature: its stages a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from flowsim.errors import InputError
 from flowsim.losses import excess
-from flowsim.methods.jax_support import as_argument, float64
+from flowsim.methods.jax_support import Tree, as_argument, float64
 from flowsim.methods.steps import DENSE_JACOBIAN_LIMIT, Counts, IntegrationFailure, Segment
 from flowsim.network import backpropagate, product, unflatten
 from flowsim.problem import Problem
@@ -32,11 +33,11 @@ MOST_INNER_STEPS = 64
 class Carry(NamedTuple):
     """What one segment hands to the next."""
 
-    t: Any
-    t_next: Any
-    y: Any
-    solver_state: Any
-    controller_state: Any
+    t: Tree
+    t_next: Tree
+    y: Tree
+    solver_state: Tree
+    controller_state: Tree
 
 
 class DiffraxSteps:
@@ -104,7 +105,7 @@ class DiffraxSteps:
 class _Dense:
     """The states at any times of a segment: at the ends of steps as computed, elsewhere from the step's start."""
 
-    def __init__(self, steps: DiffraxSteps, times: np.ndarray, first: np.ndarray, record: Any) -> None:
+    def __init__(self, steps: DiffraxSteps, times: np.ndarray, first: np.ndarray, record: Tree) -> None:
         self.solver, self.controller = steps.solver, steps.controller
         self.dims, self.args = steps.problem.network.dims, steps.args
         self.times, self.first, self.record, self.states = times, first, record, np.asarray(record)
@@ -129,7 +130,7 @@ class _Dense:
             return np.asarray(compiled().evaluate(self.solver, self.controller, *arguments))[: len(t)]
 
 
-def solver_of(method: Diffrax) -> Any:
+def solver_of(method: Diffrax) -> Tree:
     """The solver of diffrax."""
     import diffrax
 
@@ -144,7 +145,7 @@ def solver_of(method: Diffrax) -> Any:
     return solver(root_finder=stage_newton(rtol, atol), root_find_max_steps=MOST_ITERATIONS)
 
 
-def controller_of(method: Diffrax) -> Any:
+def controller_of(method: Diffrax) -> Tree:
     """The step-size controller of diffrax."""
     import diffrax
 
@@ -157,11 +158,11 @@ def controller_of(method: Diffrax) -> Any:
 class Compiled(NamedTuple):
     """The pieces of a trajectory that are compiled."""
 
-    begin: Any
-    restart: Any
-    segment: Any
-    evaluate: Any
-    shorter: Any
+    begin: Callable[..., Carry]
+    restart: Callable[..., Carry]
+    segment: Callable[..., Tree]
+    evaluate: Callable[..., Tree]
+    shorter: Callable[..., Tree]
 
 
 @cache
@@ -173,24 +174,24 @@ def compiled() -> Compiled:
     import jax.numpy as jnp
     from jax import lax
 
-    def velocity(t: Any, y: Any, args: Any) -> Any:
+    def velocity(t: Tree, y: Tree, args: Tree) -> Tree:
         argument, scale = args
         _, gradients = backpropagate(argument.loss, y, scale)
         return [-G for G in gradients]
 
     terms = diffrax.ODETerm(velocity)
 
-    def error_order(solver: Any) -> Any:
+    def error_order(solver: Tree) -> Tree:
         return solver.error_order(terms) if isinstance(solver, diffrax.AbstractAdaptiveSolver) else None
 
-    def energy(solver: Any, dense: Any) -> Any:
+    def energy(solver: Tree, dense: Tree) -> Tree:
         """h^2 sum_i b_i ||F_i||_F^2 of a step of length h; for the Euler methods ||y_1 - y_0||_F^2."""
         if "k" not in dense:
             return sum(jnp.sum((new - old) ** 2) for old, new in zip(dense["y0"], dense["y1"], strict=True))
         return sum(jnp.asarray(solver.tableau.b_sol) @ jnp.sum(k**2, axis=(1, 2)) for k in dense["k"])
 
     @eqx.filter_jit
-    def begin(solver: Any, controller: Any, t: Any, t1: Any, y: Any, step: Any, args: Any) -> Carry:
+    def begin(solver: Tree, controller: Tree, t: Tree, t1: Tree, y: Tree, step: Tree, args: Tree) -> Carry:
         if isinstance(controller, diffrax.ConstantStepSize):  # whose own steps divide t1 - t into equal parts
             t_next, state = t + step, step
         else:
@@ -199,15 +200,15 @@ def compiled() -> Compiled:
         return Carry(t, t_next, y, solver.init(terms, t, t_next, y, args), state)
 
     @eqx.filter_jit
-    def restart(solver: Any, carry: Carry, weights: Any, args: Any) -> Carry:
+    def restart(solver: Tree, carry: Carry, weights: Tree, args: Tree) -> Carry:
         return carry._replace(y=weights, solver_state=solver.init(terms, carry.t, carry.t_next, weights, args))
 
     @eqx.filter_jit
-    def segment(solver: Any, controller: Any, carry: Carry, t1: Any, args: Any, length: int, level: Any) -> Any:
+    def segment(solver: Tree, controller: Tree, carry: Carry, t1: Tree, args: Tree, length: int, level: Tree) -> Tree:
         """Up to `length` accepted steps, fewer where t1 is reached or (if a level is given) L - f* <= level."""
         order = error_order(solver)
 
-        def attempt(carry: Carry) -> Any:
+        def attempt(carry: Carry) -> Tree:
             y, error, dense, solver_state, result = solver.step(
                 terms, carry.t, carry.t_next, carry.y, args, carry.solver_state, False
             )
@@ -243,14 +244,14 @@ def compiled() -> Compiled:
         shapes = eqx.filter_eval_shape(attempt, carry)[1]
         record = jax.tree.map(lambda s: jnp.zeros((length, *s.shape), s.dtype), shapes)
 
-        def going(loop: Any) -> Any:
+        def going(loop: Tree) -> Tree:
             carry, _, accepted, attempts, _ = loop
             moving = (carry.t < t1) & (carry.t_next > carry.t)
             if level is not None:
                 moving &= excess(args[0].loss, product(carry.y, args[1])) > level
             return moving & (accepted < length) & (attempts < 50 + 10 * length)
 
-        def body(loop: Any) -> Any:
+        def body(loop: Tree) -> Tree:
             carry, record, accepted, attempts, _ = loop
             carry, entry, keep, healthy = attempt(carry)
             # a rejected attempt is written too, and overwritten by the next one
@@ -259,7 +260,7 @@ def compiled() -> Compiled:
 
         return lax.while_loop(going, body, (carry, record, jnp.asarray(0), jnp.asarray(0), jnp.asarray(True)))
 
-    def shorter(solver: Any, y0: Any, start: Any, t: Any, dims: Any, args: Any) -> Any:
+    def shorter(solver: Tree, y0: Tree, start: Tree, t: Tree, dims: Sequence[int], args: Tree) -> Tree:
         """The state at t by an explicit method from (start, y0), a shorter step, as accurate as the whole one; and the
         integral of ||grad L||_F^2 along it."""
         weights = unflatten(y0, dims)
@@ -268,7 +269,9 @@ def compiled() -> Compiled:
         spent = energy(solver, dense) / jnp.where(t > start, t - start, 1.0)
         return jnp.concatenate([jnp.ravel(W) for W in weights]), spent
 
-    def adapted(solver: Any, controller: Any, y0: Any, start: Any, t: Any, dims: Any, args: Any) -> Any:
+    def adapted(
+        solver: Tree, controller: Tree, y0: Tree, start: Tree, t: Tree, dims: Sequence[int], args: Tree
+    ) -> Tree:
         """The state at t by an implicit method from (start, y0): one shorter step, more where its error asks for them.
 
         An interpolant through derivatives would multiply the error of the stiff components by h |lambda|.
@@ -279,15 +282,23 @@ def compiled() -> Compiled:
 
     @eqx.filter_jit
     def evaluate(
-        solver: Any, controller: Any, first: Any, record: Any, steps: Any, where: Any, count: Any, dims: Any, args: Any
-    ) -> Any:
-        def at(y0: Any, where: Any) -> Any:
+        solver: Tree,
+        controller: Tree,
+        first: Tree,
+        record: Tree,
+        steps: Tree,
+        where: Tree,
+        count: Tree,
+        dims: Sequence[int],
+        args: Tree,
+    ) -> Tree:
+        def at(y0: Tree, where: Tree) -> Tree:
             start, _, t = where
             if isinstance(solver, diffrax.AbstractERK | diffrax.Euler):
                 return shorter(solver, y0, start, t, dims, args)[0]
             return adapted(solver, controller, y0, start, t, dims, args)
 
-        def put(k: Any, states: Any) -> Any:
+        def put(k: Tree, states: Tree) -> Tree:
             step = steps[k]
             return states.at[k].set(at(jnp.where(step == 0, first, record[step - 1]), where[k]))
 

@@ -7,10 +7,14 @@ from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
-from flowsim.losses import adapted, is_built_in
+from flowsim.losses import Loss, StackedLoss, adapted, is_built_in
+
+Tree = Any
+"""A pytree of jax: arrays, tracers or shapes, in lists and diffrax's objects. A compiled function is given all of these
+in turn, and neither jax nor diffrax has a type that names them."""
 
 
-def float64() -> AbstractContextManager[Any]:
+def float64() -> AbstractContextManager[object]:
     """A context in which jax computes in float64; the user's own setting is left alone.
 
     It holds in this thread only and has to be entered for every call, dense output included.
@@ -36,7 +40,7 @@ def _listen() -> None:
     monitoring.register_event_duration_secs_listener(_add)
 
 
-def _add(event: str, seconds: float, **_: Any) -> None:
+def _add(event: str, seconds: float, **_: object) -> None:
     if event.startswith("/jax/core/compile/"):
         _spent.seconds = getattr(_spent, "seconds", 0.0) + seconds
 
@@ -44,11 +48,11 @@ def _add(event: str, seconds: float, **_: Any) -> None:
 class LossArgument:
     """A loss as a jax pytree: the arrays of the losses that flowsim knows are traced, a user's own loss is static."""
 
-    def __init__(self, loss: Any) -> None:
+    def __init__(self, loss: StackedLoss) -> None:
         self.loss = loss
 
 
-def as_argument(loss: Any) -> LossArgument:
+def as_argument(loss: Loss) -> LossArgument:
     """The loss, ready to be passed to a jitted function without a new compilation for each new target."""
     _register()
     return LossArgument(adapted(loss))
@@ -61,7 +65,7 @@ def _register() -> None:
     register_pytree_node(LossArgument, _split, _join)
 
 
-def _split(argument: LossArgument) -> tuple[tuple[Any, ...], Any]:
+def _split(argument: LossArgument) -> tuple[tuple[Tree, ...], object]:
     loss = argument.loss
     if not is_built_in(loss):
         return (), loss
@@ -69,7 +73,7 @@ def _split(argument: LossArgument) -> tuple[tuple[Any, ...], Any]:
     return tuple(fields.values()), (type(loss), tuple(fields))
 
 
-def _join(fixed: Any, arrays: tuple[Any, ...]) -> LossArgument:
+def _join(fixed: Any, arrays: tuple[Tree, ...]) -> LossArgument:
     if not isinstance(fixed, tuple):
         return LossArgument(fixed)
     kind, names = fixed

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flowsim.methods.steps import ROUND_OFF, Counts, Movable, Segment
 from flowsim.network import flatten, imbalance, unflatten
 from flowsim.problem import Problem
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 MOST_NEWTON_STEPS = 30
 SLOW, STALLED = 0.2, 0.9
@@ -66,7 +69,7 @@ class Factored:
         self.indices = [_movable(*pair) for pair in pairwise(scales)]
         self.ends = np.cumsum([0, *(len(i) for i, _ in self.indices)])
         self.weights: list[np.ndarray] = []
-        self.factor: Any = None
+        self.factor: tuple[np.ndarray, bool] | None = None
         self.fresh = False
 
     def renew(self) -> bool:
@@ -89,7 +92,7 @@ class Factored:
         z = cho_solve(self.factor, self._entries(missed), check_finite=False)
         return [square * C for square, C in zip(self.squares, _normal(self.weights, self._matrices(z)), strict=True)]
 
-    def _jacobian(self, weights: list[np.ndarray]) -> Any:
+    def _jacobian(self, weights: list[np.ndarray]) -> csr_array:
         """A sparse row for each pair i <= j of each D_l: the gradient of its entry (half of it on the diagonal)."""
         from scipy.sparse import csr_array
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,7 @@ class ScipySteps:
         return dissipation(self.problem, dense, start, self.t)
 
 
-def _settings(method: Scipy, span: float) -> dict[str, Any]:
+def _settings(method: Scipy, span: float) -> dict[str, object]:
     if method.step_size is None:
         first = {"first_step": span} if span < LEAST_SPAN else {}  # LSODA's own choice divides by its square
         return {"rtol": method.rtol, "atol": method.atol, **first}
@@ -119,7 +120,7 @@ class _Dense:
         self.steps, self.solver, self.start, self.end = steps, steps.solver, start, (steps.solver.t, steps.solver.y)
 
     @cached_property
-    def interpolant(self) -> Any:
+    def interpolant(self) -> Callable[[float | np.ndarray], np.ndarray]:
         return self.solver.dense_output()
 
     @cached_property

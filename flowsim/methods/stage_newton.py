@@ -8,10 +8,12 @@ The Jacobian is formed at the first iterate and again whenever the corrections s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
+
+from flowsim.methods.jax_support import Tree
 
 SHARE = 0.01
 """The stages are solved to this share of the tolerance of a step."""
@@ -25,13 +27,13 @@ LEAST_CORRECTION = 8 * np.finfo(float).eps
 TINY = np.finfo(float).tiny
 
 
-def stage_newton(rtol: float, atol: float) -> Any:
+def stage_newton(rtol: float, atol: float) -> Tree:
     """The root finder for steps whose error is held to rtol and atol."""
     return _kind()(np.array(SHARE * rtol), np.array(SHARE * atol))
 
 
 @cache
-def _kind() -> Any:
+def _kind() -> Callable[..., Tree]:
     import equinox as eqx
     import jax
     import jax.numpy as jnp
@@ -41,16 +43,16 @@ def _kind() -> Any:
     from jax.scipy.linalg import lu_factor, lu_solve
 
     class State(eqx.Module):
-        factors: Any
-        size: Any
-        rate: Any
-        count: Any
+        factors: Tree
+        size: Tree
+        rate: Tree
+        count: Tree
 
-    def factored(fn: Any, y: Any, args: Any) -> Any:
+    def factored(fn: Tree, y: Tree, args: Tree) -> Tree:
         flat, shaped = ravel_pytree(y)
         return lu_factor(jax.jacfwd(lambda v: ravel_pytree(fn(shaped(v), args)[0])[0])(flat))
 
-    def moved(diff: Any, args: Any) -> tuple[Any, Any]:
+    def moved(diff: Tree, args: Tree) -> tuple[Tree, Tree]:
         """(how far a correction moves the weights, the weights that it starts from)."""
         if len(args) == 5:  # implicit Euler
             return ravel_pytree(diff)[0], ravel_pytree(args[2])[0]
@@ -58,16 +60,16 @@ def _kind() -> Any:
         return diagonal * ravel_pytree(prod(diff, control))[0], ravel_pytree(base)[0]
 
     class StageNewton(optx.AbstractRootFinder):
-        rtol: Any
-        atol: Any
-        norm: Any = optx.max_norm
+        rtol: Tree
+        atol: Tree
+        norm: Tree = optx.max_norm
 
         def init(
-            self, fn: Any, y: Any, args: Any, options: Any, f_struct: Any, aux_struct: Any, tags: Any
+            self, fn: Tree, y: Tree, args: Tree, options: Tree, f_struct: Tree, aux_struct: Tree, tags: Tree
         ) -> State:
             return State(factored(fn, y, args), jnp.array(jnp.inf), jnp.array(0.0), jnp.array(0))
 
-        def step(self, fn: Any, y: Any, args: Any, options: Any, state: State, tags: Any) -> Any:
+        def step(self, fn: Tree, y: Tree, args: Tree, options: Tree, state: State, tags: Tree) -> Tree:
             factors = lax.cond(state.rate > SLOW, lambda: factored(fn, y, args), lambda: state.factors)
             residual, aux = fn(y, args)
             flat, shaped = ravel_pytree(y)
@@ -78,7 +80,7 @@ def _kind() -> Any:
             size = jnp.sqrt(jnp.mean((change / scale) ** 2))
             return shaped(flat - diff), State(factors, size, size / state.size, state.count + 1), aux
 
-        def terminate(self, fn: Any, y: Any, args: Any, options: Any, state: State, tags: Any) -> Any:
+        def terminate(self, fn: Tree, y: Tree, args: Tree, options: Tree, state: State, tags: Tree) -> Tree:
             left = jnp.where(state.rate < 1, state.size * state.rate / (1 - state.rate), jnp.inf)
             converged = (state.count >= 2) & ((state.size <= 1) | (left <= 1))
             growing = (state.count >= 3) & (state.rate > DIVERGED) & ~converged
@@ -87,8 +89,8 @@ def _kind() -> Any:
             return converged | diverged, result
 
         def postprocess(
-            self, fn: Any, y: Any, aux: Any, args: Any, options: Any, state: State, tags: Any, result: Any
-        ) -> Any:
+            self, fn: Tree, y: Tree, aux: Tree, args: Tree, options: Tree, state: State, tags: Tree, result: Tree
+        ) -> Tree:
             return y, aux, {}
 
     return StageNewton

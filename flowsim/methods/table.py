@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from flowsim.checks import as_choice
 from flowsim.errors import InputError
@@ -42,7 +42,7 @@ def _entries() -> dict[str, Entry]:
     return {**plain, **default, **gauss, **projected, **descent}
 
 
-def _projected(make: Callable[..., Method], **settings: Any) -> Method:
+def _projected(make: Callable[..., Method], **settings: float | None) -> Method:
     return Projected(make(**settings))
 
 
@@ -50,7 +50,7 @@ METHODS = _entries()
 """name -> how to make it, and what is known of it. A method of one's own is one more line."""
 
 
-def as_method(value: Any) -> Method:
+def as_method(value: object) -> Method:
     """A method, or the one of a name; the default for None. Raises InputError for anything else."""
     if value is None:
         return Scipy()

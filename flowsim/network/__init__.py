@@ -15,10 +15,12 @@ from flowsim.network.functions import (
     unflatten,
 )
 from flowsim.network.linear_network import DENSE_LIMIT, LinearNetwork
+from flowsim.network.protocol import Network
 
 __all__ = [
     "DENSE_LIMIT",
     "LinearNetwork",
+    "Network",
     "backpropagate",
     "flatten",
     "hessian_product",

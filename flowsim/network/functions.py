@@ -7,13 +7,15 @@ columns) of weights where all layers are stacked alike.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from flowsim.losses import StackedLoss
+from flowsim.values import Array
 
-def product(weights: Sequence[Any], scale: float = 1.0) -> Any:
+
+def product(weights: Sequence[Array], scale: float = 1.0) -> Array:
     """scale W_1 ... W_L, multiplied from the thinner end."""
     if weights[0].shape[-2] <= weights[-1].shape[-1]:
         result = weights[0]
@@ -26,7 +28,7 @@ def product(weights: Sequence[Any], scale: float = 1.0) -> Any:
     return scale * result
 
 
-def backpropagate(loss: Any, weights: Sequence[Any], scale: float = 1.0) -> tuple[Any, list[Any]]:
+def backpropagate(loss: StackedLoss, weights: Sequence[Array], scale: float = 1.0) -> tuple[Array, list[Array]]:
     """The product W and the gradients G_l = scale A_l^T grad f(W) B_l^T, each shared product formed once.
 
     The sweep carries matrices with min(n, m) rows: a network with n > m is swept as its transpose.
@@ -37,11 +39,11 @@ def backpropagate(loss: Any, weights: Sequence[Any], scale: float = 1.0) -> tupl
     return W.mT, _flipped(gradients)
 
 
-def _flipped(matrices: Sequence[Any]) -> list[Any]:
+def _flipped(matrices: Sequence[Array]) -> list[Array]:
     return [M.mT for M in reversed(matrices)]
 
 
-def _sweep(gradient: Any, weights: Sequence[Any], scale: float) -> tuple[Any, list[Any]]:
+def _sweep(gradient: Callable[[Array], Array], weights: Sequence[Array], scale: float) -> tuple[Array, list[Array]]:
     prefixes = [weights[0]]
     for W in weights[1:]:
         prefixes.append(prefixes[-1] @ W)
@@ -55,7 +57,9 @@ def _sweep(gradient: Any, weights: Sequence[Any], scale: float) -> tuple[Any, li
     return end, gradients[::-1]
 
 
-def hessian_product(loss: Any, weights: Sequence[Any], directions: Sequence[Any], scale: float = 1.0) -> list[Any]:
+def hessian_product(
+    loss: StackedLoss, weights: Sequence[Array], directions: Sequence[Array], scale: float = 1.0
+) -> list[Array]:
     """The derivative of the gradients G_1 .. G_L in the directions V_1 .. V_L: the Hessian of L times V.
 
     dG_l = dA_l^T M_l + A_l^T dM_l with M_l = scale E B_l^T, E = grad f(W), dE = loss.hessian_product(W, dW). The
@@ -75,8 +79,12 @@ def hessian_product(loss: Any, weights: Sequence[Any], directions: Sequence[Any]
 
 
 def _sweep_tangent(
-    gradient: Any, curvature: Any, weights: Sequence[Any], directions: Sequence[Any], scale: float
-) -> list[Any]:
+    gradient: Callable[[Array], Array],
+    curvature: Callable[[Array, Array], Array],
+    weights: Sequence[Array],
+    directions: Sequence[Array],
+    scale: float,
+) -> list[Array]:
     prefixes, changes = [weights[0]], [directions[0]]
     for W, V in zip(weights[1:], directions[1:], strict=True):
         changes.append(changes[-1] @ W + prefixes[-1] @ V)
@@ -91,12 +99,12 @@ def _sweep_tangent(
     return result[::-1]
 
 
-def flatten(weights: Sequence[Any]) -> Any:
+def flatten(weights: Sequence[Array]) -> Array:
     """All weights as one vector, layer after layer, each in row-major order; of stacks of weights a stack."""
     return np.concatenate([W.reshape(*W.shape[:-2], -1) for W in weights], axis=-1)
 
 
-def unflatten(vector: Any, dims: Sequence[int]) -> list[Any]:
+def unflatten(vector: Array, dims: Sequence[int]) -> list[Array]:
     """The weights of `flatten`, as views of the vector; of a stack of vectors, stacks of weights."""
     weights, start = [], 0
     for rows, columns in itertools.pairwise(dims):

@@ -14,7 +14,7 @@ from flowsim.checks import as_layer, as_matrix, as_number, check_chain
 from flowsim.errors import InputError
 from flowsim.network.functions import imbalance, product
 from flowsim.network.kronecker import least_eigenvalue
-from flowsim.values import Value, frozen, guarded, sealed, settled
+from flowsim.values import Layer, Value, frozen, guarded, sealed, settled
 
 DENSE_LIMIT = 400
 """Up to n m = DENSE_LIMIT the least eigenvalue of T comes from a dense matrix, beyond by LOBPCG."""
@@ -204,7 +204,7 @@ class LinearNetwork(Value):
         return LinearNetwork(tuple(weights), self.scale)
 
 
-def _square_norm(W: Any, V: Any) -> float:
+def _square_norm(W: Layer, V: Layer) -> float:
     """||W V||_F^2: exact where W V or its Gram matrix has a thin side, else from PROBES random signs."""
     if isinstance(W, np.ndarray) and W.shape[0] <= THIN:
         return float((np.asarray(W @ V) ** 2).sum())

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flowsim.comparison import Comparison
-from flowsim.plots.style import COLOURS, LINES, MARKERS, STYLE, colours, logarithmic, own_axes
+from flowsim.plots.style import COLOURS, LINES, MARKERS, STYLE, Look, colours, logarithmic, own_axes
 from flowsim.runs.ensembles import Ensemble
 
 if TYPE_CHECKING:
     import xarray
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 GROUPING = ("dims", "scheme", "scale", "method", "step_size", "rtol", "atol")
 """The settings by which members of a sweep are told apart in a figure, the first two of those that vary."""
 EDGE = 0.015
 """Where the left edge of an axis is, as a part of its width."""
-AT_EDGE: dict[str, Any] = {"marker": "<", "markerfacecolor": "none"}
+AT_EDGE: Look = {"marker": "<", "markerfacecolor": "none"}
 NAMES = {
     "seconds": "wall time / s",
     "rhs_evaluations": "right-hand sides",
@@ -112,7 +113,7 @@ def sweep_figure(table: xarray.Dataset) -> Figure:
     return figure
 
 
-def _rates(ax: Axes, members: xarray.Dataset, look: dict[str, Any]) -> None:
+def _rates(ax: Axes, members: xarray.Dataset, look: Look) -> None:
     """The rate seen against the certified one; at the left edge where none is certified."""
     certified, seen = members.certified_rate.values, members.rate_seen.values
     both = (certified > 0) & (seen > 0)
@@ -121,7 +122,7 @@ def _rates(ax: Axes, members: xarray.Dataset, look: dict[str, Any]) -> None:
     ax.plot(np.full(len(edge), EDGE), edge, transform=ax.get_yaxis_transform(), **{**look, **AT_EDGE})
 
 
-def _rates_axes(ax: Axes, table: xarray.Dataset) -> list[Any]:
+def _rates_axes(ax: Axes, table: xarray.Dataset) -> list[Line2D]:
     """Scale the axes of the rates; entries of the legend for the members that have no place on them."""
     from matplotlib.lines import Line2D
 
@@ -151,7 +152,7 @@ def _says_nothing(ax: Axes) -> None:
     ax.set(xticks=[], yticks=[])
 
 
-def _marks(place: int) -> dict[str, Any]:
+def _marks(place: int) -> Look:
     return {"marker": MARKERS[place % len(MARKERS)], "markersize": 4, "linestyle": LINES[place % len(LINES)]}
 
 
@@ -168,7 +169,7 @@ def _groups(
             yield places, table.isel(member=np.flatnonzero(chosen))
 
 
-def _distribution(ax: Axes, values: np.ndarray, members: xarray.Dataset, line: dict[str, Any]) -> None:
+def _distribution(ax: Axes, values: np.ndarray, members: xarray.Dataset, line: Look) -> None:
     """The share of the members at or below each positive value; those of value 0 are below them all."""
     found = np.sort(values[values > 0])
     if len(found):

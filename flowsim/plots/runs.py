@@ -19,7 +19,7 @@ from flowsim.plots.charts import (
     rate_chart,
     singular_values_chart,
 )
-from flowsim.plots.style import COLOURS, COLUMN, LINES, STYLE, colours, legend_above, own_axes
+from flowsim.plots.style import COLOURS, COLUMN, LINES, STYLE, Look, colours, legend_above, own_axes
 from flowsim.rates import Certificate, Certificates
 from flowsim.runs.trajectory import Trajectory, as_trajectory
 
@@ -182,7 +182,7 @@ def _draw(chart: Chart, given: Axes | None, **style: Any) -> Axes:
     return ax
 
 
-def _line(ax: Axes, chart: Chart, curve: Curve, look: dict[str, Any]) -> list[Line2D]:
+def _line(ax: Axes, chart: Chart, curve: Curve, look: Look) -> list[Line2D]:
     """One curve; its points are marked where there are too few to make a line."""
     values = np.where(curve.values > 0, curve.values, np.nan) if chart.logarithmic else curve.values
     if np.isfinite(values).sum() <= FEW:

@@ -12,7 +12,11 @@ from flowsim.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.typing import ColorType
 
+Look = dict[str, Any]
+"""Keyword arguments of matplotlib, whose own types depend on their names."""
+LineStyle = str | tuple[int, tuple[int, ...]]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLE: Any = {
     "font.size": 8,
@@ -23,7 +27,7 @@ STYLE: Any = {
 }
 """Readable when a figure is printed at column width."""
 MARKERS = "osD^vPX*<>"
-LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
+LINES: tuple[LineStyle, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
 FORMATS = (".png", ".pdf", ".svg")
 """What figures are written as, by the file's suffix."""
 COLUMN = (3.4, 2.6)
@@ -49,7 +53,7 @@ def legend_above(ax: Axes) -> None:
     if len(labels) < 2:
         return
     fits = max(map(len, labels[:half])) + max(map(len, labels[half:])) <= LETTERS
-    place: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "ncols": 2 if fits else 1}
+    place: Look = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "ncols": 2 if fits else 1}
     ax.legend(handles, labels, frameon=False, fontsize=STYLE["legend.fontsize"], columnspacing=1.2, **place)
 
 
@@ -66,7 +70,7 @@ def logarithmic(axis: Axis) -> None:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def colours(count: int) -> list[Any]:
+def colours(count: int) -> list[ColorType]:
     """As many colours as there are values: those of all figures, or steps of viridis where they do not suffice."""
     import matplotlib
 

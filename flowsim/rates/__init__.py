@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from flowsim.compression import CompressedNetwork, compress
 from flowsim.errors import InputError
-from flowsim.network import LinearNetwork
+from flowsim.losses import Loss
+from flowsim.network import LinearNetwork, Network
 from flowsim.problem import Problem
 from flowsim.rates.certificate import OVERFLOW, Certificate, Certificates, refused
 from flowsim.rates.earlier import min_2021, yun_2020
@@ -23,12 +23,12 @@ from flowsim.rates.theorem_3 import theorem_3_unimodal
 from flowsim.rates.theorem_4 import theorem_4
 from flowsim.threads import threads_for
 
-Theorem = Callable[[Any, Any, float], Certificate]
+Theorem = Callable[[Network, Loss | None, float], Certificate]
 """Of a network, a loss or None, and the tolerance of what asks whether D_l has a sign or is a multiple of I."""
 
 
 def _whatever_the_tolerance(
-    theorem: Callable[[Any, Any], Certificate], network: Any, loss: Any, tolerance: float
+    theorem: Callable[[Network, Loss | None], Certificate], network: Network, loss: Loss | None, tolerance: float
 ) -> Certificate:
     return theorem(network, loss)
 
@@ -62,7 +62,7 @@ __all__ = [
 
 
 def certify(
-    subject: Problem | LinearNetwork | CompressedNetwork, *, tolerance: float = TOLERANCE, cheap: bool = False
+    subject: Problem | Network, *, tolerance: float = TOLERANCE, cheap: bool = False
 ) -> Certificates:
     """All theorems on a problem, or on a network alone (then there are bounds alpha, but no rates).
 
@@ -83,13 +83,13 @@ def certify(
     >>> certificates["theorem-2"].reason
     'it is for three layers, the network has 2'
     """
-    network: Any = subject.network if isinstance(subject, Problem) else subject
+    network: Network = subject.network if isinstance(subject, Problem) else subject
     if not isinstance(network, (LinearNetwork, CompressedNetwork)):
         raise InputError(
             f"Argument `subject` must be a Problem or a network, but it is of type {type(network).__name__};"
             " LinearNetwork(weights) makes one."
         )
-    loss: Any = subject.loss if isinstance(subject, Problem) else None
+    loss: Loss | None = subject.loss if isinstance(subject, Problem) else None
     if cheap and isinstance(network, LinearNetwork):
         network = compress(network)
     if _overflows(network):
@@ -99,7 +99,7 @@ def certify(
         return Certificates(network.dims, network.lambda_min_T, tuple(entries))
 
 
-def _overflows(network: Any) -> bool:
+def _overflows(network: Network) -> bool:
     """Whether D_l or T may exceed float64: the squares of a layer's norm, or of the product of L - 1 of them."""
     small = network.core if isinstance(network, CompressedNetwork) else network
     layers = [W for W in small.weights if isinstance(W, np.ndarray)]

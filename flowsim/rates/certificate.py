@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from flowsim.display import Shown, Table
 from flowsim.errors import InputError
-from flowsim.losses import constants_of, excess, minimum_of
+from flowsim.losses import Loss, constants_of, excess, minimum_of
+from flowsim.network import Network
+from flowsim.values import Json
 
 Scope = Literal["trajectory", "instant"]
 Law = Literal["exponential", "hyperbolic"]
@@ -50,7 +53,7 @@ class Certificate(Shown):
     reason: str | None = None
     excess: float | None = None
 
-    def bound(self, t: Any) -> Any:
+    def bound(self, t: ArrayLike) -> np.ndarray:
         """The upper bound on L(t) - f* at the times t (t >= 0).
 
         Raises InputError when the certificate has no rate (see its reason).
@@ -80,7 +83,7 @@ class Certificate(Shown):
             rows.append(("remark", self.reason))
         return Table(rows)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """A JSON-able record; what is not known is None."""
         return {
             "name": self.name,
@@ -108,8 +111,8 @@ def at_this_instant(name: str, alpha: float) -> Certificate:
 
 def along_trajectory(
     name: str,
-    network: Any,
-    loss: Any,
+    network: Network,
+    loss: Loss | None,
     alpha: float,
     remark: str | None = None,
     dominance: Literal["quadratic", "linear"] = "quadratic",
@@ -203,7 +206,7 @@ class Certificates(Shown):
             _told(self.best),
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The object that `flowsim certify --json` prints."""
         return {
             "dims": list(self.dims),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from flowsim.losses import SquaredLoss
+from flowsim.losses import Loss, SquaredLoss
+from flowsim.network import Network
 from flowsim.rates.certificate import Certificate, along_trajectory, refused
 from flowsim.rates.imbalance import NEEDS_ALL, TOLERANCE, slacks, spectra
 from flowsim.rates.theorem_1 import theorem_1_A1
 from flowsim.rates.theorem_3 import half
 
 
-def yun_2020(network: Any, loss: Any = None, tolerance: float = TOLERANCE) -> Certificate:
+def yun_2020(network: Network, loss: Loss | None = None, tolerance: float = TOLERANCE) -> Certificate:
     """alpha = scale^2 lambda^{L-1} for D_l >= 0 (l < L-1), D_{L-1} >= lambda I and h_{L-1} >= n.
 
     Source: Yun, Krishnan, Mobahi (ICLR 2021, "A unifying view on implicit bias"), as compared with in [MVM23]. It is
@@ -32,7 +31,7 @@ def yun_2020(network: Any, loss: Any = None, tolerance: float = TOLERANCE) -> Ce
     return along_trajectory(name, network, loss, network.scale**2 * half(found, n, leading))
 
 
-def min_2021(network: Any, loss: Any = None) -> Certificate:
+def min_2021(network: Network, loss: Loss | None = None) -> Certificate:
     """alpha = scale^2 Delta for two layers and the squared loss (Min, Tarmoun, Vidal, Mallada, ICML 2021).
 
     Theorem 1 of [MVM23] extends it to all losses with A1.

@@ -25,10 +25,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 from math import sqrt
-from typing import Any
 
 import numpy as np
 
+from flowsim.losses import Loss
+from flowsim.network import Network
 from flowsim.rates.certificate import Certificate, along_trajectory, at_this_instant, refused
 from flowsim.rates.imbalance import NEEDS_ALL, TOLERANCE, Spectrum, narrow, slacks, spectra
 from flowsim.rates.margin import Margin, margin, present
@@ -91,7 +92,7 @@ def _beyond(floor: float, ranges: Sequence[tuple[float, float]], nu: Margin) -> 
     return low
 
 
-def homogeneous_imbalance(network: Any, tolerance: float) -> tuple[np.ndarray | None, str]:
+def homogeneous_imbalance(network: Network, tolerance: float) -> tuple[np.ndarray | None, str]:
     """([d_1, ..., d_{L-1}], "") where n = m and D_l = d_l I for all l, else (None, the reason).
 
     A hidden width below n is refused: lambda_min(T) = 0 there, and a 1 x 1 matrix D_l is a multiple of I whatever it
@@ -128,7 +129,7 @@ def printed_bound(d: np.ndarray, sigma: float) -> float:
         return float(np.hypot(np.prod(np.sort(excesses(d))[1:]), L * np.float64(sigma) ** (2 - 2 / L)))
 
 
-def _proved(network: Any, nu: Margin | None) -> float:
+def _proved(network: Network, nu: Margin | None) -> float:
     """chain_bound of a network whose product keeps to a margin, the model's scale included."""
     found = spectra(network)
     assert found is not None
@@ -139,13 +140,13 @@ def _unscaled(nu: Margin | None, scale: float) -> Margin | None:
     return None if nu is None else Margin(nu.values / scale, nu.distance / scale)
 
 
-def _paper(network: Any, d: np.ndarray, nu: Margin | None) -> float:
+def _paper(network: Network, d: np.ndarray, nu: Margin | None) -> float:
     """The paper's formula, never above what is proved here for imbalances that are homogeneous up to rounding."""
     sigma = 0.0 if nu is None else nu(len(nu.values)) / network.scale
     return min(network.scale**2 * printed_bound(d, sigma), _proved(network, nu))
 
 
-def theorem_3_homogeneous(network: Any, loss: Any = None, tolerance: float = TOLERANCE) -> Certificate:
+def theorem_3_homogeneous(network: Network, loss: Loss | None = None, tolerance: float = TOLERANCE) -> Certificate:
     """lambda_min(T) >= scale^2 sqrt((prod d_(i))^2 + (L sigma_min^{2-2/L})^2) for D_l = d_l I, n = m, at these weights.
 
     sigma_min that of W_1 ... W_L; hidden widths of at least n. Source: [MVM23], Theorem 3, eq. (19), which is printed
@@ -158,7 +159,7 @@ def theorem_3_homogeneous(network: Any, loss: Any = None, tolerance: float = TOL
     return at_this_instant(name, _paper(network, d, present(network)))
 
 
-def corollary_2(network: Any, loss: Any = None, tolerance: float = TOLERANCE) -> Certificate:
+def corollary_2(network: Network, loss: Loss | None = None, tolerance: float = TOLERANCE) -> Certificate:
     """alpha = scale^2 sqrt((prod d_(i))^2 + (L nu_min^{2-2/L})^2) for D_l = d_l I, n = m, along the whole trajectory.
 
     nu_min is the margin of flowsim.rates.margin under A2, 0 under A1 alone; hidden widths of at least n. Source:
@@ -172,7 +173,7 @@ def corollary_2(network: Any, loss: Any = None, tolerance: float = TOLERANCE) ->
     return along_trajectory(name, network, loss, _paper(network, d, margin(network, loss)[0]))
 
 
-def homogeneous_sharp(network: Any, loss: Any = None) -> Certificate:
+def homogeneous_sharp(network: Network, loss: Loss | None = None) -> Certificate:
     """alpha = scale^2 times the bound at the head of this module, along the whole trajectory, for any D_l, n and m.
 
     Ours. sigma_min(W) >= nu_min by the margin under A2; under A1 alone what is certified comes from the imbalance. For
@@ -187,7 +188,7 @@ def homogeneous_sharp(network: Any, loss: Any = None) -> Certificate:
     return along_trajectory(name, network, loss, _proved(network, margin(network, loss)[0]), remark)
 
 
-def arora_2018(network: Any, loss: Any = None, tolerance: float = TOLERANCE) -> Certificate:
+def arora_2018(network: Network, loss: Loss | None = None, tolerance: float = TOLERANCE) -> Certificate:
     """lambda_min(T) = scale^2 L sigma_min(W)^{2-2/L} for balanced weights (all D_l = 0) and n = m, at these weights.
 
     Source: Arora, Cohen, Hazan (ICML 2018), as compared with in [MVM23]; for n != m it fails.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from flowsim.compression import CompressedNetwork
+from flowsim.network import LinearNetwork, Network
 
 TOLERANCE = 1e-12
 """An eigenvalue of D_l within TOLERANCE max(||W_l||_F^2, ||W_{l+1}||_F^2) of 0 counts as 0 where a theorem asks for a
@@ -63,14 +63,14 @@ def uncertainty(width: int, *squares: float) -> float:
     return 8 * (width + 4) * EPS * float(np.sum(squares)) + width * float(np.finfo(float).tiny)
 
 
-def spectra(network: Any) -> list[Spectrum] | None:
+def spectra(network: Network) -> list[Spectrum] | None:
     """The eigenvalues of D_1 .. D_{L-1}; None where the full layers are not at hand as arrays.
 
     Of a compressed network with two layers the core has all that are not 0.
     """
     if isinstance(network, CompressedNetwork) and network.depth == 2:
         network = network.core
-    if not network.is_dense:
+    if not isinstance(network, LinearNetwork) or not network.is_dense:
         return None
     pairs = zip(network.imbalance_eigenvalues, pairwise(network.weights), strict=True)
     return [
@@ -82,13 +82,13 @@ def spectra(network: Any) -> list[Spectrum] | None:
 NEEDS_ALL = "it needs all eigenvalues of the D_l: the full layers, as arrays"
 
 
-def slacks(network: Any, tolerance: float) -> list[float]:
+def slacks(network: Network, tolerance: float) -> list[float]:
     """For each D_l how far from 0 an eigenvalue may be to count as 0."""
     squares = [float(np.vdot(W, W)) for W in network.weights]
     return [tolerance * max(pair) for pair in pairwise(squares)]
 
 
-def narrow(network: Any, needed: int) -> str | None:
+def narrow(network: Network, needed: int) -> str | None:
     """The first hidden layer below the width that a theorem needs, in words; None where all are as wide."""
     for layer, width in enumerate(network.dims[1:-1], start=1):
         if width < needed:

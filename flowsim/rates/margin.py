@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
 
 import numpy as np
 
 from flowsim.compression import CompressedNetwork
-from flowsim.losses import constants_of, excess, minimiser_of, minimum_of
+from flowsim.losses import Loss, constants_of, excess, minimiser_of, minimum_of
+from flowsim.network import Network
 from flowsim.rates.imbalance import EPS
 
 
@@ -30,12 +30,12 @@ class Margin:
         return float(self.values[0]) + self.distance
 
 
-def present(network: Any) -> Margin:
+def present(network: Network) -> Margin:
     """The singular values of the model's product W at the present weights, up to the rounding of its computation."""
     return Margin(np.linalg.svd(network.product, compute_uv=False), rounding(network))
 
 
-def margin(network: Any, loss: Any) -> tuple[Margin | None, str]:
+def margin(network: Network, loss: Loss | None) -> tuple[Margin | None, str]:
     """(nu, "") or (None, the reason): nu(k) = [sigma_k(W*) - sqrt(2 (L(0) - f*) / mu)]_+ <= sigma_k(W(t)), t >= 0.
 
     For a mu-strongly convex f with minimiser W*, mu/2 ||W - W*||_F^2 <= f(W) - f*, and the flow does not raise f. The
@@ -54,7 +54,7 @@ def margin(network: Any, loss: Any) -> tuple[Margin | None, str]:
     return Margin(values, distance * (1 + 64 * EPS) + condition * blurred), ""
 
 
-def rounding(network: Any) -> float:
+def rounding(network: Network) -> float:
     """How far the computed product, and a singular value of it, may be off (Frobenius)."""
     small = network.core if isinstance(network, CompressedNetwork) else network
     size = small.scale * float(np.prod([np.linalg.norm(W) for W in small.weights]))

@@ -31,10 +31,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
 
 import numpy as np
 
+from flowsim.losses import Loss
+from flowsim.network import Network
 from flowsim.rates.certificate import Certificate, along_trajectory, refused
 from flowsim.rates.imbalance import NEEDS_ALL, Spectrum, spectra
 from flowsim.rates.margin import margin
@@ -48,7 +49,7 @@ ROUNDING = 1e-13
 """What rounding may do to a sum of a few products of powers, relative to the greatest of them."""
 
 
-def theorem_2_product(network: Any, loss: Any = None) -> Certificate:
+def theorem_2_product(network: Network, loss: Loss | None = None) -> Certificate:
     """alpha = scale^2 (p + a b + q) of this module, nu = nu_min(n,m) the margin, L = 3, under A2: at least Theorem 2.
 
     Not in [MVM23]; the proof stands at the head of this module.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from math import hypot
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from flowsim.losses import Loss
+from flowsim.network import Network
 from flowsim.rates.certificate import Certificate, along_trajectory, at_this_instant, refused
 from flowsim.rates.imbalance import Spectrum, spectra
 from flowsim.rates.margin import Margin, margin, present
@@ -47,7 +49,7 @@ def _gain(P: float, x: float) -> float:
     return x * (x / (hypot(P, x) + P)) if x > 0 else 0.0
 
 
-def _two_layers(network: Any) -> tuple[Eigenvalues | None, str]:
+def _two_layers(network: Network) -> tuple[Eigenvalues | None, str]:
     if network.depth != 2:
         return None, f"it is for two layers, the network has {network.depth}"
     found = spectra(network)
@@ -55,12 +57,12 @@ def _two_layers(network: Any) -> tuple[Eigenvalues | None, str]:
     return two_layer_eigenvalues(found[0], network.dims[0], network.dims[-1]), ""
 
 
-def _with_product(network: Any, values: Eigenvalues, nu: Margin) -> float:
+def _with_product(network: Network, values: Eigenvalues, nu: Margin) -> float:
     n, m = network.dims[0], network.dims[-1]
     return network.scale**2 * _right_side(values, nu(m) / network.scale, nu(n) / network.scale)
 
 
-def lemma_3(network: Any, loss: Any = None) -> Certificate:
+def lemma_3(network: Network, loss: Loss | None = None) -> Certificate:
     """lambda_min(T) >= 1/2 (-Delta+ + sqrt((Delta+ + Delta)^2 + 4 sigma_m(W)^2)
                              - Delta- + sqrt((Delta- + Delta)^2 + 4 sigma_n(W)^2))   at the present weights.
 
@@ -75,7 +77,7 @@ def lemma_3(network: Any, loss: Any = None) -> Certificate:
     return at_this_instant("lemma-3", _with_product(network, values, present(network)))
 
 
-def theorem_1_A1(network: Any, loss: Any = None) -> Certificate:
+def theorem_1_A1(network: Network, loss: Loss | None = None) -> Certificate:
     """alpha = scale^2 Delta, Delta = [l_n(D)]_+ + [l_m(-D)]_+, along the whole trajectory ([MVM23], Theorem 1).
 
     The rate alpha gamma needs A1 only.
@@ -86,7 +88,7 @@ def theorem_1_A1(network: Any, loss: Any = None) -> Certificate:
     return along_trajectory("theorem-1-A1", network, loss, network.scale**2 * values.Delta)
 
 
-def theorem_1_A2(network: Any, loss: Any = None) -> Certificate:
+def theorem_1_A2(network: Network, loss: Loss | None = None) -> Certificate:
     """The right side of lemma_3 with sigma_k(W) replaced by the margin nu_k, along the whole trajectory, under A2.
 
     Source: [MVM23], Theorem 1, eq. (12). The print pairs Delta+ with nu_n (see lemma_3) and lacks the factor 1/2: with

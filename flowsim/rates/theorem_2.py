@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from flowsim.compression import CompressedNetwork, compress
-from flowsim.network import LinearNetwork
+from flowsim.losses import Loss
+from flowsim.network import Network
 from flowsim.rates.certificate import Certificate, along_trajectory, refused
 from flowsim.rates.imbalance import Spectrum, spectra, uncertainty
 
@@ -16,7 +15,7 @@ CHEAP_STEPS = 8
 """Krylov steps in which the extreme eigenvalues are sought, at least, where the layers are not arrays."""
 
 
-def theorem_2(network: LinearNetwork | CompressedNetwork, loss: Any = None) -> Certificate:
+def theorem_2(network: Network, loss: Loss | None = None) -> Certificate:
     """alpha_3 = scale^2 Delta*, L = 3 ([MVM23], Theorem 2 and Corollary 1); the rate gamma alpha_3 needs A1 only.
 
     D_21 = W_2 W_2^T - W_1^T W_1 (h_1 x h_1), D_23 = W_2^T W_2 - W_3 W_3^T (h_2 x h_2), eigenvalues l_i descending;
@@ -40,7 +39,7 @@ def theorem_2(network: LinearNetwork | CompressedNetwork, loss: Any = None) -> C
     return along_trajectory(NAME, network, loss, network.scale**2 * delta_star(network))
 
 
-def delta_star(network: LinearNetwork) -> float:
+def delta_star(network: Network) -> float:
     """Delta* of the arrays of a three-layer network, the model's scale left out."""
     found = spectra(network)
     assert found is not None

@@ -23,13 +23,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 from math import sqrt
-from typing import Any
 
+from flowsim.losses import Loss
+from flowsim.network import Network
 from flowsim.rates.certificate import Certificate, along_trajectory, refused
 from flowsim.rates.imbalance import NEEDS_ALL, TOLERANCE, Spectrum, slacks, spectra
 
 
-def theorem_3_unimodal(network: Any, loss: Any = None, tolerance: float = TOLERANCE) -> Certificate:
+def theorem_3_unimodal(network: Network, loss: Loss | None = None, tolerance: float = TOLERANCE) -> Certificate:
     """alpha = scale^2 d_(1) ... d_(L-1) for unimodal imbalance, along the whole trajectory; the rate needs A1 only.
 
     Source: [MVM23], Theorem 3, eq. (17). Where several l* fit (some D_l = 0), the best is taken. For L = 2 it is the

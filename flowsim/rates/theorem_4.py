@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from flowsim.losses import constants_of
+from flowsim.losses import Loss, constants_of
+from flowsim.network import Network
 from flowsim.rates.certificate import ASSUMPTIONS, Certificate, along_trajectory, refused
 from flowsim.rates.homogeneous import homogeneous_sharp
 from flowsim.rates.imbalance import TOLERANCE
@@ -15,7 +14,7 @@ from flowsim.rates.theorem_3 import theorem_3_unimodal
 NAME = "theorem-4"
 
 
-def theorem_4(network: Any, loss: Any = None, tolerance: float = TOLERANCE) -> Certificate:
+def theorem_4(network: Network, loss: Loss | None = None, tolerance: float = TOLERANCE) -> Certificate:
     """L(t) - f* <= (L(0) - f*) / (1 + (L(0) - f*) alpha gamma^2 t) under A1': ||grad f||_F >= gamma (f - f*).
 
     alpha is the best bound on lambda_min(T(t)) that holds along the whole trajectory for any loss: Theorem 1 (A1 part),
@@ -33,6 +32,6 @@ def theorem_4(network: Any, loss: Any = None, tolerance: float = TOLERANCE) -> C
     return along_trajectory(NAME, network, loss, best.alpha, f"alpha from {best.name}", "linear")
 
 
-def _candidates(network: Any, tolerance: float) -> list[Certificate]:
+def _candidates(network: Network, tolerance: float) -> list[Certificate]:
     found = [theorem_1_A1(network), theorem_2(network), theorem_3_unimodal(network, tolerance=tolerance)]
     return [certificate for certificate in (*found, homogeneous_sharp(network)) if certificate.applies]

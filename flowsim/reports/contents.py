@@ -15,6 +15,7 @@ from flowsim.runs import words
 from flowsim.runs.trajectory import Trajectory
 from flowsim.runs.words import number
 from flowsim.sweeps.store import flat
+from flowsim.values import Json
 
 MOST_WORK = 3e10
 """Operations, a few seconds: the laws are not checked here where that takes more, for it repeats the run."""
@@ -85,7 +86,7 @@ TOLD = ("method", "step_size", "rtol", "atol", "loss")
 """Options that the problem and the method say themselves."""
 
 
-def configuration(trajectory: Trajectory) -> dict[str, Any]:
+def configuration(trajectory: Trajectory) -> Json:
     """The problem, the method, and the other options as they were stored with the run, if any were."""
     stored = trajectory.provenance.get("configuration", {})
     network, loss = trajectory.problem.network, trajectory.problem.loss
@@ -99,7 +100,7 @@ def configuration(trajectory: Trajectory) -> dict[str, Any]:
     }
 
 
-def provenance(trajectory: Trajectory) -> dict[str, Any]:
+def provenance(trajectory: Trajectory) -> Json:
     """Versions, platform and whatever else was stored with the run."""
     return {key: value for key, value in trajectory.provenance.items() if key != "configuration"}
 

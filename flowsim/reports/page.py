@@ -10,7 +10,6 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from flowsim.plots.charts import drift_chart, loss_chart, rate_chart, singular_v
 from flowsim.rates import Certificates
 from flowsim.reports import contents
 from flowsim.runs.trajectory import Trajectory, as_trajectory
+from flowsim.values import Json
 
 FIGURES = {
     "loss": "Loss, relative to its start; bounds of certificates dashed.",
@@ -93,7 +93,7 @@ def render(trajectory: Trajectory, laws: Diagnosis | str) -> str:
     )
 
 
-def embedded(value: Any) -> str:
+def embedded(value: object) -> str:
     """JSON for a script element: no NaN, and nothing in it can close the element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     for sign in "<>&\u2028\u2029":
@@ -115,7 +115,7 @@ def _charts(trajectory: Trajectory, certificates: Certificates) -> list[Chart]:
     ]
 
 
-def _data(charts: Sequence[Chart]) -> dict[str, Any]:
+def _data(charts: Sequence[Chart]) -> Json:
     *curves, singular = charts
     places = np.unique(np.linspace(0, len(singular.time) - 1, min(len(singular.time), MOST_FRAMES)).astype(int))
     run = [c.values[places] for c in singular.curves if c.role == "run"]
@@ -130,7 +130,7 @@ def _data(charts: Sequence[Chart]) -> dict[str, Any]:
     }
 
 
-def _chart(chart: Chart) -> dict[str, Any]:
+def _chart(chart: Chart) -> Json:
     curves = [{"name": c.name, "role": c.role, "values": _numbers(c.values)} for c in chart.curves]
     return {
         "key": chart.key,

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from itertools import pairwise
-from typing import Annotated, Any, NoReturn, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model, model_validator
 
@@ -18,6 +19,7 @@ from flowsim.checks import WIDEST, as_choice, check_schema, mistake
 from flowsim.errors import InputError
 from flowsim.methods import Method
 from flowsim.runs.record import Count, Work
+from flowsim.values import Json
 
 SCHEMA = 1
 """Raised when a file can no longer be read as before."""
@@ -31,6 +33,9 @@ class Part(BaseModel):
     """Of the JSON object; keys that it does not know are left alone."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+P = TypeVar("P", bound=Part)
 
 
 class Compression(Part):
@@ -95,7 +100,7 @@ class Contents(Part):
         return self
 
 
-def contents_of(text: Any, path: Any, schema: int) -> tuple[Contents, dict[str, Any]]:
+def contents_of(text: Any, path: str | Path, schema: int) -> tuple[Contents, Json]:
     """The object, checked, and as it stands there. Raises InputError saying which entry is what it cannot be, or that
     it is of a schema beyond the one known."""
     try:
@@ -116,7 +121,7 @@ def contents_of(text: Any, path: Any, schema: int) -> tuple[Contents, dict[str, 
     return contents, record
 
 
-def method_of(record: Mapping[str, Any], path: Any) -> Method:
+def method_of(record: Mapping[str, Any], path: str | Path) -> Method:
     """The method that `describe` described. Raises InputError for another record.
 
     The kinds of its settings are those that the method's own fields declare.
@@ -140,7 +145,7 @@ class _Settings(Part):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
-def damaged(path: Any, cause: str) -> InputError:
+def damaged(path: str | Path, cause: str) -> InputError:
     """One sentence on a file that is not what flowsim saved."""
     return InputError(
         f"Argument `path` must be a run saved by flowsim, but {path} is damaged or foreign: {cause}; restore it from a"
@@ -149,7 +154,7 @@ def damaged(path: Any, cause: str) -> InputError:
 
 
 @contextmanager
-def refusals_of(path: Any) -> Iterator[None]:
+def refusals_of(path: str | Path) -> Iterator[None]:
     """What is refused within the block is a part of the file."""
     try:
         yield
@@ -157,7 +162,7 @@ def refusals_of(path: Any) -> Iterator[None]:
         raise damaged(path, str(error).removeprefix("Argument ").rstrip(".")) from error
 
 
-def _as(kind: Any, record: Any, path: Any, place: str) -> Any:
+def _as(kind: type[P], record: object, path: str | Path, place: str) -> P:
     """The record as that part of the object, its first mistake told."""
     try:
         return kind.model_validate(record)

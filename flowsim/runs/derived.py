@@ -4,12 +4,13 @@ rate seen, and the scalars that ensembles, sweeps, comparisons and reports keep 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from flowsim.losses import is_built_in, minimum_of
+from flowsim.losses import Loss, is_built_in, minimum_of
 from flowsim.runs.record import Record
+from flowsim.values import Json
 
 NEAR = 3.0
 """A loss is unresolved within so many tolerances of its minimum: there errors of the steps decide its fall."""
@@ -49,7 +50,7 @@ def _resolved_until(
     return None if resolved[-1] else float(time[np.flatnonzero(resolved)[-1]])
 
 
-def rounding_of(loss: Any) -> float:
+def rounding_of(loss: Loss) -> float:
     """The absolute rounding error of L - f*: of losses of flowsim it is relative, of another one that of L."""
     return 0.0 if is_built_in(loss) else float(np.finfo(float).eps * abs(minimum_of(loss) or 0.0))
 
@@ -125,7 +126,7 @@ class Scalar(NamedTuple):
     """A number or word that is kept of a run: what it is, and its value."""
 
     words: str
-    of: Callable[[Record], Any]
+    of: Callable[[Record], float | str | None]
 
 
 SCALARS = {
@@ -161,6 +162,6 @@ SCALARS = {
 """name -> what it is, and its value of a record."""
 
 
-def scalars(record: Record) -> dict[str, Any]:
+def scalars(record: Record) -> Json:
     """All SCALARS of a record."""
     return {name: scalar.of(record) for name, scalar in SCALARS.items()}

@@ -11,10 +11,11 @@ import numpy as np
 from flowsim import losses
 from flowsim.errors import InputError
 from flowsim.files import write_netcdf
-from flowsim.network import LinearNetwork
+from flowsim.network import LinearNetwork, Network
 from flowsim.runs.contents import SCHEMA
 from flowsim.runs.dataset import dataset_of
 from flowsim.runs.record import Reduction
+from flowsim.values import Json
 
 if TYPE_CHECKING:
     from flowsim.runs.trajectory import Trajectory
@@ -52,7 +53,7 @@ def write(trajectory: Trajectory, path: str | Path) -> None:
     write_netcdf(path, dataset)
 
 
-def _as_json(configuration: dict[str, Any]) -> str:
+def _as_json(configuration: Json) -> str:
     """One JSON text; NumPy's numbers as plain ones. Raises InputError for what JSON does not have."""
     try:
         return json.dumps(configuration, allow_nan=False, default=lambda value: value.tolist())
@@ -73,7 +74,7 @@ def _describe_loss(loss: Any) -> tuple[str, dict[str, float], dict[str, np.ndarr
     return type(loss).__name__, numbers, arrays
 
 
-def _describe_reduction(reduction: Reduction, network: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _describe_reduction(reduction: Reduction, network: Network) -> tuple[Json, dict[str, np.ndarray]]:
     """What a file keeps of the compression: coordinates, bases, and the initial weights unless they are too large."""
     compressed = reduction.network
     if compressed is None:

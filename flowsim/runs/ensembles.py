@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from flowsim.runs.members import certified, column
 from flowsim.runs.record import Record, exit_code_of
 from flowsim.runs.simulation import simulate
 from flowsim.runs.stopping import save_times
+from flowsim.values import Json
 
 if TYPE_CHECKING:
     import xarray
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 Draw = Callable[[np.random.SeedSequence], Problem]
 BATCH = 256
 """Members that are integrated side by side."""
-INTERRUPTED = {"status": "interrupted", "reason": "Ctrl-C came before this member was finished"}
+INTERRUPTED: Json = {"status": "interrupted", "reason": "Ctrl-C came before this member was finished"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,7 +80,7 @@ class Ensemble(Shown):
         """Scalars (member), loss curves (member, time)."""
         import xarray
 
-        variables: dict[str, Any] = {name: ("member", values) for name, values in self.scalars.items()}
+        variables: dict[str, object] = {name: ("member", values) for name, values in self.scalars.items()}
         variables["excess_loss"] = (("member", "time"), self.excess, {"long_name": "L(t) - f*"})
         return xarray.Dataset(variables, {"time": self.time, "member": np.arange(len(self))})
 
@@ -177,7 +178,7 @@ class _Settings:
     certificates: str
 
 
-Result = tuple[np.ndarray, dict[str, Any]]
+Result = tuple[np.ndarray, Json]
 """A member's loss curve and its scalars."""
 
 
@@ -214,7 +215,7 @@ def _block(problems: Sequence[Problem | str], settings: _Settings) -> list[Resul
         usual = max(set(kinds), key=kinds.count) if kinds else None
         alike = [k for k, kind in zip(models, kinds, strict=True) if kind == usual]
         if len(alike) > 1:
-            chosen: Any = [problems[k] for k in alike]
+            chosen = [p for k in alike if isinstance(p := problems[k], Problem)]
             with suppress(*MEMBER_FAILURES):  # each by itself then, and what fails is a row
                 found = side_by_side(
                     chosen,
@@ -241,10 +242,10 @@ def _model(problem: Problem | str, settings: _Settings) -> Model | None:
         return None
 
 
-def _kind(model: Model) -> tuple[Any, ...]:
+def _kind(model: Model) -> tuple[object, ...]:
     """Members of one kind can stand side by side."""
     loss = model.problem.stacked_loss
-    same: Any = id(loss)
+    same: object = id(loss)
     if is_built_in(loss):
         same = type(loss), *(np.shape(part) for part in loss.parts().values())
     return same, model.problem.network.dims

@@ -14,8 +14,8 @@ from flowsim.checks import as_choice
 from flowsim.compression import CompressedNetwork, FixedBases, regrown
 from flowsim.errors import InputError
 from flowsim.files import read_netcdf
-from flowsim.losses import UnknownLoss
-from flowsim.network import LinearNetwork, flatten, joint_norm, unflatten
+from flowsim.losses import Loss, UnknownLoss
+from flowsim.network import LinearNetwork, Network, flatten, joint_norm, unflatten
 from flowsim.problem import Problem
 from flowsim.runs.contents import SCHEMA, Contents, contents_of, damaged, method_of, refusals_of
 from flowsim.runs.record import STATUSES, Checkpoints, Reduction, Steps
@@ -36,7 +36,7 @@ FOREIGN = (KeyError, ValueError, TypeError, IndexError, OverflowError)
 class Arrays:
     """The variables of a dataset by name, each asked for with its shape. Raises InputError where it is another."""
 
-    def __init__(self, dataset: xarray.Dataset, path: Any) -> None:
+    def __init__(self, dataset: xarray.Dataset, path: str | Path) -> None:
         self.found = {str(name): variable for name, variable in dataset.variables.items()}
         self.path = path
 
@@ -75,7 +75,7 @@ class Arrays:
         return array
 
 
-def load(path: str | Path, loss: Any = None, network: LinearNetwork | None = None) -> Trajectory:
+def load(path: str | Path, loss: Loss | None = None, network: LinearNetwork | None = None) -> Trajectory:
     """Read a trajectory that Trajectory.save wrote.
 
     `loss` restores a user's own loss, `network` initial weights that were too large for the file (1 GiB).
@@ -94,7 +94,7 @@ def load(path: str | Path, loss: Any = None, network: LinearNetwork | None = Non
     return restored(read_netcdf(path), path, loss, network)
 
 
-def restored(dataset: xarray.Dataset, path: Any, loss: Any, network: Any) -> Trajectory:
+def restored(dataset: xarray.Dataset, path: str | Path, loss: Loss | None, network: LinearNetwork | None) -> Trajectory:
     """The trajectory that a dataset of Trajectory.save holds; loss, network: in the place of the file's.
 
     Raises InputError saying what in it cannot be.
@@ -114,7 +114,9 @@ def restored(dataset: xarray.Dataset, path: Any, loss: Any, network: Any) -> Tra
     return run
 
 
-def _restored(contents: Contents, record: Mapping[str, Any], arrays: Arrays, loss: Any, network: Any) -> Trajectory:
+def _restored(
+    contents: Contents, record: Mapping[str, Any], arrays: Arrays, loss: Loss | None, network: LinearNetwork | None
+) -> Trajectory:
     path = arrays.path
     with refusals_of(path):
         as_choice(contents.status, "status", STATUSES)
@@ -143,7 +145,9 @@ def _restored(contents: Contents, record: Mapping[str, Any], arrays: Arrays, los
     return run
 
 
-def _network(contents: Contents, arrays: Arrays, network: Any) -> tuple[Any, CompressedNetwork | None]:
+def _network(
+    contents: Contents, arrays: Arrays, network: LinearNetwork | None
+) -> tuple[Network, CompressedNetwork | None]:
     """(the problem's network, its compressed form or None)."""
     dims, scale, origin = tuple(contents.dims), contents.scale, contents.origin
     reduction, layers = contents.reduction, range(1, len(dims))
@@ -191,7 +195,7 @@ def _drawn_again(compressed: CompressedNetwork) -> CompressedNetwork:
         return compressed
 
 
-def _loss(contents: Contents, arrays: Arrays) -> Any:
+def _loss(contents: Contents, arrays: Arrays) -> Loss:
     """The loss with its parts, the variables loss_NAME."""
     if contents.loss == "custom":
         return UnknownLoss((contents.dims[0], contents.dims[-1]))
@@ -203,7 +207,7 @@ def _loss(contents: Contents, arrays: Arrays) -> Any:
         return kind.restored({**parts, **contents.loss_numbers})
 
 
-def _check_times(run: Trajectory, path: Any) -> None:
+def _check_times(run: Trajectory, path: str | Path) -> None:
     """All records must end together, checkpoints be saved times, steps be as many and as long as is told of them."""
     end, steps = float(run.time[-1]), np.diff(run.step_time)
     size: float | None = run.method.settings.step_size
@@ -221,7 +225,7 @@ def _check_times(run: Trajectory, path: Any) -> None:
         raise damaged(path, f"its steps must have the size of the method, {size:g}, but they do not")
 
 
-def _check_start(run: Trajectory, path: Any) -> None:
+def _check_start(run: Trajectory, path: str | Path) -> None:
     """Products that are numbers; at t = 0 the initial weights, and the L - f* and the gradient recorded, but for what
     diagnose judges."""
     simulated, state = run.simulated, run.checkpoints.states[0]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from flowsim.problem import Problem
 from flowsim.rates import THEOREMS, certify
 from flowsim.runs.derived import SCALARS
+from flowsim.values import Json
 
 
 def alpha_of(name: str) -> str:
@@ -16,7 +17,7 @@ def alpha_of(name: str) -> str:
     return f"{name.replace('-', '_')}_alpha"
 
 
-def certified(problem: Problem, which: str) -> dict[str, Any]:
+def certified(problem: Problem, which: str) -> Json:
     """What the theorems say of one member."""
     if which == "none":
         return {}
@@ -36,7 +37,7 @@ WORDS = {"dims", "scheme", "method", "status", "reason", "best_certificate"}
 """Scalars that are words."""
 
 
-def column(name: str, values: list[Any]) -> np.ndarray:
+def column(name: str, values: Sequence[object]) -> np.ndarray:
     """One scalar of all members: words, or numbers with NaN for what is not known."""
     if name in WORDS:
         return np.array(["" if value is None else value for value in values], dtype=object)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import numpy as np
 
 from flowsim.methods import Method
+from flowsim.values import Json
 
 
 @cache
@@ -26,7 +26,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def provenance_of(method: Method, **settings: Any) -> dict[str, Any]:
+def provenance_of(method: Method, **settings: object) -> Json:
     """Versions, and the configuration: the method's key, its settings where they are plain, and those of the run."""
     own = {name: value for name, value in method.settings.describe().items() if name not in ("family", "name")}
     plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in settings.items()}

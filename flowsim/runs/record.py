@@ -86,7 +86,7 @@ class Steps:
         _guard(self)
 
 
-def _guard(record: Any) -> None:
+def _guard(record: object) -> None:
     """Let nobody write to the arrays of a record."""
     for name, value in vars(record).items():
         if isinstance(value, np.ndarray):

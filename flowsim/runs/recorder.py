@@ -13,7 +13,7 @@ from flowsim.compression.control import CompressedModel, Model, Refused, choose_
 from flowsim.errors import InputError, NumericalFailure
 from flowsim.losses import Adapted, excess
 from flowsim.methods import Method
-from flowsim.methods.steps import Counts, Segment, dissipation
+from flowsim.methods.steps import Counts, Integrator, Segment, dissipation
 from flowsim.problem import Problem
 from flowsim.progress import Progress
 from flowsim.runs.record import Checkpoints, Reduction, Steps, Work
@@ -102,7 +102,7 @@ class Recorder:
         self.spent["compile_seconds"] += compiled
         return self._trajectory()
 
-    def _drive(self, integrator: Any) -> Refused | None:
+    def _drive(self, integrator: Integrator) -> Refused | None:
         """Take segments until something stops the run; a Refused where the model is too coarse to go on."""
         while not self.status and integrator.t < integrator.t1:
             segment = integrator.advance()

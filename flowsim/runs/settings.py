@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from flowsim.checks import mistake
 from flowsim.errors import InputError
 from flowsim.methods import ATOL, LEAST_RTOL, RTOL, Method, method_named
+from flowsim.values import Json
 
 Positive = Annotated[float, Field(gt=0)]
 StopLoss = Annotated[float | None, Field(gt=0)]
@@ -52,6 +53,6 @@ class RunConfig(BaseModel):
         """The method with its settings. Raises InputError for an unknown one."""
         return method_named(self.method, rtol=self.rtol, atol=self.atol, step_size=self.step_size, backend=self.backend)
 
-    def simulate_arguments(self, but: Collection[str] = ()) -> dict[str, Any]:
+    def simulate_arguments(self, but: Collection[str] = ()) -> Json:
         """The keyword arguments of simulate that are neither the problem nor the method (nor one of `but`)."""
         return self.model_dump(exclude={"method", "step_size", "rtol", "atol", "backend", *but})

@@ -10,15 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Any, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from flowsim.compression.control import CompressedModel, Model
+from flowsim.losses import StackedLoss
 from flowsim.losses import excess as excess_of
-from flowsim.methods import Method
+from flowsim.methods import Diffrax, GradientDescent, Method
 from flowsim.methods.diffrax_steps import compiled, controller_of, solver_of
-from flowsim.methods.jax_support import as_argument, float64
+from flowsim.methods.jax_support import Tree, as_argument, float64
 from flowsim.methods.steps import Segment
 from flowsim.network import backpropagate, flatten, unflatten
 from flowsim.problem import Problem
@@ -87,7 +88,7 @@ def side_by_side(
     if stop_loss is not None:
         levels = stop_loss * np.array([p.initial_excess for p in [*problems, *filled[len(problems) :]]])
     together = [core.stacked_loss for core in filled], scales, cores[0].network.dims, states
-    walk: Any = descent if method.kind.discrete else flow
+    walk: Callable[..., Paths] = descent if method.kind.discrete else flow
     paths = walk(*together, method, t1, times, levels, most_steps)
     return [
         _record(problem, model, method, times, paths, k) if paths.healthy[k] else None
@@ -134,11 +135,11 @@ def _record(problem: Problem, model: Model, method: Method, times: np.ndarray, p
 
 
 def flow(
-    losses: Sequence[Any],
+    losses: Sequence[StackedLoss],
     scales: np.ndarray,
     dims: Sequence[int],
     states: np.ndarray,
-    method: Any,
+    method: Diffrax,
     t1: float,
     times: np.ndarray,
     levels: np.ndarray | None,
@@ -190,11 +191,11 @@ def flow(
 
 
 def descent(
-    losses: Sequence[Any],
+    losses: Sequence[StackedLoss],
     scales: np.ndarray,
     dims: Sequence[int],
     states: np.ndarray,
-    method: Any,
+    method: GradientDescent,
     t1: float,
     times: np.ndarray,
     levels: np.ndarray | None,
@@ -216,7 +217,7 @@ def descent(
         stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *map(as_argument, losses))
         arguments = stacked, jnp.asarray(scales, float)
         low = jnp.asarray(np.full(B, -np.inf) if levels is None else levels)
-        carry: Any = [jnp.asarray(W) for W in unflatten(states, dims)], jnp.full(B, -1)
+        carry: Tree = [jnp.asarray(W) for W in unflatten(states, dims)], jnp.full(B, -1)
         path, excess, spent = [states], [], [np.zeros((B, 1))]
         for start, end in pairwise(nodes):
             for first in range(start, end, DESCENT_AT_ONCE):
@@ -246,17 +247,17 @@ def descent(
 
 
 @cache
-def _compiled_descent() -> Any:
+def _compiled_descent() -> Callable[..., Tree]:
     """Steps start .. end - 1 of every member, DESCENT_AT_ONCE of them at most, with L - f* before each and what it
     dissipates; one that has reached its level stays where it is."""
     import jax
     import jax.numpy as jnp
     from jax import lax
 
-    def one(args: Any, carry: Any, low: Any, eta: Any, start: Any, end: Any) -> Any:
+    def one(args: Tree, carry: Tree, low: Tree, eta: Tree, start: Tree, end: Tree) -> Tree:
         loss, scale = args[0].loss, args[1]
 
-        def step(carry: Any, k: Any) -> Any:
+        def step(carry: Tree, k: Tree) -> Tree:
             weights, stopped = carry
             W, gradients = backpropagate(loss, weights, scale)
             excess = excess_of(loss, W)
@@ -270,10 +271,21 @@ def _compiled_descent() -> Any:
     return jax.jit(jax.vmap(one, in_axes=(0, 0, 0, None, None, None)))
 
 
+class Many(NamedTuple):
+    """The pieces of one trajectory, compiled for a batch."""
+
+    begin: Callable[..., Tree]
+    segment: Callable[..., Tree]
+    excess: Callable[..., Tree]
+    excess_at: Callable[..., Tree]
+    states_at: Callable[..., Tree]
+    ends: Callable[..., Tree]
+
+
 def _finished(
-    many: Any,
-    solver: Any,
-    args: Any,
+    many: Many,
+    solver: Tree,
+    args: Tree,
     dims: Sequence[int],
     whole: tuple[np.ndarray, np.ndarray, np.ndarray],
     times: np.ndarray,
@@ -320,9 +332,9 @@ def _padded(values: np.ndarray, count: int) -> np.ndarray:
 class _States:
     """The states of members at any times of their own, EVALUATED_AT_ONCE together; at the ends of steps as computed."""
 
-    many: Any
-    solver: Any
-    args: Any
+    many: Many
+    solver: Tree
+    args: Tree
     dims: Sequence[int]
     clock: np.ndarray
     path: np.ndarray
@@ -343,7 +355,7 @@ class _States:
         return found
 
 
-def _of(args: Any, members: np.ndarray) -> Any:
+def _of(args: Tree, members: np.ndarray) -> Tree:
     import jax
 
     return jax.tree.map(lambda part: part[members], args)
@@ -369,10 +381,8 @@ def _roots(above: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.
 
 
 @cache
-def _compiled_many() -> Any:
+def _compiled_many() -> Many:
     """The compiled pieces of one trajectory, mapped over a batch."""
-    from typing import NamedTuple
-
     import equinox as eqx
 
     from flowsim.network import product
@@ -380,21 +390,14 @@ def _compiled_many() -> Any:
     one = compiled()
     each = eqx.if_array(0)
 
-    class Many(NamedTuple):
-        begin: Any
-        segment: Any
-        excess: Any
-        excess_at: Any
-        states_at: Any
-        ends: Any
 
-    def excess(state: Any, dims: Any, args: Any) -> Any:
+    def excess(state: Tree, dims: Sequence[int], args: Tree) -> Tree:
         return excess_of(args[0].loss, product(unflatten(state, dims), args[1]))
 
-    def at(solver: Any, state: Any, start: Any, t: Any, dims: Any, args: Any) -> Any:
+    def at(solver: Tree, state: Tree, start: Tree, t: Tree, dims: Sequence[int], args: Tree) -> Tree:
         return one.shorter(solver, state, start, t, dims, args)[0]
 
-    def excess_at(solver: Any, state: Any, start: Any, t: Any, dims: Any, args: Any) -> Any:
+    def excess_at(solver: Tree, state: Tree, start: Tree, t: Tree, dims: Sequence[int], args: Tree) -> Tree:
         return excess(at(solver, state, start, t, dims, args), dims, args)
 
     row = (None, 0, 0, 0, None, each)

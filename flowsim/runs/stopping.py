@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time as clock
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -71,7 +71,7 @@ def largest_order(problem: Problem, method: Method) -> int:
     return max(widest, problem.network.size) if method.kind.dense_jacobian else widest
 
 
-def save_times(method: Method, t1: float, save_points: Any) -> np.ndarray:
+def save_times(method: Method, t1: float, save_points: int | Sequence[float] | np.ndarray) -> np.ndarray:
     """The times that simulate saves at, 0 and t1 among them; for gradient descent the nearest steps'.
 
     A time that exceeds t1 by rounding alone (such as of a multiple of a step) is t1.

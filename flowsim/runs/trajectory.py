@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from flowsim.problem import Problem
 from flowsim.rates import Certificates, certify
 from flowsim.runs import derived, words
 from flowsim.runs.record import Record
-from flowsim.values import Value, sealed
+from flowsim.values import Layer, Value, sealed
 
 if TYPE_CHECKING:
     import xarray
@@ -28,7 +28,7 @@ CHEAP_FROM = 10**6
 """From this many weights on certificates are those of a few products with the hidden layers."""
 
 
-def as_trajectory(value: Any) -> Trajectory:
+def as_trajectory(value: object) -> Trajectory:
     """The value if it is a Trajectory. Raises InputError."""
     if not isinstance(value, Trajectory):
         raise InputError(
@@ -106,7 +106,7 @@ class Trajectory(Record, Value, Shown):
         weights = self.problem.network.weights
         return [compressed.lift(state, layer, W) for layer, W in enumerate(weights, start=1)]
 
-    def layer_at(self, t: float, layer: int) -> Any:
+    def layer_at(self, t: float, layer: int) -> Layer:
         """W_l(t) alone, l = layer = 1 .. L. Raises InputError as weights_at."""
         compressed, state = self.reduction.network, self._state_at(float(t))
         if not 1 <= as_count(layer, "layer") <= self.problem.network.depth:

@@ -26,6 +26,7 @@ from flowsim.runs.trajectory import Trajectory
 from flowsim.sweeps.specification import Member, SweepSpec
 from flowsim.sweeps.store import Store, canonical
 from flowsim.sweeps.tables import record_of, write_table
+from flowsim.values import Json
 
 RETRIES = 3
 """How often in a row workers may die without finishing anything."""
@@ -33,7 +34,7 @@ PATIENCE = 60.0
 """Seconds after which a Dask cluster without a worker is given up."""
 
 
-def run_member(member: Member) -> dict[str, Any]:
+def run_member(member: Member) -> Json:
     """The record of one member: its settings, scalars, and the loss at curve_points times if asked. Never raises for
     what goes wrong numerically: then the status and the reason say so."""
     from threadpoolctl import threadpool_limits
@@ -75,7 +76,7 @@ def _simulated(member: Member, problem: Problem) -> Trajectory:
     return run
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A JSON value; None for what is not finite."""
     if isinstance(value, list):
         return [_plain(entry) for entry in value]
@@ -111,7 +112,7 @@ class SweepResult:
         """130 interrupted, 3 where members failed, else 0."""
         return 130 if self.interrupted else 3 if self.failed else 0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The object that `flowsim sweep --json` prints."""
         return {
             "members": self.members,

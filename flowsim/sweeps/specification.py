@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, product
 from math import prod
@@ -14,7 +15,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -26,11 +29,15 @@ from flowsim.errors import InputError
 from flowsim.files import read_toml
 from flowsim.initialization import SCHEMES, initialize
 from flowsim.losses import LOSSES
+from flowsim.losses import Entry as LossEntry
 from flowsim.methods import ATOL, METHODS, RTOL, Method, method_named
+from flowsim.methods import Entry as MethodEntry
+from flowsim.network import LinearNetwork, Network
 from flowsim.problem import Problem
-from flowsim.rates import THEOREMS
+from flowsim.rates import THEOREMS, Theorem
 from flowsim.runs.settings import Atol, Positive, Reduce, Rtol, Steps, StopLoss, WallLimit
 from flowsim.sweeps.store import digest
+from flowsim.values import Json
 
 LARGEST_DRAWN = 2**28
 """Members with more weights than this are refused unless drawn in compressed form."""
@@ -38,7 +45,7 @@ MOST_MEMBERS = 10**7
 """A sweep of more members is refused."""
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
@@ -78,7 +85,7 @@ class SweepTable(BaseModel):
 
     @field_validator("scheme", "method")
     @classmethod
-    def _known(cls, names: list[str], info: Any) -> list[str]:
+    def _known(cls, names: list[str], info: ValidationInfo) -> list[str]:
         known = SCHEMES if info.field_name == "scheme" else METHODS
         unknown = [name for name in names if name not in known]
         if unknown:
@@ -117,7 +124,7 @@ class SweepTable(BaseModel):
     @property
     def count(self) -> int:
         """How many members there are."""
-        lists: tuple[list[Any], ...] = (self.dims, self.scheme, self.scale, self.method, self.rtol, self.atol)
+        lists: tuple[Sequence[object], ...] = (self.dims, self.scheme, self.scale, self.method, self.rtol, self.atol)
         return self.seeds * max(len(self.step_size), 1) * prod(len(values) for values in lists)
 
 
@@ -140,9 +147,9 @@ class TargetTable(BaseModel):
         return name
 
     @model_serializer(mode="wrap")
-    def _plain(self, serialize: Any) -> dict[str, Any]:
+    def _plain(self, serialize: SerializerFunctionWrapHandler) -> Json:
         """The squared loss goes without saying."""
-        tables: dict[str, Any] = serialize(self)
+        tables: Json = serialize(self)
         return {key: value for key, value in tables.items() if (key, value) != ("loss", "squared")}
 
 
@@ -150,10 +157,10 @@ class TargetTable(BaseModel):
 class Entries:
     """The entries of the tables that members need: another process may not have those of a user's own."""
 
-    methods: dict[str, Any]
-    schemes: dict[str, Any]
-    losses: dict[str, Any]
-    theorems: dict[str, Any]
+    methods: dict[str, MethodEntry]
+    schemes: dict[str, Callable[..., LinearNetwork]]
+    losses: dict[str, LossEntry]
+    theorems: dict[str, Theorem]
 
     def install(self) -> None:
         """Put them into the tables of this process."""
@@ -167,7 +174,7 @@ class Entries:
 class Member:
     """One combination of settings and one seed."""
 
-    settings: dict[str, Any]
+    settings: Json
     entries: Entries = field(compare=False, repr=False)
 
     @property
@@ -179,7 +186,7 @@ class Member:
         """Its weights and target."""
         s = self.settings
         seed = np.random.SeedSequence(s["root_seed"], spawn_key=(s["seed"],))
-        draw: Any = sample_compressed if s["draw"] == "sampled" else initialize
+        draw: Callable[..., Network] = sample_compressed if s["draw"] == "sampled" else initialize
         make: Any = LOSSES[s["target"].get("loss", "squared")].of_target
         return Problem(make(self.target()), draw(s["scheme"], s["dims"], seed=seed, scale=s["scale"]))
 
@@ -219,12 +226,12 @@ class SweepSpec(BaseModel):
     target: TargetTable = Field(default_factory=lambda: TargetTable.model_validate({}))
 
     @classmethod
-    def build(cls, tables: dict[str, Any]) -> SweepSpec:
+    def build(cls, tables: Json) -> SweepSpec:
         """The specification of these tables. Raises InputError with all mistakes at once, each with its path."""
         try:
             return cls(**tables)
         except ValidationError as error:
-            known: dict[Any, Any] = {"sweep": SweepTable.model_fields, "target": TargetTable.model_fields}
+            known: dict[Any, Iterable[str]] = {"sweep": SweepTable.model_fields, "target": TargetTable.model_fields}
             complaints = [f"{_path(e['loc'])}: {mistake(e, known.get(e['loc'][0], known))}" for e in error.errors()]
             raise InputError(
                 f"The specification has {len(complaints)} mistake{'s' if len(complaints) > 1 else ''}:\n  "
@@ -266,5 +273,5 @@ class SweepSpec(BaseModel):
         return [Member({**dict(zip(names, values, strict=True)), **fixed}, entries) for values in grid]
 
 
-def _path(location: tuple[Any, ...]) -> str:
+def _path(location: tuple[int | str, ...]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")

@@ -18,6 +18,7 @@ from typing import Any
 from flowsim.checks import check_schema
 from flowsim.errors import InputError, StorageError
 from flowsim.files import make_folder, replacing
+from flowsim.values import Json
 
 SPECIFICATION = "specification.json"
 RECORDS = "records"
@@ -26,12 +27,12 @@ SCHEMA = 1
 Record = Mapping[str, Any]
 
 
-def canonical(value: Any) -> str:
+def canonical(value: object) -> str:
     """The one JSON text of a value: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """The SHA-256 of a value's canonical JSON, in hexadecimal."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
@@ -111,9 +112,9 @@ class Store:
             raise _refused(place, error) from error
 
 
-def flat(tables: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def flat(tables: Mapping[str, Any], path: str = "") -> Json:
     """path.to.key -> value, of nested mappings."""
-    found: dict[str, Any] = {}
+    found: Json = {}
     for key, value in tables.items():
         found |= flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def record_of(store: Store, member: Member) -> Record | None:
     return record if fit and numbers.get("seconds") is not None else None
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
@@ -81,14 +81,14 @@ def table(store: Store, spec: SweepSpec) -> xarray.Dataset:
 
     rows = [(k, record) for k, m in enumerate(spec.members()) if (record := record_of(store, m)) is not None]
     told = scalars_told()
-    columns: dict[str, list[Any]] = {name: [] for name in (*SETTINGS, *told)}
+    columns: dict[str, list[object]] = {name: [] for name in (*SETTINGS, *told)}
     for _, record in rows:
         for name in SETTINGS:
             value = record["settings"][name]
             columns[name].append(",".join(map(str, value)) if name == "dims" else value)
         for name in told:
             columns[name].append(record["scalars"].get(name))
-    variables: dict[str, Any] = {name: ("member", column(name, values)) for name, values in columns.items()}
+    variables: dict[str, object] = {name: ("member", column(name, values)) for name, values in columns.items()}
     points = spec.sweep.curve_points
     if points:
         shape = len(rows), max(points, 2)
