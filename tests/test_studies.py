@@ -63,13 +63,6 @@ def test_descent_follows_the_modified_flow_to_second_order():
     assert modified_1 / modified_2 == pytest.approx(4, rel=0.05)
 
 
-def test_diagnosis(monkeypatch, capsys):
-    run("diagnosis.py", monkeypatch)
-    printed = capsys.readouterr().out
-    assert ": 0 false alarms" in printed
-    assert ": 10 found" in printed
-
-
 def test_trust(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         run("trust.py", monkeypatch)

@@ -6,7 +6,7 @@ initializations. Misses: a hundred runs at the default tolerances in which one w
 1e-6 at a random one of the saved times, and the same method goes on from there. Printed are the laws that were found
 broken. Takes about a quarter of an hour, most of it jax compiling.
 
-    python studies/diagnosis.py
+    python tests/laws/sabotage.py
 """
 
 import argparse

@@ -2,18 +2,18 @@
 
 import dataclasses
 import json
-import runpy
-from pathlib import Path
+import sys
 
 import numpy as np
 import pytest
+import sabotage
 from conftest import Huber, random_problem
+from sabotage import sabotaged
 
 import flowsim as fs
 from flowsim import cli
 from flowsim.runs.record import Checkpoints, Steps
 
-STUDY = runpy.run_path(str(Path(__file__).parent.parent / "studies" / "diagnosis.py"))
 METHODS = [
     *("rk23", "rk45", "dop853", "radau", "bdf", "lsoda", "tsit5", "kvaerno5"),
     *("gauss-legendre-1", "gauss-legendre-4", "projected-rk45", "gd"),
@@ -25,16 +25,16 @@ def clean(name, seed=0, dims=(3, 12, 9, 2), t1=1.0):
     return fs.simulate(problem, fs.method_named(name, step_size=2e-3 if name == "gd" else None), t1=t1)
 
 
-def sabotaged(run, weight=7):
+def nudged(run, weight=7):
     """The same run with one weight nudged mid-way, from where the same method goes on."""
-    return STUDY["sabotaged"](run, len(run.checkpoints.times) // 2, weight % run.checkpoints.states.shape[1])
+    return sabotaged(run, len(run.checkpoints.times) // 2, weight % run.checkpoints.states.shape[1])
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_clean_run_passes_and_a_nudge_is_found(name):
     run = clean(name)
     assert not fs.diagnose(run).broken
-    found = fs.diagnose(sabotaged(run))
+    found = fs.diagnose(nudged(run))
     assert found.exit_code == 3
     law = found["recurrence" if name == "gd" else "flow"]
     assert law.holds is False
@@ -46,7 +46,7 @@ def test_no_false_alarm_and_no_miss_at_default_tolerances(seed):
     dims = ((2, 9, 3), (1, 20, 30, 1), (3, 8, 9, 7, 2))[seed % 3]
     run = clean(("dop853", "rk45", "lsoda", "gd")[seed % 4], seed, dims, 2.0)
     assert not fs.diagnose(run).broken
-    assert fs.diagnose(sabotaged(run, 13 * seed)).broken
+    assert fs.diagnose(nudged(run, 13 * seed)).broken
 
 
 @pytest.mark.parametrize("method", [fs.Scipy("RK45", step_size=0.05), fs.GaussLegendre(2, step_size=0.05)])
@@ -54,7 +54,7 @@ def test_fixed_steps_are_judged_by_what_they_show(method):
     """No tolerance excuses or accuses them."""
     run = fs.simulate(random_problem(np.random.default_rng(0), (3, 12, 9, 2), 0.8), method, t1=1.0)
     assert not fs.diagnose(run).broken
-    assert fs.diagnose(STUDY["sabotaged"](run, 50, 7, 1e-2)).broken
+    assert fs.diagnose(sabotaged(run, 50, 7, 1e-2)).broken
 
 
 @pytest.mark.parametrize("method", [fs.Scipy(), fs.GradientDescent(5e-6)], ids=["flow", "descent"])
@@ -65,7 +65,7 @@ def test_a_compressed_run(method):
     diagnosis = fs.diagnose(run)
     assert not diagnosis.broken
     assert diagnosis["compression"].holds
-    assert fs.diagnose(sabotaged(run)).broken
+    assert fs.diagnose(nudged(run)).broken
 
 
 @pytest.mark.parametrize("method", [fs.Scipy("DOP853", 1e-7, 1e-12), fs.Scipy("RK45", 1e-9, 1e-9)])
@@ -165,3 +165,11 @@ def test_a_run_that_was_gone_on_with_is_judged_by_one_that_was_too(method, seed,
     states[-3:] *= 1 + 1e-6
     forged = dataclasses.replace(run, checkpoints=dataclasses.replace(run.checkpoints, states=states))
     assert "recurrence" in fs.diagnose(forged).verdict if method == "gd" else "flow" in fs.diagnose(forged).verdict
+
+
+def test_ten_clean_runs_and_ten_sabotaged_ones(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sabotage.py", "--small"])
+    sabotage.main()
+    printed = capsys.readouterr().out
+    assert ": 0 false alarms" in printed
+    assert ": 10 found" in printed

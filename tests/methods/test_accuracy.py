@@ -10,7 +10,7 @@ import flowsim as fs
 import flowsim.methods
 from flowsim.methods import rkc_steps
 
-STUDY = runpy.run_path(str(Path(__file__).parent.parent / "studies" / "accuracy.py"))
+STUDY = runpy.run_path(str(Path(__file__).parents[2] / "studies" / "accuracy.py"))
 
 
 def test_measured_orders():

@@ -1,6 +1,6 @@
 """Runs as a version of flowsim saved them, and the numbers that it showed of them: what later versions must read.
 
-    python tests/saved/generate.py FOLDER
+    python tests/runs/saved/generate.py FOLDER
 
 makes the files of the installed version. They are made anew only where a schema ends.
 """

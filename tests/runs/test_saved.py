@@ -1,4 +1,4 @@
-"""Files of earlier versions: tests/saved holds runs as flowsim wrote them before its rooms were built anew."""
+"""Files of earlier versions: tests/runs/saved holds runs as flowsim wrote them before its rooms were built anew."""
 
 import json
 import runpy
