@@ -19,6 +19,8 @@ from flowsim.problem import Problem
 class NamedProblem:
     """A problem, the time to simulate it to, and, if known, the product W(t) in closed form (times -> stacks n x m).
 
+    name: what `problem_named` calls it.
+
     >>> import numpy as np
     >>> import flowsim as fs
     >>> named = fs.problem_named("homogeneous")

@@ -78,7 +78,7 @@ class Problem(Value):
         return loss.check(self.network.product) if isinstance(loss, Adapted) else loss
 
     def products(self, states: np.ndarray) -> np.ndarray:
-        """W of the weights as one vector (size), or of a stack (..., size)."""
+        """W of a state, the weights as one vector (size), or of states, a stack (..., size)."""
         return np.asarray(product(unflatten(states, self.network.dims), self.network.scale))
 
     def gradients(self, weights: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -86,12 +86,13 @@ class Problem(Value):
         return backpropagate(self.stacked_loss, weights, self.network.scale)
 
     def velocity(self, state: np.ndarray) -> np.ndarray:
-        """Gradient flow dW_l/dt = -dL/dW_l ([MVM23], section 2) as one vector; for a stack (..., size) a stack."""
+        """Gradient flow dW_l/dt = -dL/dW_l ([MVM23], section 2) at a state (size), as one vector; for a stack (...,
+        size) a stack."""
         _, gradients = self.gradients(unflatten(state, self.network.dims))
         return -flatten(gradients)
 
     def jacobian_product(self, state: np.ndarray, directions: np.ndarray) -> np.ndarray:
-        """The derivative of the velocity along directions (..., size): minus the Hessian of L, symmetric.
+        """The derivative of the velocity at a state (size) along directions (..., size): minus the Hessian of L.
 
         Raises NumericalFailure where it is not finite, which no linear algebra takes.
         """

@@ -1,8 +1,10 @@
 """Seven networks with loss curves, lambda_min(T) and bounds from an independent program."""
 
+import runpy
+
 import numpy as np
 import pytest
-from conftest import CASES
+from conftest import CASES, REFERENCE
 
 import flowsim as fs
 
@@ -47,3 +49,10 @@ def test_two_layer_bounds(reference, name, key):
     assert certificate.applies == (key in numbers)
     if certificate.applies:
         assert certificate.alpha == pytest.approx(numbers[key], rel=1e-9, abs=1e-9 * numbers["lambda_min_T0"])
+
+
+def test_the_reference_is_what_its_generator_computes():
+    generator = runpy.run_path(str(REFERENCE / "generate.py"))
+    for name in ("two_n2m4", "three_narrow_h_lt_n", "three_fanin_n2m3"):
+        gaps = generator["gaps"](CASES[name], generator["computed"](CASES[name]))
+        assert max(gaps.values()) < 1e-12, gaps

@@ -59,6 +59,7 @@ def compare(
     A method that fails gives a row with its status and reason; Ctrl-C ends with the rows so far. The reference is
     DOP853 at rtol 1e-13 on the full weights (on the core of a network that has no others); Gauss-Legendre collocation
     checks it.
+    reduce: as for simulate.
     Raises InputError for arguments out of range and for a t1 that the reference does not reach in its time,
     NumericalFailure where no reference can be had.
 

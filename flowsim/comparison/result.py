@@ -97,6 +97,7 @@ class Comparison(Shown):
         """method -> d log(error) / d log(work), by least squares, over errors above ten times the uncertainty.
 
         Against steps it is minus the order that the method shows.
+        x, y: names of columns of `rows`, numbers.
         """
         slopes = {}
         for name, (work, error) in self.curves(x, y).items():

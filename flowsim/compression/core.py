@@ -35,6 +35,7 @@ class CompressedNetwork(Value):
     copies, pickles and hashes of pickles leave out. The core has the same product and loss. Its trajectory lifts to
     W_l(0) + P_{l-1} (What_l(t) - What_l(0)) P_l^T, which fails the full flow by the defect: exactly 0 for two layers or
     complete bases, else super-exponentially small in `steps`. The true widths are in `dims`.
+    scale, origin: those of the whole network.
 
     >>> import numpy as np
     >>> import flowsim as fs
@@ -161,7 +162,8 @@ class CompressedNetwork(Value):
         return np.concatenate([W.reshape(*W.shape[:-2], -1) for W in cut], axis=-1)
 
     def lift(self, state: np.ndarray, layer: int, initial: Layer) -> Layer:
-        """W_l = W_l(0) + P_{l-1} (What_l - What_l(0)) P_l^T for l = layer, from the core's state and W_l(0).
+        """W_l = W_l(0) + P_{l-1} (What_l - What_l(0)) P_l^T for l = layer, from the core's state and `initial`,
+        W_l(0).
 
         An array where W_l(0) is one, else a LinearOperator. Raises InputError where the bases are not at hand.
         """

@@ -32,6 +32,8 @@ def read_weights(
 ) -> LinearNetwork | CompressedNetwork:
     """The network in a file: by its ending .safetensors, or .pt, .pth, .ckpt, .bin, else .npz, or a folder.
 
+    path: of the file or folder; limit: of its bytes.
+
     .npz and folders: keys W1..WL, W_l of shape h_{l-1} x h_l, and optionally `scale`; biases are refused.
     A folder with W1.npy .. WL.npy is mapped into memory rather than read: it may be larger than the memory. A file that
     `flowsim initialize --compressed` wrote gives the network in compressed form.
@@ -112,6 +114,8 @@ def save_weights(
     path: str | Path, network: LinearNetwork | CompressedNetwork, target: np.ndarray | None = None
 ) -> None:
     """Write W1..WL, scale, origin and, if given, the target Y as .npz. Raises InputError when it cannot be written.
+
+    path: of the file.
 
     Of a network drawn in compressed form the file keeps how it was drawn: that is all it takes, and it fits any width.
     Raises InputError for one that was drawn from a generator, whose state is not known.

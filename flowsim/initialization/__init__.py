@@ -59,6 +59,8 @@ def initialize(
 ) -> LinearNetwork:
     """The scheme of that name (a key of SCHEMES or WITH_SETTINGS); settings: what it needs besides.
 
+    dims: layer sizes (h_0, ..., h_L); scale: a factor on all layers.
+
     Raises InputError for an unknown scheme, listing the known, and for settings that are missing or not its own.
 
     >>> import flowsim as fs

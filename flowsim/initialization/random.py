@@ -47,6 +47,8 @@ def fan_in(dims: Sequence[int], *, seed: Seed, scale: float = 1.0) -> LinearNetw
 def fan_out(dims: Sequence[int], *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """Entries of W_l from N(0, scale^2 / h_l) ([MVM23], appendix A).
 
+    dims: layer sizes (h_0, ..., h_L).
+
     The end layers outweigh the middle one, so that Theorem 2 certifies more than for fan_in:
 
     >>> import flowsim as fs
@@ -61,6 +63,8 @@ def fan_out(dims: Sequence[int], *, seed: Seed, scale: float = 1.0) -> LinearNet
 def xavier(dims: Sequence[int], *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """Entries of W_l from N(0, 2 scale^2 / (h_{l-1} + h_l)) (Glorot and Bengio, AISTATS 2010, eq. 16).
 
+    dims: layer sizes (h_0, ..., h_L).
+
     >>> import flowsim as fs
     >>> network = fs.xavier((4, 996, 4), seed=0)
     >>> [round(1000 * float(W.var()) / 2, 1) for W in network.weights]
@@ -71,6 +75,8 @@ def xavier(dims: Sequence[int], *, seed: Seed, scale: float = 1.0) -> LinearNetw
 
 def ntk(dims: Sequence[int], *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """Entries from N(0, scale^2), the model scaled by 1 / sqrt(h_1 ... h_L) ([MVM23], appendix A).
+
+    dims: layer sizes (h_0, ..., h_L).
 
     T then carries the square of that factor, not the factor itself.
 
@@ -85,6 +91,8 @@ def ntk(dims: Sequence[int], *, seed: Seed, scale: float = 1.0) -> LinearNetwork
 
 def orthogonal(dims: Sequence[int], *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """scale times semi-orthogonal W_l (W_l^T W_l = I or W_l W_l^T = I), uniformly distributed (Saxe et al. 2014).
+
+    dims: layer sizes (h_0, ..., h_L).
 
     >>> import numpy as np
     >>> import flowsim as fs
@@ -104,6 +112,8 @@ def orthogonal(dims: Sequence[int], *, seed: Seed, scale: float = 1.0) -> Linear
 
 def balanced(dims: Sequence[int], *, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """Balanced weights, D_l = 0 for all l: W_l = scale U_{l-1} S U_l^T with one diagonal S (Arora et al. 2018).
+
+    dims: layer sizes (h_0, ..., h_L), h_0 = n, h_L = m.
 
     The U_l have r = min(n, m) orthonormal columns; S^L holds the singular values of an n x m matrix with entries from
     N(0, 1 / max(n, m)).

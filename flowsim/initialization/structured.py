@@ -66,6 +66,8 @@ def diagonal(dims: Sequence[int], *, seed: Seed, scale: float = 1.0) -> LinearNe
 def homogeneous(dims: Sequence[int], *, imbalance: ArrayLike, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """Homogeneous imbalance: D_l = d_l I for the numbers d_1 .. d_{L-1} in `imbalance` ([MVM23], Theorem 3).
 
+    dims: layer sizes (h_0, ..., h_L).
+
     W_l = U_{l-1} S_l U_l^T with random orthogonal U_l and diagonal S_l whose squares obey s_{l,j} - s_{l+1,j} = d_l for
     every mode j; the least of them along l is scale^2 times a squared normal variable where it is free. A mode that
     exists in some layers only (unequal widths) fixes its own squares: not every imbalance fits all widths.
@@ -132,6 +134,8 @@ def _squares(sizes: Sequence[int], d: np.ndarray, first: int, last: int, free: f
 
 def lambda_balanced(dims: Sequence[int], *, imbalance: float, seed: Seed, scale: float = 1.0) -> LinearNetwork:
     """D_l = lambda I for all l, lambda = imbalance: `homogeneous` with one number for all layers.
+
+    dims: layer sizes (n, h, m); scale: a factor on all layers.
 
     For L = 2, lambda > 0 needs h_1 <= n and lambda < 0 needs h_1 <= m. Raises InputError as homogeneous.
 

@@ -38,6 +38,7 @@ class Diagnosis(Shown):
     """All laws of one trajectory.
 
     A record that was tampered with: the loss at the end is half of what the saved weights give.
+    status: completed, or what ended it early.
 
     >>> import dataclasses
     >>> import flowsim as fs

@@ -134,6 +134,7 @@ class LogisticLoss(_Classification):
     No rate is proved for it: neither A1 nor A1' holds globally. It can be simulated. f* = 0 (not attained) on separable
     data, else None. K = sigma_1(X)^2 / 4.
 
+    y: labels (rows x m), -1 or 1.
     Raises InputError as ExponentialLoss.
 
     >>> import numpy as np

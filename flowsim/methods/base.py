@@ -89,10 +89,10 @@ class Method(ABC):
 
     @abstractmethod
     def begin(self, problem: Problem, t: float, state: np.ndarray, t1: float) -> Integrator:
-        """The integrator, standing at (t, state), bound for t1."""
+        """The integrator of the problem, standing at (t, state), state the weights as one vector, bound for t1."""
 
     def step_by_step(self, problem: Problem, t: float, state: np.ndarray, t1: float) -> Movable:
-        """As begin, but with one step a segment, where takes_single_steps."""
+        """As begin (problem, t, state, t1), but with one step a segment, where takes_single_steps."""
         raise InputError(f"Argument `method` must take single steps, to be projected, but {self.name} does not.")
 
     @property
@@ -129,7 +129,8 @@ class Method(ABC):
         return max(self.settings.rtol, LEAST_COMPRESSION_RTOL), self.settings.atol
 
     def step_tolerance(self, size: float, count: int) -> float | None:
-        """What a step may err by, rtol ||W||_F + atol N^(1/2) for N weights; None where no tolerance controls it."""
+        """What a step may err by, rtol size + atol count^(1/2), for `count` weights of norm `size`, ||W||_F; None where
+        no tolerance controls it."""
         if self.tolerances is None:
             return None
         rtol, atol = self.tolerances
@@ -140,7 +141,7 @@ class Method(ABC):
         return 0.0
 
     def start(self, problem: Problem, t: float, state: np.ndarray, t1: float) -> Integrator:
-        """The integrator, standing at (t, state), which it copies, bound for t1; what fails in it is told.
+        """The integrator of the problem, standing at (t, state), which it copies, bound for t1; failures are told.
 
         Raises IntegrationFailure where it cannot start.
         """

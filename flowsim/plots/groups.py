@@ -38,6 +38,8 @@ NAMES = {
 def plot_quantiles(ensemble: Ensemble, ax: Axes | None = None, color: str = COLOURS[0]) -> Axes:
     """Quantiles over the members of (L - f*) / (L(0) - f*) against t: the median, 25 to 75 % and 5 to 95 % shaded.
 
+    color: of the curves and bands.
+
     >>> from matplotlib.figure import Figure
     >>> import flowsim as fs
     >>> def draw(seed):

@@ -57,6 +57,8 @@ def plot(trajectory: Trajectory, ax: Axes | None = None, certificate: Bounds = N
 def plot_rate(trajectory: Trajectory, ax: Axes | None = None, certificate: Bounds = None, **style: Any) -> Axes:
     """The rate seen, -d/dt log(L - f*), against t; certified rates dashed (those that `plot` would draw).
 
+    trajectory: a run of `simulate`; certificate: one whose rate is drawn beside it.
+
     For a flow it is ||grad L||_F^2 / (L - f*) at the saved times, for gradient descent the mean over a step.
 
     Scalar weights: the rate seen is 2 lambda_min(T), T = w_1^2 + w_2^2, 20 at the start.
@@ -75,6 +77,8 @@ def plot_rate(trajectory: Trajectory, ax: Axes | None = None, certificate: Bound
 def plot_drift(trajectory: Trajectory, ax: Axes | None = None, **style: Any) -> Axes:
     """||D_l(t) - D_l(0)||_F / max(1, ||D_l(0)||_F) against t on a log axis, a curve a layer.
 
+    trajectory: a run of `simulate`.
+
     Beyond six layers the greatest and the least of them.
 
     >>> from matplotlib.figure import Figure
@@ -91,6 +95,8 @@ def plot_drift(trajectory: Trajectory, ax: Axes | None = None, **style: Any) -> 
 def plot_singular_values(trajectory: Trajectory, ax: Axes | None = None, **style: Any) -> Axes:
     """The singular values of W(t), the 32 greatest, against t; those of the loss's minimiser dotted, if it has one.
 
+    trajectory: a run of `simulate`.
+
     >>> from matplotlib.figure import Figure
     >>> import flowsim as fs
     >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
@@ -105,6 +111,8 @@ def plot_singular_values(trajectory: Trajectory, ax: Axes | None = None, **style
 def plot_gradient_norm(trajectory: Trajectory, ax: Axes | None = None, **style: Any) -> Axes:
     """||grad L||_F against t on a log axis.
 
+    trajectory: a run of `simulate`.
+
     >>> from matplotlib.figure import Figure
     >>> import flowsim as fs
     >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
@@ -118,6 +126,8 @@ def plot_gradient_norm(trajectory: Trajectory, ax: Axes | None = None, **style: 
 
 def plot_energy(trajectory: Trajectory, ax: Axes | None = None, **style: Any) -> Axes:
     """|L(0) - L(t) - integral of ||grad L||_F^2| / (L(0) - f*) against t on a log axis: 0 for the exact flow.
+
+    trajectory: a run of `simulate`.
 
     >>> from matplotlib.figure import Figure
     >>> import flowsim as fs

@@ -73,6 +73,7 @@ def certify(
     Theorem 2 gives a smaller, valid bound.
 
     Scalar weights 3 and 1: Theorem 1 has alpha = |D_1| = 8 of lambda_min(T) = 10, and it stays valid along the flow.
+    subject: a Problem, or a network, full or compressed.
 
     >>> import flowsim as fs
     >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))

@@ -36,6 +36,7 @@ class Certificate(Shown):
     singular value of X;
     law "hyperbolic": L(t) - f* <= excess / (1 + excess rate t), rate = alpha gamma^2, under A1',
     ||grad f||_F >= gamma (f - f*): exponential and logistic loss. excess: L(0) - f*.
+    name: of the theorem, as `certify` calls it.
 
     >>> import flowsim as fs
     >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
@@ -150,6 +151,7 @@ class Certificates(Shown):
 
     Balanced weights have no imbalance to certify with; what is left is the margin of the product, and not even
     that where the flow runs into the saddle W = 0:
+    dims: the layer sizes; lambda_min_T: the least eigenvalue of T at the weights; entries: the certificates.
 
     >>> import flowsim as fs
     >>> network = fs.LinearNetwork(([[1.0]], [[1.0]]))

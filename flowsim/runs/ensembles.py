@@ -126,6 +126,7 @@ def ensemble(
     One member's failure never spoils the others: its row has its status and the reason; after Ctrl-C the rows of those
     that were not finished say so. progress(done, members) is called after each batch; True shows a bar. save_points
     (33 times, evenly; beyond the end of a member that stopped there is NaN), t1, stop_loss, max_steps as for simulate.
+    certificates: which of `certify`'s go into the rows, all, cheap (a few products with the layers) or none.
     Raises InputError for arguments out of range.
 
     Member k has a seed of its own and is the same whatever the number of members (here by compiled gradient descent):

@@ -80,6 +80,7 @@ def load(path: str | Path, loss: Loss | None = None, network: LinearNetwork | No
 
     `loss` restores a user's own loss, `network` initial weights that were too large for the file (1 GiB).
 
+    path: of the NetCDF file.
     Raises InputError when the file is missing, damaged, not one of flowsim's, or a newer flowsim's.
 
     >>> import tempfile

@@ -110,10 +110,11 @@ class Reduction:
 class Record:
     """What a run did; its arrays are read-only.
 
-    time (S): saved times; excess (S): L - f* (L where f* is unknown); gradient_norm (S): ||grad L||_F;
+    problem, method: what was simulated, by what; status (a key of STATUSES) and detail: how it ended, and what is to be
+    said of it; time (S): saved times; excess (S): L - f* (L where f* is unknown); gradient_norm (S): ||grad L||_F;
     imbalance_change (S, L-1): ||D_l(t) - D_l(0)||_F; steps: every step; checkpoints: some states; reduction: whether
     and how the width was compressed, with the error estimate; stats: the work; restarts: the times at which it was
-    resumed.
+    resumed; provenance: versions and settings.
     """
 
     problem: Problem

@@ -104,6 +104,7 @@ def resume(
     The method, the loss and the width compression with its error estimate are the trajectory's; save_points are those
     after its end. A level of stop_loss stays relative to L(0), max_steps and wall_limit count from here. An adaptive
     method looks for its step size anew.
+    stop_gradient, progress: as for simulate.
     Raises InputError for arguments out of range, a t1 that is not beyond the end, a trajectory that has diverged, or
     one that was loaded without what it takes to go on (its own loss; a generator's draw in compressed form).
 

@@ -237,7 +237,7 @@ class Trajectory(Record, Value, Shown):
         return citation(self.method)
 
     def save(self, path: str | Path) -> None:
-        """Write NetCDF: the dataset, the checkpoints, the loss, and the configuration as one JSON attribute.
+        """Write NetCDF to the path: dataset, checkpoints, loss, and the configuration as one JSON attribute.
 
         The file is written beside and renamed. Raises InputError when the place cannot be written.
         """

@@ -89,6 +89,7 @@ def _plain(value: object) -> object:
 class SweepResult:
     """What a call of `sweep` did: members of its shard, done in this call, skipped because they were there, failed
     among all of them, and whether it was interrupted; the table of every record in the folder.
+    damaged: records that were there but could not be read, and were made anew.
 
     >>> import tempfile
     >>> import flowsim as fs

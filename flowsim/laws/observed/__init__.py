@@ -32,6 +32,8 @@ STEPS, MOST_PANELS = 4, 24
 class PosteriorRate(Shown):
     """lambda_min(T(t)) along a flow. Ours, not in [MVM23].
 
+    law: exponential or hyperbolic, as in Certificate; status: completed, or what ended it early.
+
     time (S): the trajectory's saved times; lambda_min_T (S): from below, less what rounding may have added;
     integral (S): of lambda_min(T) from 0 to each; error (S): the estimated error of that integral for the exact flow;
     least: the least value met, the best constant lower bound on the way.
@@ -103,6 +105,8 @@ def a_posteriori(
     wall_limit: float | None = None,
 ) -> PosteriorRate:
     """lambda_min(T(t)) along a flow, its integral, and a bound on the loss of the exact flow.
+
+    trajectory: a run of `simulate`, not of gradient descent.
 
     The flow is solved again from the run's start, in the compressed form that it was simulated in, by a method fit for
     the problem at 1/100 of the run's tolerance or less (`laws.tight.Tight`). Every value of lambda_min(T) is a lower
