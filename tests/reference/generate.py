@@ -9,6 +9,7 @@ Nothing of flowsim is imported: what the tests compare flowsim with has no code 
 import argparse
 import json
 from functools import reduce
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,8 @@ def flow(weights, Y, times):
     def velocity(_, state):
         W = unpack(state)
         E = product(W) - Y
-        before = [product([np.eye(shapes[0][0]), *W[:l]]) for l in range(len(W))]
-        after = [reduce(np.matmul, W[l + 1 :], np.eye(shapes[l][1])) for l in range(len(W))]
+        before = [product([np.eye(shapes[0][0]), *W[:k]]) for k in range(len(W))]
+        after = [reduce(np.matmul, W[k + 1 :], np.eye(shapes[k][1])) for k in range(len(W))]
         return -np.concatenate([(A.T @ E @ B.T).ravel() for A, B in zip(before, after, strict=True)])
 
     start = np.concatenate([W.ravel() for W in weights])
@@ -46,14 +47,14 @@ def lambda_min_T(weights):
     """The least eigenvalue of sum_l (A_l A_l^T) x (B_l^T B_l), dense."""
     n, m = weights[0].shape[0], weights[-1].shape[1]
     T = np.zeros((n * m, n * m))
-    for l, W in enumerate(weights):
-        A, B = product([np.eye(n), *weights[:l]]), reduce(np.matmul, weights[l + 1 :], np.eye(W.shape[1]))
+    for k, W in enumerate(weights):
+        A, B = product([np.eye(n), *weights[:k]]), reduce(np.matmul, weights[k + 1 :], np.eye(W.shape[1]))
         T += np.kron(A @ A.T, B.T @ B)
     return float(np.linalg.eigvalsh(T)[0])
 
 
 def imbalances(weights):
-    return [W.T @ W - V @ V.T for W, V in zip(weights, weights[1:], strict=False)]
+    return [W.T @ W - V @ V.T for W, V in pairwise(weights)]
 
 
 def theorem_2(weights):
@@ -99,7 +100,7 @@ def two_layers(weights, Y):
 def computed(case):
     """The case with its numbers computed again."""
     with np.load(HERE / f"{case['name']}.npz") as arrays:
-        weights = [arrays[f"W{l}"] for l in range(1, len(case["dims"]))]
+        weights = [arrays[f"W{k}"] for k in range(1, len(case["dims"]))]
         Y = arrays["Y"]
     losses, last = flow(weights, Y, case["t"])
     found = {
@@ -117,7 +118,7 @@ def computed(case):
 
 
 def gaps(case, found):
-    """name -> greatest difference, relative to the greatest entry; of a bound, to lambda_min(T) where that is greater."""
+    """name -> greatest difference, relative to the greatest entry; of a bound, or to lambda_min(T)."""
     result = {}
     for name, value in found.items():
         if name not in ("name", "dims", "t"):
