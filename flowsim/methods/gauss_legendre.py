@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class GaussLegendre(Method):
     """Gauss-Legendre collocation with 1 to 4 stages, of order 2 stages: keeps every D_l to round-off at any tolerance.
 
-    Implicit; the stage equations use the symmetry of the flow's Jacobian. Error control by rtol and atol; with step_size
-    the steps are all that long and uncontrolled. Raises InputError for stages or a tolerance out of range.
+    Implicit; the stage equations use the symmetry of the flow's Jacobian. Error control by rtol and atol; with
+    step_size the steps are all that long and uncontrolled. Raises InputError for stages or a tolerance out of range.
 
     >>> import numpy as np
     >>> import flowsim as fs
