@@ -9,6 +9,7 @@ from scipy.sparse import csr_array, random_array
 from scipy.sparse.linalg import aslinearoperator
 
 import flowsim as fs
+from flowsim.compression import KrylovBases
 from flowsim.errors import InputError
 from flowsim.network import backpropagate, flatten, imbalance, imbalance_change, unflatten
 
@@ -239,3 +240,8 @@ def test_saved_runs_keep_the_way_back(dims, tmp_path):
 def test_unknown_words_are_refused():
     with pytest.raises(InputError, match="one of auto, always, never"):
         fs.simulate(wide_problem(), t1=0.1, reduce="sometimes")
+
+
+def test_bases_know_that_they_are_complete_without_having_grown():
+    for level, complete in ((0, False), (20, True)):
+        assert KrylovBases(fs.fan_in((2, 7, 6, 2), seed=0).weights).is_complete(level) == complete

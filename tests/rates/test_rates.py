@@ -343,3 +343,22 @@ def test_an_alpha_that_overflows_certifies_nothing():
         ("trajectory", along_trajectory("theorem-2", network, None, np.inf)),
     ):
         assert (made.applies, made.alpha, made.scope, made.reason) == (False, None, scope, OVERFLOW)
+
+
+@pytest.mark.parametrize("dims", [(2, 5, 3), (3, 7, 6, 2), (2, 2, 2, 2, 2), (1, 4, 5, 3, 1)])
+@pytest.mark.parametrize("factor", [1e-3, 40.0])
+def test_certificates_scale_with_the_weights(dims, factor):
+    """Weights times c and a target times c^L: alpha and lambda_min(T) times c^(2 L - 2)."""
+    rng, depth = np.random.default_rng(5), len(dims) - 1
+    for weights in (gaussian(rng, dims).weights, fs.balanced(dims, seed=1).weights):
+        target = np.linalg.multi_dot(weights) + 0.05 * rng.standard_normal((dims[0], dims[-1]))
+        plain, scaled = (
+            fs.certify(fs.Problem(fs.SquaredLoss(target * c**depth), fs.LinearNetwork(tuple(c * W for W in weights))))
+            for c in (1.0, factor)
+        )
+        size = plain.lambda_min_T
+        for mine, theirs in zip(plain, scaled, strict=True):
+            assert mine.applies == theirs.applies, mine.name
+            if mine.alpha is not None:
+                told = theirs.alpha / factor ** (2 * depth - 2)
+                assert told == pytest.approx(mine.alpha, rel=1e-9, abs=1e-9 * size), mine.name
