@@ -2,6 +2,10 @@
 
 from . import errors as errors
 from . import exact as exact
+from . import initialization as initialization
+from . import losses as losses
+from . import methods as methods
+from . import rates as rates
 from .comparison import Comparison as Comparison
 from .comparison import compare as compare
 from .compression import CompressedNetwork as CompressedNetwork

@@ -16,6 +16,7 @@ from flowsim.rates.certificate import OVERFLOW, Certificate, Certificates, refus
 from flowsim.rates.earlier import min_2021, yun_2020
 from flowsim.rates.homogeneous import arora_2018, corollary_2, homogeneous_sharp, theorem_3_homogeneous
 from flowsim.rates.imbalance import TOLERANCE
+from flowsim.rates.path import path
 from flowsim.rates.product_bound import theorem_2_product
 from flowsim.rates.theorem_1 import lemma_3, theorem_1_A1, theorem_1_A2
 from flowsim.rates.theorem_2 import theorem_2
@@ -33,7 +34,7 @@ def _whatever_the_tolerance(
     return theorem(network, loss)
 
 
-PLAIN = (lemma_3, theorem_1_A1, theorem_1_A2, theorem_2, theorem_2_product, homogeneous_sharp)
+PLAIN = (lemma_3, theorem_1_A1, theorem_1_A2, theorem_2, theorem_2_product, homogeneous_sharp, path)
 STRUCTURED = (theorem_3_unimodal, theorem_3_homogeneous, corollary_2, theorem_4, arora_2018, yun_2020)
 
 

@@ -37,6 +37,8 @@ class Certificate(Shown):
     law "hyperbolic": L(t) - f* <= excess / (1 + excess rate t), rate = alpha gamma^2, under A1',
     ||grad f||_F >= gamma (f - f*): exponential and logistic loss. excess: L(0) - f*.
     name: of the theorem, as `certify` calls it.
+    radius: how far the weights can move, ||W(t) - W(0)||_F over all layers, where the theorem bounds it.
+    knots: (t, x) with L(t) - f* <= excess exp(-x) at the times t, where the theorem gives more than a constant rate.
 
     >>> import flowsim as fs
     >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
@@ -53,6 +55,8 @@ class Certificate(Shown):
     rate: float | None = None
     reason: str | None = None
     excess: float | None = None
+    radius: float | None = None
+    knots: tuple[tuple[float, ...], tuple[float, ...]] = ((0.0,), (0.0,))
 
     def bound(self, t: ArrayLike) -> np.ndarray:
         """The upper bound on L(t) - f* at the times t (t >= 0).
@@ -67,7 +71,10 @@ class Certificate(Shown):
         if self.rate is None or self.excess is None:
             raise InputError(f"Certificate {self.name} has no rate and so no bound: {self.reason}")
         if self.law == "exponential":
-            return self.excess * np.exp(-self.rate * np.asarray(t))
+            times, exponents = np.array(self.knots)
+            when = np.asarray(t, float)
+            beyond = np.maximum(when - times[-1], 0.0)
+            return self.excess * np.exp(-(np.interp(when, times, exponents) + self.rate * beyond))
         return self.excess / (1 + self.excess * self.rate * np.asarray(t))
 
     def shown(self) -> Table:
@@ -80,6 +87,8 @@ class Certificate(Shown):
         if self.rate is not None:
             falls = "exp(-rate t)" if self.law == "exponential" else "1 / (1 + excess rate t)"
             rows += [("rate", f"{self.rate:.6g}: L - f* <= excess {falls}"), ("excess", _number(self.excess))]
+        if self.radius is not None:
+            rows.append(("radius", f"{self.radius:.6g} >= ||W(t) - W(0)||_F"))
         if self.reason:
             rows.append(("remark", self.reason))
         return Table(rows)
@@ -93,6 +102,7 @@ class Certificate(Shown):
             "scope": self.scope,
             "law": self.law,
             "rate": self.rate,
+            "radius": self.radius,
             "reason": self.reason,
         }
 
