@@ -46,6 +46,8 @@ def layer_norm(W: np.ndarray) -> float:
     slack = 8 * (long + 4) * EPS
     if short <= FEW:
         return float(np.linalg.norm(W, 2)) * (1 + slack)
+    if not W.any():
+        return 0.0
     gram = W @ W.T if W.shape[0] == short else W.T @ W
     found, above = float(eigsh(gram, 1, which="LA", tol=1e-10, return_eigenvectors=False)[0]), ABOVE
     while True:

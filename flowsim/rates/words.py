@@ -12,8 +12,8 @@ solution of Y' = c F(Y), Y(0) >= y(0), is an upper bound for all s (Kamke).
 
 What is wanted, |A_l A_l^T|, |B_l^T B_l| and the words in their derivatives, calls for further words, and these for
 others. Every word so obtained has an end that is n or m wide: its norm costs a few thin products. Those of at most
-`longest` letters are followed; a longer one is cut, where the product of what bounds its parts is least, into such words
-and single layers. The norms of products are what makes the bounds good: those of wide random layers are small, the
+`longest` letters are followed; a longer one is cut, where the product of what bounds its parts is least, into such
+words and single layers. Norms of products are what makes the bounds good: those of wide random layers are small, the
 products of norms large.
 """
 
