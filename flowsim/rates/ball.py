@@ -1,0 +1,220 @@
+"""Rates from how far the weights can move at all: a ball that neither the flow nor gradient descent leaves.
+
+Ours. J(theta) is the derivative of theta = (W_1, ..., W_L) -> W = c W_1 ... W_L, T = J J^T, E = grad f(W). With norms of
+contiguous products, N(i, j) >= |W_i ... W_j|, a change of layer k by at most delta_k in norm, sum delta_k^2 <= r^2,
+changes W_i ... W_j by at most P(i, j) = sum_k N(i, k-1) delta_k Q(k+1, j), Q = N + P, and the block c A_l (x) B_l^T of J
+by at most c (Q(1, l-1) Q(l+1, L) - N(1, l-1) N(l+1, L)). To first order these are c C delta with the L x L matrix
+
+    C_lk = C_kl = N(1, k-1) N(k+1, l-1) N(l+1, L)  (k < l),   C_kk = 0,
+
+at most c |C| r together; the rest is taken with every delta_k = r. So |J(theta) - J(theta_0)| <= Lambda(r) in the ball of
+radius r, and sigma_min(J) >= sigma(r) = sigma_min(J(theta_0)) - Lambda(r).
+
+The flow. ||theta'|| = ||J^T E||, e = 2 sqrt((f - f*) / gamma) as in path.py: ||theta'|| dt <= -de / sigma_min(J). If
+int_0^R sigma dr = e(0) has a solution R, the weights stay within R of the start, and lambda_min(T(t)) >= sigma(R)^2.
+
+Gradient descent with step size eta, squared loss, E = W - Y. Within R let beta >= |T|, let H be a Lipschitz constant of
+J up to a step further, and kappa = 1 - eta beta / 2 - eta H ||E_0|| / 2. With q = ||J^T E||:
+||E - eta T E||^2 <= ||E||^2 - eta q^2 (2 - eta beta), and what is of second order in the step eta q is at most
+H eta^2 q^2 / 2, so
+||E_{k+1}|| <= ||E_k|| - eta kappa q^2 / ||E_k||. Hence each step is at most (||E_k|| - ||E_{k+1}||) / (kappa sigma) long,
+and, sigma being non-increasing, int_0^R sigma dr >= ||E_0|| / kappa keeps all iterates within R:
+||E_{k+1}|| <= (1 - eta kappa sigma(R)^2) ||E_k|| for all k.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import log1p, sqrt
+
+import numpy as np
+
+from flowsim.compression import CompressedNetwork
+from flowsim.losses import Loss, SquaredLoss, constants_of, excess, minimum_of
+from flowsim.network import LinearNetwork, Network
+from flowsim.rates.certificate import Certificate, along_trajectory, refused
+from flowsim.rates.layer_norms import layer_norms
+
+NAME, DESCENT = "ball", "descent-ball"
+POINTS = 400
+"""Radii at which sigma is taken, up to where it is 0; it does not increase: sums of right ends are below integrals."""
+EPS = float(np.finfo(float).eps)
+HALVINGS = 40
+
+
+@dataclass(frozen=True)
+class Ball:
+    """What is known of J around the weights: at least |W_i ... W_j| at norms[i - 1, j], the scale c, at most
+    sigma_min(J) and at least |J|."""
+
+    norms: np.ndarray
+    scale: float
+    least: float
+    greatest: float
+
+    @classmethod
+    def around(cls, network: Network) -> Ball | None:
+        """Of a network; None where the norms of its layers are not at hand, or sigma_min(J) may be 0."""
+        layers = layer_norms(network)
+        if layers is None:
+            return None
+        depth = network.depth
+        small = network.at_least(depth).core if isinstance(network, CompressedNetwork) else network
+        assert isinstance(small, LinearNetwork)
+        norms = np.ones((depth + 2, depth + 2))
+        for i in range(depth):
+            for j in range(i + 1, depth + 1):
+                norms[i, j] = float(np.prod(layers[i:j]))
+        widest = max(max(W.shape) for W in small.weights)
+        before = [(0, j, A) for j, A in enumerate(small.prefixes)]
+        after = [(i + 1, depth, B) for i, B in enumerate(small.suffixes)]
+        for i, j, product in (*before, *after):
+            if j > i:
+                slack = 4 * (widest + 4) * (j - i) * EPS * norms[i, j] * min(product.shape) ** 0.5
+                norms[i, j] = min(norms[i, j], float(np.linalg.norm(product, 2)) + slack)
+        T = sum(norms[0, k] ** 2 * norms[k + 1, depth] ** 2 for k in range(depth))
+        greatest = network.scale * sqrt(T)
+        blurred = 8 * (network.dims[0] * network.dims[-1] + 4) * EPS * greatest
+        least = sqrt(max(network.lambda_min_T, 0.0)) - blurred
+        return cls(norms, network.scale, least, greatest) if least > 0 else None
+
+    @property
+    def depth(self) -> int:
+        """L."""
+        return len(self.norms) - 2
+
+    def within(self, r: float) -> np.ndarray:
+        """Q(i, j): N(i, j) at every point of the ball of radius r."""
+        depth, Q = self.depth, self.norms.copy()
+        for length in range(1, depth + 1):
+            for i in range(depth - length + 1):
+                j = i + length
+                Q[i, j] += sum(self._at(self.norms, i, k) * r * self._at(Q, k + 1, j) for k in range(i, j))
+        return Q
+
+    @staticmethod
+    def _at(norms: np.ndarray, i: int, j: int) -> float:
+        return float(norms[i, j]) if j > i else 1.0
+
+    def first_order(self, norms: np.ndarray) -> np.ndarray:
+        """C, from norms N or Q."""
+        depth, at = self.depth, self._at
+        C = np.zeros((depth, depth))
+        for i in range(depth):
+            for j in range(i + 1, depth):
+                C[i, j] = C[j, i] = at(norms, 0, i) * at(norms, i + 1, j) * at(norms, j + 1, depth)
+        return C
+
+    @cached_property
+    def matrix(self) -> np.ndarray:
+        """C at the weights."""
+        return self.first_order(self.norms)
+
+    def change(self, r: float) -> float:
+        """Lambda(r)."""
+        depth, at, Q = self.depth, self._at, self.within(r)
+        ends = [at(Q, 0, k) * at(Q, k + 1, depth) for k in range(depth)]
+        whole = np.array(ends) - [at(self.norms, 0, k) * at(self.norms, k + 1, depth) for k in range(depth)]
+        rest = np.maximum(whole - r * self.matrix.sum(axis=1), 0.0)
+        first = float(np.linalg.norm(self.matrix, 2)) * r
+        return self.scale * (first + float(np.linalg.norm(rest))) * (1 + 64 * EPS)
+
+    def lipschitz(self, r: float) -> float:
+        """A Lipschitz constant of J within r."""
+        return self.scale * float(np.linalg.norm(self.first_order(self.within(r)), 2))
+
+    def sigma(self, r: float) -> float:
+        """A lower bound of sigma_min(J) within r."""
+        return self.least - self.change(r)
+
+    @cached_property
+    def radii(self) -> np.ndarray:
+        """POINTS radii, evenly up to where sigma is 0."""
+        low, high = 0.0, self.least
+        while self.sigma(high) > 0:
+            high *= 2
+        for _ in range(HALVINGS):
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if self.sigma(middle) > 0 else (low, middle)
+        return np.linspace(0.0, low, POINTS + 1)
+
+    @cached_property
+    def sigmas(self) -> np.ndarray:
+        """sigma at the radii."""
+        return np.array([self.sigma(r) for r in self.radii])
+
+    @cached_property
+    def integrals(self) -> np.ndarray:
+        """At least int_0^r sigma, at the radii."""
+        return np.append(0.0, np.cumsum(np.diff(self.radii) * self.sigmas[1:]))
+
+
+def ball(network: Network, loss: Loss | None = None) -> Certificate:
+    """lambda_min(T(t)) >= alpha = sigma(R)^2 along the whole flow, any depth: the ball that it cannot leave.
+
+    Ours, not in [MVM23]; proof at the head of this module. It needs A1 (f - f* known). `path` mostly says more of the
+    flow; the ball also holds for gradient descent.
+    """
+    constants = None if loss is None else constants_of(loss)
+    known = constants is not None and constants.dominance == "quadratic" and constants.gamma
+    if loss is None or constants is None or not known or minimum_of(loss) is None:
+        return refused(NAME, "it needs a loss with assumption A1 and a known least value")
+    around = Ball.around(network)
+    if around is None:
+        return along_trajectory(NAME, network, loss, 0.0, "lambda_min(T) may be 0, or layers are not at hand")
+    e = 2 * sqrt(max(float(excess(loss, network.product)), 0.0) / float(constants.gamma or 1.0)) * (1 + 8 * EPS)
+    place = int(np.searchsorted(around.integrals, e))
+    if place == len(around.radii):
+        return along_trajectory(NAME, network, loss, 0.0, "the loss can move the weights too far")
+    found = along_trajectory(NAME, network, loss, max(float(around.sigmas[place]), 0.0) ** 2)
+    return replace(found, radius=float(around.radii[place])) if found.rate else found
+
+
+def descent_ball(network: Network, loss: Loss | None, step_size: float) -> Certificate:
+    """A rate of gradient descent with that step size: ||E_{k+1}||_F <= (1 - eta kappa sigma(R)^2) ||E_k||_F.
+
+    Ours; proof at the head of this module. For SquaredLoss. alpha = kappa sigma(R)^2; rate, in the time t = k step_size,
+    is -2 log(1 - step_size alpha) / step_size.
+    """
+    if type(loss) is not SquaredLoss:
+        return refused(DESCENT, "it is for the squared loss of a target")
+    around = Ball.around(network)
+    if around is None:
+        return refused(DESCENT, "lambda_min(T) may be 0, or layers are not at hand")
+    e = sqrt(2 * float(excess(loss, network.product))) * (1 + 8 * EPS)
+    found = _within(around, e, step_size)
+    if found is None:
+        return refused(DESCENT, f"a step size of {step_size:.3g} is not certified: the weights may move too far")
+    radius, alpha = found
+    alpha *= 1 - 64 * EPS
+    rate = -2 * log1p(-step_size * alpha) / step_size
+    return Certificate(DESCENT, True, alpha, rate=rate, excess=e**2 / 2, radius=radius)
+
+
+def greatest_step(network: Network, loss: Loss | None) -> float | None:
+    """The greatest step size that descent_ball certifies, to three digits; None where it certifies none."""
+    around = Ball.around(network) if type(loss) is SquaredLoss else None
+    if around is None or loss is None:
+        return None
+    e = sqrt(2 * float(excess(loss, network.product))) * (1 + 8 * EPS)
+    low, high = 0.0, 2 / around.greatest**2
+    for _ in range(12):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if _within(around, e, middle) else (low, middle)
+    return low or None
+
+
+def _within(around: Ball, e: float, step_size: float) -> tuple[float, float] | None:
+    """(R, kappa sigma(R)^2) for the least R that keeps gradient descent inside; None where there is none."""
+    for place, (r, sigma) in enumerate(zip(around.radii, around.sigmas, strict=True)):
+        if around.integrals[place] < e:  # kappa is at most 1
+            continue
+        norm = around.greatest + around.change(float(r))
+        step = step_size * norm * e
+        kappa = 1 - 0.5 * step_size * (norm**2 + around.lipschitz(float(r) + step) * e)
+        if kappa <= 0 or sigma <= 0:
+            return None
+        if around.integrals[place] >= e / kappa:
+            return float(r), kappa * float(sigma) ** 2
+    return None
