@@ -68,6 +68,7 @@ from .runs.ensembles import ensemble as ensemble
 from .runs.loading import load as load
 from .runs.simulation import resume as resume
 from .runs.simulation import simulate as simulate
+from .runs.tail import Tail as Tail
 from .runs.trajectory import Trajectory as Trajectory
 from .sweeps import SweepResult as SweepResult
 from .sweeps import SweepSpec as SweepSpec

@@ -81,17 +81,43 @@ def certify(
     layers: Layers = None,
     tolerance: Annotated[float | None, Parameter(help="When an eigenvalue of D_l counts as 0, relative.")] = None,
     cheap: Annotated[bool, Parameter(negative="", help="A few products instead of all eigenvalues.")] = False,
+    step_size: Annotated[float | None, Parameter(help="Certify gradient descent with this step size.")] = None,
+    max_step: Annotated[bool, Parameter(negative="", help="Find the greatest step size that is certified.")] = False,
+    at: Annotated[float | None, Parameter(help="Of a saved run: certify all times after this one.")] = None,
     json_: Json = False,
 ) -> int:
-    """Certify convergence rates for weights in an .npz, .safetensors or PyTorch file."""
+    """Certify convergence rates for weights (.npz, .safetensors, PyTorch), or for the rest of a saved run (.nc)."""
     from flowsim.checks import as_number
+    from flowsim.methods import GradientDescent
     from flowsim.problem import Problem
-    from flowsim.rates import TOLERANCE
+    from flowsim.rates import TOLERANCE, greatest_step
     from flowsim.rates import certify as run
 
+    if weights.suffix == ".nc":
+        given = [name for name, value in (("target", target), ("data", data), ("mask", mask), ("layers", layers)) if value]
+        if given or step_size is not None or max_step:
+            raise InputError(f"Argument `{[*given, 'step_size'][0]}` must not be given: {weights} is a run.")
+        return _certify_tail(weights, at, json_)
+    if at is not None:
+        raise InputError(f"Argument `at` must not be given: {weights} is no saved run (.nc).")
+    method = None if step_size is None else GradientDescent(step_size)
     allowed = TOLERANCE if tolerance is None else as_number(tolerance, "tolerance", least=0.0)
     check_loss_flags(target, data, loss, mask)
     network, chosen = network_of(weights, layers), loss_of(weights, target, data, loss, mask)
-    certificates = run(network if chosen is None else Problem(chosen, network), tolerance=allowed, cheap=cheap)
-    show(certificates.to_json(), json_, certificates)
+    subject = network if chosen is None else Problem(chosen, network)
+    certificates = run(subject, method=method, tolerance=allowed, cheap=cheap)
+    greatest = {"greatest_step": greatest_step(network, chosen)} if max_step else {}
+    show({**certificates.to_json(), **greatest}, json_, certificates)
+    if max_step and not json_:
+        found = greatest["greatest_step"]
+        print("no step size is certified" if found is None else f"greatest certified step size: {found:.3g}")
+    return 0
+
+
+def _certify_tail(run: Path, at: float | None, json_: bool) -> int:
+    """The rest of a saved run."""
+    from flowsim.runs.loading import load
+
+    tail = load(run).certify_tail(at)
+    show(tail.to_json(), json_, tail)
     return 0

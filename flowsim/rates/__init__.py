@@ -10,8 +10,10 @@ import numpy as np
 from flowsim.compression import CompressedNetwork, compress
 from flowsim.errors import InputError
 from flowsim.losses import Loss
+from flowsim.methods import Method
 from flowsim.network import LinearNetwork, Network
 from flowsim.problem import Problem
+from flowsim.rates.ball import ball, descent_ball, greatest_step
 from flowsim.rates.certificate import OVERFLOW, Certificate, Certificates, refused
 from flowsim.rates.earlier import min_2021, yun_2020
 from flowsim.rates.homogeneous import arora_2018, corollary_2, homogeneous_sharp, theorem_3_homogeneous
@@ -34,7 +36,7 @@ def _whatever_the_tolerance(
     return theorem(network, loss)
 
 
-PLAIN = (lemma_3, theorem_1_A1, theorem_1_A2, theorem_2, theorem_2_product, homogeneous_sharp, path)
+PLAIN = (lemma_3, theorem_1_A1, theorem_1_A2, theorem_2, theorem_2_product, homogeneous_sharp, ball, path)
 STRUCTURED = (theorem_3_unimodal, theorem_3_homogeneous, corollary_2, theorem_4, arora_2018, yun_2020)
 
 
@@ -58,14 +60,23 @@ __all__ = [
     "Certificate",
     "Certificates",
     "certify",
+    "descent_ball",
+    "greatest_step",
     *(theorem.__name__ for theorem in (*PLAIN, *STRUCTURED, min_2021)),
 ]
 
 
 def certify(
-    subject: Problem | Network, *, tolerance: float = TOLERANCE, cheap: bool = False
+    subject: Problem | Network,
+    *,
+    method: Method | None = None,
+    tolerance: float = TOLERANCE,
+    cheap: bool = False,
 ) -> Certificates:
     """All theorems on a problem, or on a network alone (then there are bounds alpha, but no rates).
+
+    subject: a Problem, or a network, full or compressed. method: what it is trained with; of GradientDescent only
+    `descent-ball` has a rate, and of every other theorem it is said that it is one on the flow.
 
     No alpha exceeds lambda_min(T) by rounding: eigenvalues count as smaller or larger by what they are uncertain by.
     tolerance: an eigenvalue of D_l within tolerance max(||W_l||_F^2, ||W_{l+1}||_F^2) of 0 counts as 0 where a theorem
@@ -74,7 +85,6 @@ def certify(
     Theorem 2 gives a smaller, valid bound.
 
     Scalar weights 3 and 1: Theorem 1 has alpha = |D_1| = 8 of lambda_min(T) = 10, and it stays valid along the flow.
-    subject: a Problem, or a network, full or compressed.
 
     >>> import flowsim as fs
     >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
@@ -98,7 +108,18 @@ def certify(
         return Certificates(network.dims, float("nan"), tuple(refused(name, OVERFLOW) for name in THEOREMS))
     with np.errstate(over="ignore", invalid="ignore", under="ignore"), threads_for(max(network.dims)):
         entries = [theorem(network, loss, tolerance) for theorem in THEOREMS.values()]
+        if method is not None and method.kind.discrete:
+            own = descent_ball(network, loss, method.settings.step_size)
+            entries = [own, *(_of_the_flow(entry) for entry in entries)]
         return Certificates(network.dims, network.lambda_min_T, tuple(entries))
+
+
+def _of_the_flow(entry: Certificate) -> Certificate:
+    """Without its rate, where it has one: gradient descent need not obey it."""
+    if entry.rate is None:
+        return entry
+    said = "it holds for the flow, not for gradient descent"
+    return Certificate(entry.name, False, entry.alpha, entry.scope, entry.law, reason=said)
 
 
 def _overflows(network: Network) -> bool:

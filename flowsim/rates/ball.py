@@ -1,14 +1,14 @@
 """Rates from how far the weights can move at all: a ball that neither the flow nor gradient descent leaves.
 
-Ours. J(theta) is the derivative of theta = (W_1, ..., W_L) -> W = c W_1 ... W_L, T = J J^T, E = grad f(W). With norms of
-contiguous products, N(i, j) >= |W_i ... W_j|, a change of layer k by at most delta_k in norm, sum delta_k^2 <= r^2,
-changes W_i ... W_j by at most P(i, j) = sum_k N(i, k-1) delta_k Q(k+1, j), Q = N + P, and the block c A_l (x) B_l^T of J
-by at most c (Q(1, l-1) Q(l+1, L) - N(1, l-1) N(l+1, L)). To first order these are c C delta with the L x L matrix
+Ours. J(theta) is the derivative of theta = (W_1, ..., W_L) -> W = c W_1 ... W_L, T = J J^T, E = grad f(W). With norms
+of contiguous products, N(i, j) >= |W_i ... W_j|, a change of layer k by at most delta_k in norm, sum delta_k^2 <= r^2,
+changes W_i ... W_j by at most P(i, j) = sum_k N(i, k-1) delta_k Q(k+1, j), Q = N + P, and the block c A_l (x) B_l^T of
+J by at most c (Q(1, l-1) Q(l+1, L) - N(1, l-1) N(l+1, L)). To first order these are c C delta with the matrix
 
     C_lk = C_kl = N(1, k-1) N(k+1, l-1) N(l+1, L)  (k < l),   C_kk = 0,
 
-at most c |C| r together; the rest is taken with every delta_k = r. So |J(theta) - J(theta_0)| <= Lambda(r) in the ball of
-radius r, and sigma_min(J) >= sigma(r) = sigma_min(J(theta_0)) - Lambda(r).
+at most c |C| r together; the rest is taken with every delta_k = r. So |J(theta) - J(theta_0)| <= Lambda(r) in the ball
+of radius r, and sigma_min(J) >= sigma(r) = sigma_min(J(theta_0)) - Lambda(r).
 
 The flow. ||theta'|| = ||J^T E||, e = 2 sqrt((f - f*) / gamma) as in path.py: ||theta'|| dt <= -de / sigma_min(J). If
 int_0^R sigma dr = e(0) has a solution R, the weights stay within R of the start, and lambda_min(T(t)) >= sigma(R)^2.
@@ -16,10 +16,9 @@ int_0^R sigma dr = e(0) has a solution R, the weights stay within R of the start
 Gradient descent with step size eta, squared loss, E = W - Y. Within R let beta >= |T|, let H be a Lipschitz constant of
 J up to a step further, and kappa = 1 - eta beta / 2 - eta H ||E_0|| / 2. With q = ||J^T E||:
 ||E - eta T E||^2 <= ||E||^2 - eta q^2 (2 - eta beta), and what is of second order in the step eta q is at most
-H eta^2 q^2 / 2, so
-||E_{k+1}|| <= ||E_k|| - eta kappa q^2 / ||E_k||. Hence each step is at most (||E_k|| - ||E_{k+1}||) / (kappa sigma) long,
-and, sigma being non-increasing, int_0^R sigma dr >= ||E_0|| / kappa keeps all iterates within R:
-||E_{k+1}|| <= (1 - eta kappa sigma(R)^2) ||E_k|| for all k.
+H eta^2 q^2 / 2, so ||E_{k+1}|| <= ||E_k|| - eta kappa q^2 / ||E_k||. Hence each step is at most
+(||E_k|| - ||E_{k+1}||) / (kappa sigma) long, and, sigma being non-increasing, int_0^R sigma dr >= ||E_0|| / kappa keeps
+all iterates within R: ||E_{k+1}|| <= (1 - eta kappa sigma(R)^2) ||E_k|| for all k.
 """
 
 from __future__ import annotations
@@ -174,8 +173,8 @@ def ball(network: Network, loss: Loss | None = None) -> Certificate:
 def descent_ball(network: Network, loss: Loss | None, step_size: float) -> Certificate:
     """A rate of gradient descent with that step size: ||E_{k+1}||_F <= (1 - eta kappa sigma(R)^2) ||E_k||_F.
 
-    Ours; proof at the head of this module. For SquaredLoss. alpha = kappa sigma(R)^2; rate, in the time t = k step_size,
-    is -2 log(1 - step_size alpha) / step_size.
+    Ours; proof at the head of this module. For SquaredLoss. alpha = kappa sigma(R)^2; rate, in the time
+    t = k step_size, is -2 log(1 - step_size alpha) / step_size.
     """
     if type(loss) is not SquaredLoss:
         return refused(DESCENT, "it is for the squared loss of a target")

@@ -40,7 +40,7 @@ from flowsim.rates.words import EPS, Words
 NAME = "path"
 LONGEST = 9
 """Words of at most min(2 L - 1, LONGEST) letters are followed: more cost more than they bring."""
-STEPS = 256
+STEPS = 96
 """Steps that the loss would take if lambda_min(T) stayed; it falls, and there are more."""
 MOST_STEPS = 16 * STEPS
 ITERATIONS = 4

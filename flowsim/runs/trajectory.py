@@ -19,6 +19,7 @@ from flowsim.problem import Problem
 from flowsim.rates import Certificates, certify
 from flowsim.runs import derived, words
 from flowsim.runs.record import Record
+from flowsim.runs.tail import Tail
 from flowsim.values import Layer, Value, sealed
 
 if TYPE_CHECKING:
@@ -187,7 +188,26 @@ class Trajectory(Record, Value, Shown):
         """All certificates of the problem, cheap for a wide network; of the network alone where there is no loss."""
         problem = self.problem
         subject = problem.network if isinstance(problem.loss, UnknownLoss) else problem
-        return certify(subject, cheap=problem.network.size > CHEAP_FROM)
+        return certify(subject, method=self.method, cheap=problem.network.size > CHEAP_FROM)
+
+    def certify_tail(self, t: float | None = None) -> Tail:
+        """What is proved of all times after t, the end unless given, from the weights there.
+
+        Raises InputError where the loss was not saved with a loaded run, or t lies outside the simulated interval.
+
+        >>> import flowsim as fs
+        >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.fan_in((1, 5, 5, 5, 1), seed=0))
+        >>> flow = fs.simulate(problem, t1=30.0, stop_loss=1e-6)
+        >>> flow.certify_tail().share > 0.9 > flow.certify_tail(0.0).share
+        True
+        """
+        if isinstance(self.problem.loss, UnknownLoss):
+            raise InputError("The run was loaded without its own loss; pass it to load(path, loss=...).")
+        at = float(self.time[-1]) if t is None else float(t)
+        core = self.core_at(at)
+        found = certify(Problem(self.problem.loss, core), method=self.method, cheap=core.size > CHEAP_FROM)
+        best = found.best if found.best is not None and found.best.rate else None
+        return Tail(at, best, found.lambda_min_T)
 
     @property
     def nbytes(self) -> int:
@@ -217,7 +237,8 @@ class Trajectory(Record, Value, Shown):
                     f" {self.stats['seconds']:.3g} s, {self.nbytes / 2**20:.3g} MiB",
                 ),
                 ("loss", f"{first} to {words.final_loss(self, unknown)} at t = {end}{fallen}"),
-                ("rate", f"seen {words.mean_rate(self)}; certified{flow} {certified}"),
+                ("rate", f"seen {words.mean_rate(self)}; certified {certified}"),
+                *([] if unknown or self.exit_code else [("tail", self.certify_tail().words())]),
                 (
                     "drift",
                     f"imbalance {words.number(float(self.imbalance_drift.max()))}, energy{flow}"
