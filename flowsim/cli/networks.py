@@ -94,9 +94,10 @@ def certify(
     from flowsim.rates import certify as run
 
     if weights.suffix == ".nc":
-        given = [name for name, value in (("target", target), ("data", data), ("mask", mask), ("layers", layers)) if value]
-        if given or step_size is not None or max_step:
-            raise InputError(f"Argument `{[*given, 'step_size'][0]}` must not be given: {weights} is a run.")
+        inputs = {"target": target, "data": data, "mask": mask, "layers": layers, "step_size": step_size}
+        given = [name for name, value in inputs.items() if value is not None]
+        if given or max_step:
+            raise InputError(f"Argument `{[*given, 'max_step'][0]}` must not be given: {weights} is a saved run.")
         return _certify_tail(weights, at, json_)
     if at is not None:
         raise InputError(f"Argument `at` must not be given: {weights} is no saved run (.nc).")

@@ -1,0 +1,193 @@
+"""How much do the certificates say that come from how far the weights can travel: path, ball, descent, tails?
+
+Tightness: alpha over the least lambda_min(T) along the flow, medians of 20 draws, of `path` and of Theorem 2, and the
+seconds that a certificate takes. Descent: at step size 5e-6, rate certified over rate seen; the greatest certified step
+over 2 / lambda_max(T). Tails: at t = 3 / lambda_min(T(0)), whatever was certified at the start. Violations: random
+networks of depth 2 to 6, n and m from 1 to 6, widths from 1 to 60 with ties and bottlenecks, squared, least-squares and
+masked losses: lambda_min(T) along the flow of some, and at random points within the certified radius of the others,
+against alpha; and the loss along random runs of descent of certified step sizes against its bound.
+
+    python studies/travel.py [--networks 100000]
+"""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+
+import flowsim as fs
+from flowsim.rates import descent_ball, greatest_step, path, theorem_2
+
+CASES = (
+    ((1, 300, 500, 1), "fan_out"),
+    ((5, 300, 500, 1), "fan_out"),
+    ((5, 300, 500, 1), "fan_in"),
+    ((5, 300, 500, 1), "ntk"),
+    ((5, 300, 500, 2), "fan_out"),
+    ((5, 200, 200, 200, 1), "fan_out"),
+    ((1, 100, 100, 100, 100, 1), "ntk"),
+    ((3, 100, 200, 3), "fan_out"),
+    ((3, 100, 200, 3), "xavier"),
+)
+ETA = 5e-6
+SLACK = 1 + 1e-9
+MEASURED_ALONG_FLOWS = 50
+"""Of so many random networks one has its flow simulated."""
+
+
+def ones(dims: tuple[int, ...]) -> fs.SquaredLoss:
+    return fs.SquaredLoss(np.ones((dims[0], dims[-1])))
+
+
+def least_along(problem: fs.Problem) -> float:
+    """The least lambda_min(T) at the saved times until the loss has fallen by 1e-8."""
+    run = fs.simulate(problem, t1=1e4 / problem.network.lambda_min_T, stop_loss=1e-8, save_points=3)
+    flow = fs.simulate(problem, t1=float(run.time[-1]), save_points=25)
+    return min(flow.core_at(t).lambda_min_T for t in flow.checkpoints.times)
+
+
+def tightness(draws: int) -> None:
+    print("| dims | scheme | path | Theorem 2 | seconds |")
+    print("|---|---|---|---|---|")
+    for dims, scheme in CASES:
+        found = []
+        for seed in range(draws):
+            problem = fs.Problem(ones(dims), fs.initialize(scheme, dims, seed=seed))
+            least = least_along(problem)
+            begun = time.perf_counter()
+            alpha = path(problem.network, problem.loss).alpha or 0.0
+            seconds = time.perf_counter() - begun
+            second = theorem_2(problem.network, problem.loss).alpha if len(dims) == 4 else None
+            found.append((alpha / least, np.nan if second is None else second / least, seconds))
+        medians = np.median(found, axis=0)
+        print(f"| {dims} | {scheme} | {medians[0]:.3f} | {medians[1]:.3f} | {medians[2]:.3f} |", flush=True)
+    for dims in ((3000, 5000), (10**9, 10**9)):
+        drawn = fs.sample_compressed("fan_out", (5, *dims, 1), seed=0)
+        begun = time.perf_counter()
+        share = (path(drawn, ones(drawn.dims)).alpha or 0.0) / drawn.lambda_min_T
+        print(f"(5, {dims[0]}, {dims[1]}, 1) drawn compressed: {share:.4f} in {time.perf_counter() - begun:.3f} s")
+
+
+def descent(draws: int) -> None:
+    for dims, height in (((1, 300, 500, 1), 2.0), ((5, 300, 500, 1), 1.0)):
+        shares, steps = [], []
+        for seed in range(draws):
+            network = fs.fan_out(dims, seed=seed)
+            problem = fs.Problem(fs.SquaredLoss(np.full((dims[0], dims[-1]), height)), network)
+            run = fs.simulate(problem, fs.GradientDescent(ETA), t1=0.5, stop_loss=1e-10, save_points=2)
+            certificate = descent_ball(network, problem.loss, ETA)
+            shares.append((certificate.rate or 0.0) / (run.rate_seen or np.nan))
+            top = float(np.linalg.eigvalsh(network.dense_T())[-1])
+            steps.append((greatest_step(network, problem.loss) or 0.0) * top / 2)
+        low, middle, high = np.quantile(steps, (0.25, 0.5, 0.75))
+        print(
+            f"descent at {ETA:g}, {dims}: rate certified / seen, median {np.median(shares):.3f}; greatest certified step"
+            f" / (2 / lambda_max(T)): {low:.3f} {middle:.3f} {high:.3f}",
+            flush=True,
+        )
+
+
+def random_problem(rng: np.random.Generator, size: float) -> tuple[str, fs.Problem]:
+    depth = int(rng.integers(2, 7))
+    n, m = (int(k) for k in rng.integers(1, 7, 2))
+    hidden = rng.integers(1, 61, depth - 1)
+    if rng.random() < 0.3:
+        hidden[:] = hidden[0]  # ties
+    dims = (n, *(int(h) for h in hidden), m)
+    weights = tuple(rng.standard_normal(pair) / pair[int(rng.integers(2))] ** 0.5 for pair in pairwise(dims))
+    network = fs.LinearNetwork(weights, scale=float(10 ** rng.uniform(-0.5, 0.5)))
+    near = network.product + size * rng.standard_normal((n, m))
+    kind = str(rng.choice(["squared", "least squares", "masked"]))
+    if kind == "least squares":
+        X = rng.standard_normal((n + int(rng.integers(4)), n))
+        return kind, fs.Problem(fs.LeastSquares(X, X @ near), network)
+    if kind == "masked":
+        return kind, fs.Problem(fs.MaskedSquaredLoss(near, rng.uniform(0.3, 2, (n, m))), network)
+    return kind, fs.Problem(fs.SquaredLoss(near), network)
+
+
+def violations(networks: int, seed: int = 0) -> int:
+    rng, certified, false, tight = np.random.default_rng(seed), Counter(), 0, []
+    for index in range(networks):
+        kind, problem = random_problem(rng, float(10 ** rng.uniform(-3, 0.5)))
+        network = problem.network
+        certificate = path(network, problem.loss)
+        if not certificate.rate:
+            continue
+        certified[kind, network.depth] += 1
+        least = network.lambda_min_T
+        if index % MEASURED_ALONG_FLOWS == 0:
+            run = fs.simulate(problem, t1=6 / certificate.rate, save_points=9, max_steps=5000)
+            least = min(run.core_at(t).lambda_min_T for t in run.checkpoints.times)
+            false += bool((run.steps.excess > certificate.bound(run.step_time) * (1 + 1e-5) + 1e-12).any())
+        false += certificate.alpha > least * SLACK
+        tight.append(certificate.alpha / least)
+    total = sum(certified.values())
+    quantiles = np.quantile(tight, (0.05, 0.25, 0.5, 0.75, 0.95)).round(3) if tight else "none"
+    print(f"{networks} random networks: {total} certified, {false} violations; tightness 5 25 50 75 95 %: {quantiles}")
+    print("certified by loss and depth: " + ", ".join(f"{k} {d}: {v}" for (k, d), v in sorted(certified.items())))
+    return false
+
+
+def descents(runs: int, seed: int = 1) -> int:
+    rng, done, above = np.random.default_rng(seed), 0, 0
+    while done < runs:
+        _, problem = random_problem(rng, float(10 ** rng.uniform(-3, -0.5)))
+        if not isinstance(problem.loss, fs.SquaredLoss):
+            continue
+        greatest = greatest_step(problem.network, problem.loss)
+        if greatest is None:
+            continue
+        eta = float(rng.uniform(0.05, 1)) * greatest
+        certificate = descent_ball(problem.network, problem.loss, eta)
+        steps = int(min(5 / (certificate.rate * eta), 500)) + 5
+        run = fs.simulate(problem, fs.GradientDescent(eta), t1=steps * eta, save_points=2)
+        above += bool((run.steps.excess > certificate.bound(run.step_time) * SLACK + 1e-13 * run.excess[0]).any())
+        done += 1
+    print(f"{runs} random runs of descent with certified step sizes: {above} above their bounds")
+    return above
+
+
+def tails(draws: int, seed: int = 2) -> None:
+    rng, shares, outside = np.random.default_rng(seed), [], 0
+    for index in range(draws):
+        depth = 2 + index % 4
+        n, m = (int(k) for k in rng.integers(1, 5, 2))
+        dims = (n, *(int(h) for h in rng.integers(max(n, m), 60, depth - 1)), m)
+        scheme = str(rng.choice(["fan_in", "fan_out", "xavier"]))
+        problem = fs.Problem(fs.SquaredLoss(rng.standard_normal((n, m))), fs.initialize(scheme, dims, seed=rng))
+        t = 3 / problem.network.lambda_min_T
+        run = fs.simulate(problem, t1=t, save_points=2, max_steps=20_000, wall_limit=20.0)
+        tail = run.certify_tail()
+        shares.append(tail.share)
+        if tail.radius is not None and run.exit_code == 0:
+            later = fs.resume(run, t1=t + 6 / tail.rate, save_points=3, max_steps=20_000)
+            moved = np.linalg.norm(later.checkpoints.states[-1] - run.checkpoints.states[-1])
+            outside += bool(moved > tail.radius * (1 + 1e-6) + 1e-6)
+    low, quarter, middle = np.quantile(shares, (0.1, 0.25, 0.5))
+    print(
+        f"tails of {draws} random networks at 3 / lambda_min(T(0)): alpha / lambda_min(T(t)) 10 25 50 %:"
+        f" {low:.3f} {quarter:.3f} {middle:.3f}; limits outside the radius: {outside}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="few of each, seconds")
+    parser.add_argument("--networks", type=int, default=100_000, help="random networks")
+    parser.add_argument("--seed", type=int, default=0, help="of the random networks")
+    options = parser.parse_args()
+    small = options.small
+    tightness(2 if small else 20)
+    descent(2 if small else 20)
+    tails(8 if small else 200)
+    wrong = descents(20 if small else 500)
+    wrong += violations(200 if small else options.networks, options.seed)
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

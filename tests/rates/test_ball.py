@@ -1,0 +1,124 @@
+"""The ball that neither the flow nor gradient descent leaves, and the step sizes that it certifies."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import flowsim as fs
+from flowsim.rates.ball import Ball, ball, descent_ball, greatest_step
+
+SLACK = 1 + 1e-9
+
+
+def random_problem(seed, depth, size=0.3):
+    rng = np.random.default_rng(seed)
+    n, m = rng.integers(1, 4, 2)
+    dims = (int(n), *(int(h) for h in rng.integers(max(n, m), 25, depth - 1)), int(m))
+    weights = tuple(rng.standard_normal(pair) / pair[0] ** 0.5 for pair in pairwise(dims))
+    network = fs.LinearNetwork(weights, scale=float(rng.uniform(0.5, 1.5)))
+    return fs.Problem(fs.SquaredLoss(network.product + size * rng.standard_normal((n, m))), network)
+
+
+def jacobian(weights, scale):
+    """J of W with respect to all weights, by its definition, nm x size."""
+    network = fs.LinearNetwork(tuple(weights), scale)
+    blocks = [np.kron(A, B.T) for A, B in zip(network.prefixes, network.suffixes, strict=True)]
+    return scale * np.hstack(blocks)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4, 5])
+def test_the_jacobian_changes_no_more_than_is_said(depth):
+    rng = np.random.default_rng(depth)
+    problem = random_problem(depth, depth)
+    network, around = problem.network, Ball.around(problem.network)
+    J = jacobian(network.weights, network.scale)
+    assert around.least <= np.linalg.svd(J, compute_uv=False)[-1] * SLACK
+    assert around.greatest * SLACK >= np.linalg.norm(J, 2)
+    closest = 0.0
+    for _ in range(200):
+        r = float(10 ** rng.uniform(-3, 0.5))
+        direction = [rng.standard_normal(W.shape) for W in network.weights]
+        if rng.random() < 0.5:  # of rank 1: all of the norm counts
+            ends = [(rng.standard_normal(len(W)), rng.standard_normal(W.shape[1])) for W in network.weights]
+            direction = [np.outer(u, v) for u, v in ends]
+        length = np.sqrt(sum(np.sum(D**2) for D in direction))
+        moved = [W + r / length * D for W, D in zip(network.weights, direction, strict=True)]
+        change = np.linalg.norm(jacobian(moved, network.scale) - J, 2)
+        assert change <= around.change(r) * SLACK
+        closest = max(closest, change / around.change(r))
+    assert closest > 0.05
+    for r, R in pairwise((0.0, 0.1, 0.2, 0.5)):
+        assert around.change(R) - around.change(r) <= (R - r) * around.lipschitz(R) * np.sqrt(depth) * SLACK + 1e-12
+
+
+def test_two_layers_are_exact_to_first_order():
+    """J = (I (x) W_2^T, W_1 (x) I): it is linear in the weights, |J(theta) - J(theta_0)| <= c r."""
+    problem = random_problem(1, 2)
+    around = Ball.around(problem.network)
+    assert around.change(0.7) == pytest.approx(0.7 * problem.network.scale, rel=1e-9)
+    assert around.lipschitz(0.7) == pytest.approx(problem.network.scale, rel=1e-9)
+
+
+@settings(max_examples=30)
+@given(st.integers(2, 5), st.integers(0, 10**6))
+def test_no_flow_leaves_the_ball(depth, seed):
+    problem = random_problem(seed, depth)
+    certificate = ball(problem.network, problem.loss)
+    if not certificate.rate:
+        return
+    flow = fs.simulate(problem, fs.Scipy("DOP853", 1e-11, 1e-14), t1=8 / certificate.rate, max_steps=20_000)
+    assert (flow.steps.excess <= certificate.bound(flow.step_time) * SLACK + 1e-12 * flow.excess[0]).all()
+    assert flow.weights_change <= certificate.radius * SLACK
+    assert min(flow.core_at(t).lambda_min_T for t in flow.checkpoints.times[::20]) >= certificate.alpha / SLACK
+
+
+@settings(max_examples=40)
+@given(st.integers(2, 5), st.integers(0, 10**6), st.floats(0.05, 1.0))
+def test_no_descent_with_a_certified_step_is_above_its_bound(depth, seed, share):
+    problem = random_problem(seed, depth)
+    greatest = greatest_step(problem.network, problem.loss)
+    if greatest is None:
+        return
+    eta = share * greatest
+    certificate = descent_ball(problem.network, problem.loss, eta)
+    assert certificate.applies
+    steps = int(min(max(8 / (certificate.rate * eta), 10), 3000))
+    descent = fs.simulate(problem, fs.GradientDescent(eta), t1=steps * eta, save_points=2)
+    assert descent.status == "completed"
+    bound = certificate.bound(descent.step_time) * SLACK + 1e-13 * descent.excess[0]
+    assert (descent.steps.excess <= bound).all()
+    assert descent.weights_change <= certificate.radius * SLACK
+
+
+def test_step_sizes_are_certified_up_to_the_greatest():
+    problem = fs.Problem(fs.SquaredLoss(np.ones((5, 1))), fs.fan_out((5, 300, 500, 1), seed=0))
+    greatest = greatest_step(problem.network, problem.loss)
+    top = float(np.linalg.eigvalsh(problem.network.dense_T())[-1])
+    assert 0.1 < greatest * top / 2 < 1
+    assert descent_ball(problem.network, problem.loss, 0.99 * greatest).applies
+    refused = descent_ball(problem.network, problem.loss, 1.01 * greatest)
+    assert not refused.applies
+    assert "not certified" in refused.reason
+
+
+def test_certificates_of_descent_are_its_own():
+    problem = fs.Problem(fs.SquaredLoss(np.ones((5, 1))), fs.fan_out((5, 300, 500, 1), seed=0))
+    found = fs.certify(problem, method=fs.GradientDescent(5e-6))
+    assert found.best.name == "descent-ball"
+    assert found["path"].rate is None
+    assert "gradient descent" in found["theorem-2"].reason
+    assert found.best.rate < fs.certify(problem).best.rate
+    assert fs.certify(problem, method=fs.Scipy()).best.name == "path"
+
+
+def test_where_nothing_is_certified():
+    labels = fs.ExponentialLoss(np.eye(3), np.ones((3, 3)))
+    network = fs.fan_out((3, 4, 3, 3), seed=0)
+    assert "squared loss" in descent_ball(network, labels, 1e-3).reason
+    assert greatest_step(network, labels) is None
+    assert ball(network, fs.SquaredLoss(50 * np.eye(3))).alpha == 0
+    narrow = fs.LinearNetwork(([[2.0], [0.0]], [[1.0, 0.0]]))
+    assert ball(narrow, fs.SquaredLoss(np.eye(2))).alpha == 0
