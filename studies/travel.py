@@ -84,7 +84,7 @@ def descent(draws: int) -> None:
             steps.append((greatest_step(network, problem.loss) or 0.0) * top / 2)
         low, middle, high = np.quantile(steps, (0.25, 0.5, 0.75))
         print(
-            f"descent at {ETA:g}, {dims}: rate certified / seen, median {np.median(shares):.3f}; greatest certified step"
+            f"descent at {ETA:g}, {dims}: certified / seen rate, {np.median(shares):.3f}; greatest certified step"
             f" / (2 / lambda_max(T)): {low:.3f} {middle:.3f} {high:.3f}",
             flush=True,
         )
