@@ -15,7 +15,8 @@ class Tail(Shown):
 
     What is certified is the model that was simulated, from the weights that it came to: the exact flow (or gradient
     descent) from there, in the compressed form where the width was compressed.
-    time: from when on; certificate: None where nothing is certified; lambda_min_T: at that time.
+    time: from when on; certificate: None where nothing is certified; lambda_min_T: at that time; radius: the distance
+    of the limit from the weights at that time, over all layers (Frobenius), at most; None where none is proved.
 
     >>> import numpy as np
     >>> import flowsim as fs
@@ -28,6 +29,7 @@ class Tail(Shown):
     time: float
     certificate: Certificate | None
     lambda_min_T: float
+    radius: float | None = None
 
     @property
     def rate(self) -> float | None:
@@ -40,11 +42,6 @@ class Tail(Shown):
         if self.certificate is None or not self.certificate.alpha or not self.lambda_min_T:
             return 0.0
         return self.certificate.alpha / self.lambda_min_T
-
-    @property
-    def radius(self) -> float | None:
-        """The distance of the limit from the weights at that time, over all layers (Frobenius), at most."""
-        return None if self.certificate is None else self.certificate.radius
 
     def words(self) -> str:
         """In one sentence."""

@@ -191,7 +191,7 @@ class Trajectory(Record, Value, Shown):
         return certify(subject, method=self.method, cheap=problem.network.size > CHEAP_FROM)
 
     def certify_tail(self, t: float | None = None) -> Tail:
-        """What is proved of all times after t, the end unless given, from the weights there.
+        """What is proved of all times after t, the end unless given, from the weights there: `Tail`.
 
         Raises InputError where the loss was not saved with a loaded run, or t lies outside the simulated interval.
 
@@ -207,7 +207,8 @@ class Trajectory(Record, Value, Shown):
         core = self.core_at(at)
         found = certify(Problem(self.problem.loss, core), method=self.method, cheap=core.size > CHEAP_FROM)
         best = found.best if found.best is not None and found.best.rate else None
-        return Tail(at, best, found.lambda_min_T)
+        radii = [entry.radius for entry in found if entry.radius is not None]
+        return Tail(at, best, found.lambda_min_T, min(radii, default=None))
 
     @property
     def nbytes(self) -> int:

@@ -28,7 +28,9 @@ def test_the_rest_of_a_run_obeys_its_tail(dims, method):
             floor = 1e-9 * bound[0] + 1e-13 * run.excess[0]
             assert (run.steps.excess[later] <= bound * (1 + 1e-6) + floor).all()
             here = run.checkpoints.states[np.searchsorted(run.checkpoints.times, tail.time)]
-            assert np.linalg.norm(end - here) <= tail.radius * (1 + 1e-6) + 1e-6
+            if tail.radius is not None:
+                assert np.linalg.norm(end - here) <= tail.radius * (1 + 1e-6) + 1e-6
+    assert found[-1].radius < 0.1
 
 
 def test_a_tail_speaks_where_nothing_was_certified_at_the_start():
@@ -36,7 +38,7 @@ def test_a_tail_speaks_where_nothing_was_certified_at_the_start():
     run = fs.simulate(problem, t1=100.0, stop_loss=1e-6)
     assert not run.certificates.best.rate
     assert run.certify_tail().share > 0.8
-    assert f"tail      {run.certify_tail().words()}"[5:] in run.summary() or "proved to converge" in run.summary()
+    assert run.certify_tail().words() in run.summary()
 
 
 def test_the_command(tmp_path, capsys):
