@@ -85,3 +85,14 @@ def test_the_gallery_names_every_study_and_every_picture():
         assert f"`python studies/{study.name}" in page, study.name
     for picture in STUDIES.glob("*.png"):
         assert f"({picture.name})" in page, picture.name
+
+
+def test_travel(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("travel.py", monkeypatch)
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "200 random networks" in printed
+    assert ", 0 violations" in printed
+    assert ": 0 above their bounds" in printed
+    assert "limits outside the radius: 0" in printed

@@ -83,26 +83,23 @@ class Ball:
         """L."""
         return len(self.norms) - 2
 
-    def within(self, r: float) -> np.ndarray:
-        """Q(i, j): N(i, j) at every point of the ball of radius r."""
-        depth, Q = self.depth, self.norms.copy()
+    def within(self, r: np.ndarray | float) -> np.ndarray:
+        """Q(i, j), N(i, j) at every point of the ball of radius r: (L + 2, L + 2, ...) for radii (...)."""
+        depth, radii = self.depth, np.asarray(r, float)
+        N = self.norms.reshape(*self.norms.shape, *([1] * radii.ndim))
+        Q = N * np.ones(radii.shape)
         for length in range(1, depth + 1):
             for i in range(depth - length + 1):
                 j = i + length
-                Q[i, j] += sum(self._at(self.norms, i, k) * r * self._at(Q, k + 1, j) for k in range(i, j))
+                Q[i, j] += radii * sum(N[i, k] * Q[k + 1, j] for k in range(i, j))
         return Q
-
-    @staticmethod
-    def _at(norms: np.ndarray, i: int, j: int) -> float:
-        return float(norms[i, j]) if j > i else 1.0
 
     def first_order(self, norms: np.ndarray) -> np.ndarray:
         """C, from norms N or Q."""
-        depth, at = self.depth, self._at
-        C = np.zeros((depth, depth))
-        for i in range(depth):
-            for j in range(i + 1, depth):
-                C[i, j] = C[j, i] = at(norms, 0, i) * at(norms, i + 1, j) * at(norms, j + 1, depth)
+        C = np.zeros((self.depth, self.depth))
+        for i in range(self.depth):
+            for j in range(i + 1, self.depth):
+                C[i, j] = C[j, i] = norms[0, i] * norms[i + 1, j] * norms[j + 1, self.depth]
         return C
 
     @cached_property
@@ -110,20 +107,19 @@ class Ball:
         """C at the weights."""
         return self.first_order(self.norms)
 
-    def change(self, r: float) -> float:
-        """Lambda(r)."""
-        depth, at, Q = self.depth, self._at, self.within(r)
-        ends = [at(Q, 0, k) * at(Q, k + 1, depth) for k in range(depth)]
-        whole = np.array(ends) - [at(self.norms, 0, k) * at(self.norms, k + 1, depth) for k in range(depth)]
-        rest = np.maximum(whole - r * self.matrix.sum(axis=1), 0.0)
-        first = float(np.linalg.norm(self.matrix, 2)) * r
-        return self.scale * (first + float(np.linalg.norm(rest))) * (1 + 64 * EPS)
+    def change(self, r: np.ndarray | float) -> np.ndarray:
+        """Lambda(r), of radii (...) alike."""
+        Q, N, depth = self.within(r), self.norms, self.depth
+        whole = np.array([Q[0, k] * Q[k + 1, depth] - N[0, k] * N[k + 1, depth] for k in range(depth)])
+        rest = np.maximum(whole - np.multiply.outer(self.matrix.sum(axis=1), r), 0.0)
+        first = float(np.linalg.norm(self.matrix, 2)) * np.asarray(r)
+        return np.asarray(self.scale * (first + np.linalg.norm(rest, axis=0)) * (1 + 64 * EPS))
 
     def lipschitz(self, r: float) -> float:
-        """A Lipschitz constant of J within r."""
+        """A Lipschitz constant of J within r: of every block, and so of all."""
         return self.scale * float(np.linalg.norm(self.first_order(self.within(r)), 2))
 
-    def sigma(self, r: float) -> float:
+    def sigma(self, r: np.ndarray | float) -> np.ndarray:
         """A lower bound of sigma_min(J) within r."""
         return self.least - self.change(r)
 
@@ -141,7 +137,7 @@ class Ball:
     @cached_property
     def sigmas(self) -> np.ndarray:
         """sigma at the radii."""
-        return np.array([self.sigma(r) for r in self.radii])
+        return self.sigma(self.radii)
 
     @cached_property
     def integrals(self) -> np.ndarray:
@@ -209,7 +205,7 @@ def _within(around: Ball, e: float, step_size: float) -> tuple[float, float] | N
     for place, (r, sigma) in enumerate(zip(around.radii, around.sigmas, strict=True)):
         if around.integrals[place] < e:  # kappa is at most 1
             continue
-        norm = around.greatest + around.change(float(r))
+        norm = around.greatest + float(around.change(float(r)))
         step = step_size * norm * e
         kappa = 1 - 0.5 * step_size * (norm**2 + around.lipschitz(float(r) + step) * e)
         if kappa <= 0 or sigma <= 0:
