@@ -48,6 +48,7 @@ def summary(trajectory: Trajectory, certificates: Certificates) -> Rows:
         ("(L − f*) at the end / at t = 0", words.ratio(trajectory)),
         ("mean rate seen", words.mean_rate(trajectory)),
         ("best certified rate", words.certified(certificates.best, unknown)),
+        *([] if (tail := words.tail(trajectory)) is None else [("the rest of it", tail)]),
         ("greatest relative drift of Dₗ", number(float(trajectory.imbalance_drift.max()))),
         ("steps", number(trajectory.stats.get("steps"))),
         ("seconds", number(trajectory.stats.get("seconds"))),

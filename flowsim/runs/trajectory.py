@@ -14,7 +14,7 @@ from flowsim.display import Shown, Table
 from flowsim.errors import InputError
 from flowsim.losses import UnknownLoss, minimum_of
 from flowsim.methods.citations import citation
-from flowsim.network import DENSE_LIMIT, LinearNetwork, unflatten
+from flowsim.network import LinearNetwork, unflatten
 from flowsim.problem import Problem
 from flowsim.rates import Certificates, certify
 from flowsim.runs import derived, words
@@ -225,7 +225,7 @@ class Trajectory(Record, Value, Shown):
         certified, end = words.certified(self.certificates.best, unknown), words.number(float(self.time[-1]))
         first, known = words.number(float(self.loss[0])), minimum_of(self.problem.loss) is not None
         fallen = f" (L - f* to {words.ratio(self)} of its start)" if known else f" ({words.ratio(self)})"
-        flow = " of the flow" if self.method.kind.discrete else ""
+        flow, tail = " of the flow" if self.method.kind.discrete else "", words.tail(self)
         return Table(
             [
                 ("status", f"{self.status}: {self.message}"),
@@ -239,7 +239,7 @@ class Trajectory(Record, Value, Shown):
                 ),
                 ("loss", f"{first} to {words.final_loss(self, unknown)} at t = {end}{fallen}"),
                 ("rate", f"seen {words.mean_rate(self)}; certified {certified}"),
-                *self._tail(),
+                *([] if tail is None else [("tail", tail)]),
                 (
                     "drift",
                     f"imbalance {words.number(float(self.imbalance_drift.max()))}, energy{flow}"
@@ -247,13 +247,6 @@ class Trajectory(Record, Value, Shown):
                 ),
             ]
         )
-
-    def _tail(self) -> list[tuple[str, str]]:
-        """What is proved of the rest, where a run ended well and it is known in a moment."""
-        small = self.problem.network.dims[0] * self.problem.network.dims[-1] <= DENSE_LIMIT
-        if self.exit_code or not small or isinstance(self.problem.loss, UnknownLoss):
-            return []
-        return [("tail", self.certify_tail().words())]
 
     def _compression(self) -> str:
         compressed = self.reduction.network

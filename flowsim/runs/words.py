@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from flowsim.losses import minimum_of
+from flowsim.losses import UnknownLoss, minimum_of
+from flowsim.network import DENSE_LIMIT
 from flowsim.rates import Certificate
 
 if TYPE_CHECKING:
@@ -70,3 +71,12 @@ def compression_error(run: Trajectory) -> str:
     if estimate == 0 or change == 0:
         return number(estimate)
     return f"{estimate:.2g}, relative to the weights' change {estimate / change:.2g}"
+
+
+def tail(run: Trajectory) -> str | None:
+    """What is proved of the rest of a run that ended well, where that is known in a moment."""
+    dims = run.problem.network.dims
+    if run.exit_code or dims[0] * dims[-1] > DENSE_LIMIT or isinstance(run.problem.loss, UnknownLoss):
+        return None
+    compressed = run.reduction.network
+    return run.certify_tail().words() + ("" if compressed is None or compressed.exact else " (as compressed)")
