@@ -49,7 +49,7 @@ def plot(trajectory: Trajectory, ax: Axes | None = None, certificate: Bounds = N
     >>> flow = fs.simulate(problem, t1=0.5)
     >>> ax = fs.plot(flow, Figure().subplots(), fs.certify(problem).best)
     >>> [line.get_label() for line in ax.lines]
-    ['simulated', 'bound of theorem-1-A2']
+    ['simulated', 'bound of path']
     """
     return _draw(loss_chart(as_trajectory(trajectory), bounds_of(certificate)), ax, **style)
 

@@ -160,7 +160,7 @@ def test_certify_two_layers_of_unequal_ends(capsys, tmp_path):
     path = tmp_path / "w.npz"
     files.save_weights(path, network, network.product + 0.01)
     best, found = certified(capsys, path)
-    assert best["name"] == "theorem-1-A2"
+    assert best["name"] in ("ball", "path")
     assert found["lemma-3"] == {**found["lemma-3"], "applies": True, "scope": "instant", "rate": None}
     assert found["theorem-1-A1"]["rate"] == pytest.approx(2 * found["theorem-1-A1"]["alpha"])
     assert found["theorem-3-homogeneous"]["reason"].startswith("it holds for n = m only")

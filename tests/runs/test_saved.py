@@ -14,7 +14,9 @@ GENERATE = runpy.run_path(str(SAVED / "generate.py"))
 
 
 def same(found, told, name):
-    if isinstance(told, dict):
+    if name.endswith(".certified") and told is not None:
+        assert found >= told * (1 - 1e-12), name  # later versions prove more
+    elif isinstance(told, dict):
         for key, value in told.items():
             same(found[key], value, f"{name}.{key}")
     elif isinstance(told, list):
