@@ -42,6 +42,11 @@ def count_steps(step_size: float, span: float) -> int:
     return steps
 
 
+def segment_length(size: int) -> int:
+    """How many steps of a state of that size a segment holds."""
+    return max(1, min(LONGEST_SEGMENT, SEGMENT_BYTES // (8 * size)))
+
+
 class Descent:
     """Gradient descent from (t, state), t a whole number of steps; after k steps in all the time is k step_size."""
 
@@ -49,7 +54,7 @@ class Descent:
         self.problem, self.step_size = problem, method.step_size
         self.first, self.done, self.steps = round(t / method.step_size), 0, count_steps(method.step_size, t1 - t)
         self.weights: Sequence[Array] = unflatten(np.array(state), problem.network.dims)
-        self.longest = max(1, min(LONGEST_SEGMENT, SEGMENT_BYTES // (8 * state.size)))
+        self.longest = segment_length(state.size)
         self.counts = Counts(rhs_evaluations=0, rejected_steps=0)
         _, self.gradients = problem.gradients(list(self.weights))
 

@@ -14,10 +14,11 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from flowsim.compression.control import CompressedModel, Model
+from flowsim.compression.control import WATCHED, CompressedModel, Model
 from flowsim.losses import StackedLoss
 from flowsim.losses import excess as excess_of
 from flowsim.methods import Diffrax, GradientDescent, Method
+from flowsim.methods.descent_steps import segment_length
 from flowsim.methods.diffrax_steps import compiled, controller_of, solver_of
 from flowsim.methods.jax_support import Tree, as_argument, float64
 from flowsim.methods.steps import Segment
@@ -34,8 +35,6 @@ LOCATED = 1e-12
 EVALUATED_AT_ONCE = 256
 PATH_BYTES = 2**29
 """The states after all steps of a batch take at most about this much memory; so do the losses of its descent."""
-NODES = 32
-"""Gradient descent records its states on so many intervals besides the saved ones, for its compression error."""
 DESCENT_AT_ONCE = 64
 TINY = np.finfo(float).tiny
 SAVED = 1 + 1e-14
@@ -48,15 +47,19 @@ class Paths:
 
     time, dissipated (B, K): 0 and the ends of the steps, the integral of ||grad L||_F^2 up to then; a member's own are
     the first steps (B) + 1, the others repeat its last; excess (B, K): L - f* there, None where the states tell it;
-    nodes (J): the steps after which the states are kept; state (B, J, size); saved (B, S, size): those at the times
-    asked for, NaN beyond a member's end; end (B), final (B, size): where a member ends, its state there; partial (B):
-    the integral of ||grad L||_F^2 of the last step up to there; healthy (B): no step was refused for good; below (B):
+    segments, watched: where segments of steps begin, after which steps the error of the compression is taken; nodes
+    (J): the steps after which the states are kept, watched ones among them; state (B, J, size); saved (B, S, size):
+    those at the times asked for, NaN beyond a member's end; end (B), final (B, size): where a member ends, its state
+    there; partial (B): the integral of ||grad L||_F^2 of the last step up to there; healthy (B): no step was refused
+    for good; below (B):
     whether the level of the loss was reached, at `end`.
     """
 
     time: np.ndarray
     dissipated: np.ndarray
     excess: np.ndarray | None
+    segments: np.ndarray
+    watched: np.ndarray
     nodes: np.ndarray
     state: np.ndarray
     saved: np.ndarray
@@ -107,11 +110,13 @@ def _record(problem: Problem, model: Model, method: Method, times: np.ndarray, p
         return None
     dissipated = np.append(paths.dissipated[k, :count], paths.dissipated[k, max(count - 1, 0)] + paths.partial[k])
     at = np.append(when[kept], end)
-    segment = Segment(
-        when, np.zeros(0), np.diff(dissipated), lambda t: walked[np.searchsorted(at, t)], method.kind.discrete
-    )
-    if count and model.watch(segment, count, end) is not None:
-        return None
+    for first, last in pairwise(np.append(paths.segments[paths.segments < count], count)):
+        inner = paths.watched[(paths.watched >= first) & (paths.watched < last)]
+        nodes = np.append(when[inner], when[last])
+        none = np.zeros(0)
+        segment = Segment(nodes, none, none, lambda t: walked[np.searchsorted(at, t)], method.kind.discrete)
+        if model.watch(segment, len(inner), float(nodes[-1])) is not None:
+            return None
     inside = times <= end * SAVED
     saved, states = times[inside], paths.saved[k, inside]
     if saved[-1] < end:
@@ -202,7 +207,7 @@ def descent(
     most_steps: int,
 ) -> Paths:
     """Gradient descent from states (B, size) to times[-1], or to the first step with L - f* <= levels (B), as one loop
-    over the stack. times: whole steps, 0 first; the states are kept at these and on NODES intervals.
+    over the stack. times: whole steps, 0 first; states are kept at these and where simulate watches its compression.
 
     More steps than whose losses fit into PATH_BYTES make no member healthy.
     """
@@ -212,7 +217,10 @@ def descent(
     eta, B = method.step_size, len(states)
     wanted = np.round(times / eta).astype(int)
     count = min(int(wanted[-1]), most_steps, PATH_BYTES // (16 * B))
-    nodes = np.union1d(wanted[wanted <= count], np.linspace(0, count, NODES + 1).astype(int))
+    segments = np.arange(0, count, segment_length(states.shape[1]))
+    pieces = [np.linspace(a, b, WATCHED + 1).astype(int) for a, b in pairwise((*segments, count))]
+    watched = np.unique(np.concatenate(pieces))
+    nodes = np.union1d(wanted[wanted <= count], watched)
     with float64():
         stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *map(as_argument, losses))
         arguments = stacked, jnp.asarray(scales, float)
@@ -241,9 +249,8 @@ def descent(
     partial = dissipated[rows, steps] - dissipated[rows, before]
     healthy = np.isfinite(final) & (below | (count == wanted[-1]))
     time = eta * np.minimum(np.arange(count + 1), steps[:, None])
-    return Paths(
-        time, dissipated, losses_of, nodes, state, saved, eta * steps, path[-1], partial, steps, healthy, below
-    )
+    kept = segments, watched, nodes, state, saved
+    return Paths(time, dissipated, losses_of, *kept, eta * steps, path[-1], partial, steps, healthy, below)
 
 
 @cache
@@ -320,7 +327,8 @@ def _finished(
     saved[member, point] = states(member, np.minimum(times[point], clock[member, -1]))
     healthy = healthy & ((end >= t1) | below)
     nodes = np.arange(clock.shape[1])
-    return Paths(clock, energy, None, nodes, path, saved, end, final, partial, steps, healthy, below)
+    kept = np.zeros(1, int), nodes, nodes, path, saved
+    return Paths(clock, energy, None, *kept, end, final, partial, steps, healthy, below)
 
 
 def _padded(values: np.ndarray, count: int) -> np.ndarray:
