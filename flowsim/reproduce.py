@@ -18,7 +18,7 @@ from flowsim.methods import GradientDescent, Scipy
 from flowsim.network import LinearNetwork
 from flowsim.plots import COLOURS, STYLE
 from flowsim.problem import Problem
-from flowsim.rates import Certificate, descent_ball, path, theorem_2
+from flowsim.rates import Certificate, descent_path, path, theorem_2
 from flowsim.rates.theorem_2 import delta_star
 from flowsim.runs.simulation import simulate
 from flowsim.runs.trajectory import Trajectory
@@ -136,7 +136,7 @@ def _curve(panel: Panel, index: int, setup: Setup, seed: int) -> tuple[Curve, Js
     network = fan_out(dims, seed=seed)
     problem = Problem(SquaredLoss(np.full((panel.n, 1), panel.height)), network)
     certificate, travelled = theorem_2(network, problem.loss), path(network, problem.loss)
-    own = descent_ball(network, problem.loss, setup.step_size)
+    own = descent_path(network, problem.loss, setup.step_size)
     assert certificate.rate is not None
     assert certificate.alpha is not None
     eta = setup.step_size

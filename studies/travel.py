@@ -2,10 +2,12 @@
 
 Tightness: alpha over the least lambda_min(T) along the flow, medians of 20 draws, of `path` and of Theorem 2, and the
 seconds that a certificate takes. Descent: at step size 5e-6, rate certified over rate seen; the greatest certified step
-over 2 / lambda_max(T). Tails: at t = 3 / lambda_min(T(0)), whatever was certified at the start. Violations: random
-networks of depth 2 to 6, n and m from 1 to 6, widths from 1 to 60 with ties and bottlenecks, squared, least-squares and
-masked losses: lambda_min(T) along the flow of some, and at random points within the certified radius of the others,
-against alpha; and the loss along random runs of descent of certified step sizes against its bound.
+over 2 / lambda_max(T). Tails: at t = 3 / lambda_min(T(0)), whatever was certified at the start. Time: until the excess
+has fallen by 1e-8, certified over true, by the best constant rate and by the curve of `combined`. Violations: random
+networks of depth 2 to 6, n and m from 1 to 6, widths from 1 to 60 with ties and bottlenecks, squared, least-squares,
+masked and exponential losses: every certificate against lambda_min(T) along the flow of some; of the others, at random
+points of the ball that `ball` certifies, and at the weights; the loss along random runs of descent of certified step
+sizes against its bound; and a climb uphill towards the greatest alpha over the least lambda_min(T).
 
     python studies/travel.py [--networks 100000]
 """
@@ -19,7 +21,7 @@ from itertools import pairwise
 import numpy as np
 
 import flowsim as fs
-from flowsim.rates import descent_ball, greatest_step, path, theorem_2
+from flowsim.rates import descent_path, greatest_step, path, theorem_2
 
 CASES = (
     ((1, 300, 500, 1), "fan_out"),
@@ -78,7 +80,7 @@ def descent(draws: int) -> None:
             network = fs.fan_out(dims, seed=seed)
             problem = fs.Problem(fs.SquaredLoss(np.full((dims[0], dims[-1]), height)), network)
             run = fs.simulate(problem, fs.GradientDescent(ETA), t1=0.5, stop_loss=1e-10, save_points=2)
-            certificate = descent_ball(network, problem.loss, ETA)
+            certificate = descent_path(network, problem.loss, ETA)
             shares.append((certificate.rate or 0.0) / (run.rate_seen or np.nan))
             top = float(np.linalg.eigvalsh(network.dense_T())[-1])
             steps.append((greatest_step(network, problem.loss) or 0.0) * top / 2)
@@ -86,6 +88,30 @@ def descent(draws: int) -> None:
         print(
             f"descent at {ETA:g}, {dims}: certified / seen rate, {np.median(shares):.3f}; greatest certified step"
             f" / (2 / lambda_max(T)): {low:.3f} {middle:.3f} {high:.3f}",
+            flush=True,
+        )
+
+
+def times(draws: int) -> None:
+    for dims in ((3, 10, 3), (3, 10, 10, 3), (3, 10, 10, 10, 3)):
+        found = []
+        for seed in range(draws):
+            rng = np.random.default_rng(seed)
+            network = fs.initialize("xavier", dims, seed=rng)
+            target = network.product + 0.5 * rng.standard_normal((3, 3))
+            problem = fs.Problem(fs.SquaredLoss(target), network)
+            certificates = fs.certify(problem)
+            curve, best = certificates["combined"], certificates.best
+            if not curve.rate:
+                found.append((np.inf, np.inf))
+                continue
+            true = float(fs.simulate(problem, t1=1e6, stop_loss=1e-8 * problem.initial_excess).time[-1])
+            x, t = np.interp(np.log(1e8), curve.knots[1], curve.knots[0]), np.log(1e8) / best.rate
+            found.append((t / true, x / true))
+        constant, falling = np.median(found, axis=0)
+        print(
+            f"time to 1e-8 of the excess, {dims}, certified over true: {constant:.2f} by the best constant rate,"
+            f" {falling:.2f} by the curve of `combined`",
             flush=True,
         )
 
@@ -100,36 +126,102 @@ def random_problem(rng: np.random.Generator, size: float) -> tuple[str, fs.Probl
     weights = tuple(rng.standard_normal(pair) / pair[int(rng.integers(2))] ** 0.5 for pair in pairwise(dims))
     network = fs.LinearNetwork(weights, scale=float(10 ** rng.uniform(-0.5, 0.5)))
     near = network.product + size * rng.standard_normal((n, m))
-    kind = str(rng.choice(["squared", "least squares", "masked"]))
+    kind = str(rng.choice(["squared", "least squares", "masked", "exponential"]))
     if kind == "least squares":
         X = rng.standard_normal((n + int(rng.integers(4)), n))
         return kind, fs.Problem(fs.LeastSquares(X, X @ near), network)
     if kind == "masked":
         return kind, fs.Problem(fs.MaskedSquaredLoss(near, rng.uniform(0.3, 2, (n, m))), network)
+    if kind == "exponential":
+        dims = (*dims[:-1], 1)
+        network = fs.LinearNetwork((*weights[:-1], weights[-1][:, :1]), scale=network.scale)
+        return kind, fs.Problem(fs.ExponentialLoss(*separable(rng, n)), network)
     return kind, fs.Problem(fs.SquaredLoss(near), network)
 
 
+def separable(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points and labels that a line through 0 separates."""
+    X, direction = rng.standard_normal((8, n)), rng.standard_normal(n)
+    return X, np.where(X @ direction >= 0, 1.0, -1.0)
+
+
+def moved(rng: np.random.Generator, network: fs.LinearNetwork, radius: float) -> fs.LinearNetwork:
+    """The weights at a random place at most so far away: anywhere, or where each layer is changed by one rank."""
+    steps = [rng.standard_normal(W.shape) for W in network.weights]
+    if rng.random() < 0.5:
+        steps = [np.outer(step[:, 0], step[0]) for step in steps]
+    length = radius * rng.random() ** 0.2 / np.sqrt(sum(float((step**2).sum()) for step in steps))
+    weights = tuple(W + length * step for W, step in zip(network.weights, steps, strict=True))
+    return fs.LinearNetwork(weights, scale=network.scale)
+
+
+def along(problem: fs.Problem, t1: float) -> tuple[float, fs.Trajectory]:
+    """The least lambda_min(T) at the saved times, and the flow."""
+    run = fs.simulate(problem, t1=t1, save_points=9, max_steps=5000)
+    return min(run.core_at(t).lambda_min_T for t in run.checkpoints.times), run
+
+
 def violations(networks: int, seed: int = 0) -> int:
-    rng, certified, false, tight = np.random.default_rng(seed), Counter(), 0, []
+    rng, certified, false, tight = np.random.default_rng(seed), Counter(), Counter(), []
+    names, followed, points = Counter(), 0, 0
     for index in range(networks):
         kind, problem = random_problem(rng, float(10 ** rng.uniform(-3, 0.5)))
         network = problem.network
-        certificate = path(network, problem.loss)
-        if not certificate.rate:
+        entries = [c for c in fs.certify(problem) if c.scope == "trajectory" and c.applies and c.rate]
+        if not entries:
             continue
+        best = max(entries, key=lambda c: c.rate or 0.0)
         certified[kind, network.depth] += 1
+        names.update(c.name for c in entries)
         least = network.lambda_min_T
         if index % MEASURED_ALONG_FLOWS == 0:
-            run = fs.simulate(problem, t1=6 / certificate.rate, save_points=9, max_steps=5000)
-            least = min(run.core_at(t).lambda_min_T for t in run.checkpoints.times)
-            false += bool((run.steps.excess > certificate.bound(run.step_time) * (1 + 1e-5) + 1e-12).any())
-        false += certificate.alpha > least * SLACK
-        tight.append(certificate.alpha / least)
-    total = sum(certified.values())
+            along_flow, run = along(problem, 6 / max(best.rate, 1e-3))
+            least, followed = min(least, along_flow), followed + 1
+            for c in entries:
+                above = run.steps.excess > c.bound(run.step_time) * (1 + 1e-5) + 1e-12
+                false[c.name, "loss"] += bool(above.any())
+        elif (ball := next((c for c in entries if c.name == "ball"), None)) is not None:
+            points += 1
+            there = moved(rng, network, ball.radius).lambda_min_T
+            false["ball", "point"] += ball.alpha > there * SLACK
+        for c in entries:
+            false[c.name, "alpha"] += c.alpha > least * SLACK
+        tight.append(best.alpha / least)
+    total, wrong = sum(certified.values()), sum(false.values())
     quantiles = np.quantile(tight, (0.05, 0.25, 0.5, 0.75, 0.95)).round(3) if tight else "none"
-    print(f"{networks} random networks: {total} certified, {false} violations; tightness 5 25 50 75 95 %: {quantiles}")
+    print(f"{networks} random networks, seed {seed}: {total} certified, {followed} along their flow, {points} at a")
+    print(f"random point of the ball: {wrong} violations; tightness 5 25 50 75 95 %: {quantiles}")
     print("certified by loss and depth: " + ", ".join(f"{k} {d}: {v}" for (k, d), v in sorted(certified.items())))
-    return false
+    print("certified by theorem: " + ", ".join(f"{name}: {count}" for name, count in names.most_common()))
+    if wrong:
+        print("violated: " + ", ".join(f"{' '.join(key)}: {count}" for key, count in false.items() if count))
+    return wrong
+
+
+def climb(trials: int, seed: int = 3) -> int:
+    """Random changes of weights and target, kept where alpha over the least lambda_min(T) along the flow grows."""
+    rng, above = np.random.default_rng(seed), 0
+    for name in ("path", "ball", "combined"):
+        greatest = []
+        for dims in ((1, 1, 1), (2, 3, 2), (1, 2, 2, 1), (2, 4, 3, 2), (1, 2, 1, 2, 1)):
+            shapes, share, spread = list(pairwise(dims)), 0.0, 0.3
+            state = [rng.standard_normal(shape) for shape in (*shapes, (dims[0], dims[-1]))]
+            for _ in range(trials):
+                tried = [W + spread * rng.standard_normal(W.shape) for W in state]
+                network = fs.LinearNetwork(tuple(tried[:-1]))
+                problem = fs.Problem(fs.SquaredLoss(network.product + 0.3 * tried[-1]), network)
+                alpha = fs.certify(problem)[name].alpha or 0.0
+                if alpha <= 1e-9:
+                    continue
+                least = min(along(problem, 4 / alpha)[0], network.lambda_min_T)
+                if alpha / least > share:
+                    state, share, spread = tried, alpha / least, min(spread * 1.5, 1.0)
+                else:
+                    spread *= 0.93
+            greatest.append(share)
+        above += max(greatest) > SLACK
+        print(f"uphill, {name}: greatest alpha / least lambda_min(T) {max(greatest):.12f}", flush=True)
+    return above
 
 
 def descents(runs: int, seed: int = 1) -> int:
@@ -142,7 +234,7 @@ def descents(runs: int, seed: int = 1) -> int:
         if greatest is None:
             continue
         eta = float(rng.uniform(0.05, 1)) * greatest
-        certificate = descent_ball(problem.network, problem.loss, eta)
+        certificate = fs.certify(problem, method=fs.GradientDescent(eta)).best
         steps = int(min(5 / (certificate.rate * eta), 500)) + 5
         run = fs.simulate(problem, fs.GradientDescent(eta), t1=steps * eta, save_points=2)
         above += bool((run.steps.excess > certificate.bound(run.step_time) * SLACK + 1e-13 * run.excess[0]).any())
@@ -178,13 +270,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="few of each, seconds")
     parser.add_argument("--networks", type=int, default=100_000, help="random networks")
+    parser.add_argument("--only-networks", action="store_true", help="the random networks alone")
     parser.add_argument("--seed", type=int, default=0, help="of the random networks")
     options = parser.parse_args()
     small = options.small
+    if options.only_networks:
+        sys.exit(1 if violations(options.networks, options.seed) else 0)
     tightness(2 if small else 20)
     descent(2 if small else 20)
     tails(8 if small else 200)
+    times(2 if small else 20)
     wrong = descents(20 if small else 500)
+    wrong += climb(10 if small else 150)
     wrong += violations(200 if small else options.networks, options.seed)
     sys.exit(1 if wrong else 0)
 

@@ -93,6 +93,7 @@ def test_travel(monkeypatch, capsys):
     assert ended.value.code == 0
     printed = capsys.readouterr().out
     assert "200 random networks" in printed
-    assert ", 0 violations" in printed
+    assert ": 0 violations" in printed
+    assert printed.count("uphill") == 3
     assert ": 0 above their bounds" in printed
     assert "limits outside the radius: 0" in printed

@@ -13,8 +13,10 @@ from flowsim.losses import Loss
 from flowsim.methods import Method
 from flowsim.network import LinearNetwork, Network
 from flowsim.problem import Problem
-from flowsim.rates.ball import ball, descent_ball, greatest_step
+from flowsim.rates.ball import ball
 from flowsim.rates.certificate import OVERFLOW, Certificate, Certificates, refused
+from flowsim.rates.combined import combined
+from flowsim.rates.descent import DESCENTS, descent_ball, descent_path, greatest_step
 from flowsim.rates.earlier import min_2021, yun_2020
 from flowsim.rates.homogeneous import arora_2018, corollary_2, homogeneous_sharp, theorem_3_homogeneous
 from flowsim.rates.imbalance import TOLERANCE
@@ -37,7 +39,7 @@ def _whatever_the_tolerance(
 
 
 PLAIN = (lemma_3, theorem_1_A1, theorem_1_A2, theorem_2, theorem_2_product, homogeneous_sharp, ball, path)
-STRUCTURED = (theorem_3_unimodal, theorem_3_homogeneous, corollary_2, theorem_4, arora_2018, yun_2020)
+STRUCTURED = (combined, theorem_3_unimodal, theorem_3_homogeneous, corollary_2, theorem_4, arora_2018, yun_2020)
 
 
 def _named(theorem: Callable[..., Certificate]) -> str:
@@ -61,6 +63,7 @@ __all__ = [
     "Certificates",
     "certify",
     "descent_ball",
+    "descent_path",
     "greatest_step",
     *(theorem.__name__ for theorem in (*PLAIN, *STRUCTURED, min_2021)),
 ]
@@ -76,7 +79,7 @@ def certify(
     """All theorems on a problem, or on a network alone (then there are bounds alpha, but no rates).
 
     subject: a Problem, or a network, full or compressed. method: what it is trained with; of GradientDescent only
-    `descent-ball` has a rate, and of every other theorem it is said that it is one on the flow.
+    `descent-ball` and `descent-path` have one, and of every other theorem it is said that it is one on the flow.
 
     No alpha exceeds lambda_min(T) by rounding: eigenvalues count as smaller or larger by what they are uncertain by.
     tolerance: an eigenvalue of D_l within tolerance max(||W_l||_F^2, ||W_{l+1}||_F^2) of 0 counts as 0 where a theorem
@@ -109,8 +112,8 @@ def certify(
     with np.errstate(over="ignore", invalid="ignore", under="ignore"), threads_for(max(network.dims)):
         entries = [theorem(network, loss, tolerance) for theorem in THEOREMS.values()]
         if method is not None and method.kind.discrete:
-            own = descent_ball(network, loss, method.settings.step_size)
-            entries = [own, *(_of_the_flow(entry) for entry in entries)]
+            own = [theorem(network, loss, method.settings.step_size) for theorem in DESCENTS]
+            entries = [*own, *(_of_the_flow(entry) for entry in entries)]
         return Certificates(network.dims, network.lambda_min_T, tuple(entries))
 
 

@@ -1,4 +1,4 @@
-"""Rates from how far the weights can move at all: a ball that neither the flow nor gradient descent leaves.
+"""Rates from how far the weights can move at all: a ball that the flow does not leave (nor descent: descent.py).
 
 Ours. J(theta) is the derivative of theta = (W_1, ..., W_L) -> W = c W_1 ... W_L, T = J J^T, E = grad f(W). With norms
 of contiguous products, N(i, j) >= |W_i ... W_j|, a change of layer k by at most delta_k in norm, sum delta_k^2 <= r^2,
@@ -12,30 +12,24 @@ of radius r, and sigma_min(J) >= sigma(r) = sigma_min(J(theta_0)) - Lambda(r).
 
 The flow. ||theta'|| = ||J^T E||, e = 2 sqrt((f - f*) / gamma) as in path.py: ||theta'|| dt <= -de / sigma_min(J). If
 int_0^R sigma dr = e(0) has a solution R, the weights stay within R of the start, and lambda_min(T(t)) >= sigma(R)^2.
-
-Gradient descent with step size eta, squared loss, E = W - Y. Within R let beta >= |T|, let H be a Lipschitz constant of
-J up to a step further, and kappa = 1 - eta beta / 2 - eta H ||E_0|| / 2. With q = ||J^T E||:
-||E - eta T E||^2 <= ||E||^2 - eta q^2 (2 - eta beta), and what is of second order in the step eta q is at most
-H eta^2 q^2 / 2, so ||E_{k+1}|| <= ||E_k|| - eta kappa q^2 / ||E_k||. Hence each step is at most
-(||E_k|| - ||E_{k+1}||) / (kappa sigma) long, and, sigma being non-increasing, int_0^R sigma dr >= ||E_0|| / kappa keeps
-all iterates within R: ||E_{k+1}|| <= (1 - eta kappa sigma(R)^2) ||E_k|| for all k.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import log1p, sqrt
+from math import sqrt
 
 import numpy as np
 
 from flowsim.compression import CompressedNetwork
-from flowsim.losses import Loss, SquaredLoss, constants_of, excess, minimum_of
+from flowsim.losses import Loss
 from flowsim.network import LinearNetwork, Network
 from flowsim.rates.certificate import Certificate, along_trajectory, refused
 from flowsim.rates.layer_norms import layer_norms
+from flowsim.rates.path import NEEDS, Start
 
-NAME, DESCENT = "ball", "descent-ball"
+NAME = "ball"
 POINTS = 400
 """Radii at which sigma is taken, up to where it is 0; it does not increase: sums of right ends are below integrals."""
 EPS = float(np.finfo(float).eps)
@@ -148,68 +142,16 @@ class Ball:
 def ball(network: Network, loss: Loss | None = None) -> Certificate:
     """lambda_min(T(t)) >= alpha = sigma(R)^2 along the whole flow, any depth: the ball that it cannot leave.
 
-    Ours, not in [MVM23]; proof at the head of this module. It needs A1 (f - f* known). `path` mostly says more of the
-    flow; the ball also holds for gradient descent.
+    Ours, not in [MVM23]; proof at the head of this module. It needs A1 (f - f* known). `path` mostly says more.
     """
-    constants = None if loss is None else constants_of(loss)
-    known = constants is not None and constants.dominance == "quadratic" and constants.gamma
-    if loss is None or constants is None or not known or minimum_of(loss) is None:
-        return refused(NAME, "it needs a loss with assumption A1 and a known least value")
+    start = Start.of(network, loss)
+    if start is None or loss is None:
+        return refused(NAME, NEEDS)
     around = Ball.around(network)
     if around is None:
         return along_trajectory(NAME, network, loss, 0.0, "lambda_min(T) may be 0, or layers are not at hand")
-    e = 2 * sqrt(max(float(excess(loss, network.product)), 0.0) / float(constants.gamma or 1.0)) * (1 + 8 * EPS)
-    place = int(np.searchsorted(around.integrals, e))
+    place = int(np.searchsorted(around.integrals, start.e))
     if place == len(around.radii):
         return along_trajectory(NAME, network, loss, 0.0, "the loss can move the weights too far")
     found = along_trajectory(NAME, network, loss, max(float(around.sigmas[place]), 0.0) ** 2)
     return replace(found, radius=float(around.radii[place])) if found.rate else found
-
-
-def descent_ball(network: Network, loss: Loss | None, step_size: float) -> Certificate:
-    """A rate of gradient descent with that step size: ||E_{k+1}||_F <= (1 - eta kappa sigma(R)^2) ||E_k||_F.
-
-    Ours; proof at the head of this module. For SquaredLoss. alpha = kappa sigma(R)^2; rate, in the time
-    t = k step_size, is -2 log(1 - step_size alpha) / step_size.
-    """
-    if type(loss) is not SquaredLoss:
-        return refused(DESCENT, "it is for the squared loss of a target")
-    around = Ball.around(network)
-    if around is None:
-        return refused(DESCENT, "lambda_min(T) may be 0, or layers are not at hand")
-    e = sqrt(2 * float(excess(loss, network.product))) * (1 + 8 * EPS)
-    found = _within(around, e, step_size)
-    if found is None:
-        return refused(DESCENT, f"a step size of {step_size:.3g} is not certified: the weights may move too far")
-    radius, alpha = found
-    alpha *= 1 - 64 * EPS
-    rate = -2 * log1p(-step_size * alpha) / step_size
-    return Certificate(DESCENT, True, alpha, rate=rate, excess=e**2 / 2, radius=radius)
-
-
-def greatest_step(network: Network, loss: Loss | None) -> float | None:
-    """The greatest step size that descent_ball certifies, to three digits; None where it certifies none."""
-    around = Ball.around(network) if type(loss) is SquaredLoss else None
-    if around is None or loss is None:
-        return None
-    e = sqrt(2 * float(excess(loss, network.product))) * (1 + 8 * EPS)
-    low, high = 0.0, 2 / around.greatest**2
-    for _ in range(12):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if _within(around, e, middle) else (low, middle)
-    return low or None
-
-
-def _within(around: Ball, e: float, step_size: float) -> tuple[float, float] | None:
-    """(R, kappa sigma(R)^2) for the least R that keeps gradient descent inside; None where there is none."""
-    for place, (r, sigma) in enumerate(zip(around.radii, around.sigmas, strict=True)):
-        if around.integrals[place] < e:  # kappa is at most 1
-            continue
-        norm = around.greatest + float(around.change(float(r)))
-        step = step_size * norm * e
-        kappa = 1 - 0.5 * step_size * (norm**2 + around.lipschitz(float(r) + step) * e)
-        if kappa <= 0 or sigma <= 0:
-            return None
-        if around.integrals[place] >= e / kappa:
-            return float(r), kappa * float(sigma) ** 2
-    return None

@@ -129,7 +129,7 @@ def printed_bound(d: np.ndarray, sigma: float) -> float:
         return float(np.hypot(np.prod(np.sort(excesses(d))[1:]), L * np.float64(sigma) ** (2 - 2 / L)))
 
 
-def _proved(network: Network, nu: Margin | None) -> float:
+def proved(network: Network, nu: Margin | None) -> float:
     """chain_bound of a network whose product keeps to a margin, the model's scale included."""
     found = spectra(network)
     assert found is not None
@@ -143,7 +143,7 @@ def _unscaled(nu: Margin | None, scale: float) -> Margin | None:
 def _paper(network: Network, d: np.ndarray, nu: Margin | None) -> float:
     """The paper's formula, never above what is proved here for imbalances that are homogeneous up to rounding."""
     sigma = 0.0 if nu is None else nu(len(nu.values)) / network.scale
-    return min(network.scale**2 * printed_bound(d, sigma), _proved(network, nu))
+    return min(network.scale**2 * printed_bound(d, sigma), proved(network, nu))
 
 
 def theorem_3_homogeneous(network: Network, loss: Loss | None = None, tolerance: float = TOLERANCE) -> Certificate:
@@ -185,7 +185,7 @@ def homogeneous_sharp(network: Network, loss: Loss | None = None) -> Certificate
     if reason := narrow(network, min(network.dims[0], network.dims[-1])):
         return refused(name, reason)
     remark = "beyond the paper: exact for homogeneous imbalance at sigma_min(W) = nu_min"
-    return along_trajectory(name, network, loss, _proved(network, margin(network, loss)[0]), remark)
+    return along_trajectory(name, network, loss, proved(network, margin(network, loss)[0]), remark)
 
 
 def arora_2018(network: Network, loss: Loss | None = None, tolerance: float = TOLERANCE) -> Certificate:

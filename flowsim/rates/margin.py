@@ -44,11 +44,16 @@ def margin(network: Network, loss: Loss | None) -> tuple[Margin | None, str]:
     """
     if loss is None:
         return None, "it needs a loss (a target or data), and there is none"
+    return margin_at(network, loss, float(excess(loss, network.product)))
+
+
+def margin_at(network: Network, loss: Loss, left: float) -> tuple[Margin | None, str]:
+    """margin from the time on at which L - f* is no more than `left`."""
     constants, minimiser = constants_of(loss), minimiser_of(loss)
     if constants is None or constants.mu <= 0 or minimum_of(loss) is None or minimiser is None:
         return None, "assumption A2 (strongly convex, with known minimum and minimiser) is not known for this loss"
     values = np.linalg.svd(minimiser, compute_uv=False)
-    distance = sqrt(2 * float(excess(loss, network.product)) / constants.mu)
+    distance = sqrt(2 * left / constants.mu)
     condition = sqrt(max(constants.K or constants.mu, constants.mu) / constants.mu)
     blurred = rounding(network) + 8 * sum(loss.shape) * EPS * float(values.sum())
     return Margin(values, distance * (1 + 64 * EPS) + condition * blurred), ""

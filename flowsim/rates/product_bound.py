@@ -38,7 +38,7 @@ from flowsim.losses import Loss
 from flowsim.network import Network
 from flowsim.rates.certificate import Certificate, along_trajectory, refused
 from flowsim.rates.imbalance import NEEDS_ALL, Spectrum, spectra
-from flowsim.rates.margin import margin
+from flowsim.rates.margin import Margin, margin
 from flowsim.rates.theorem_2 import deltas, dominating
 
 NAME = "theorem-2-product"
@@ -62,9 +62,19 @@ def theorem_2_product(network: Network, loss: Loss | None = None) -> Certificate
     nu, reason = margin(network, loss)
     if nu is None:
         return refused(NAME, reason)
+    return along_trajectory(
+        NAME,
+        network,
+        loss,
+        with_margin(network, found, nu),
+        "beyond the paper: Theorem 2 with the margin of the product",
+    )
+
+
+def with_margin(network: Network, found: list[Spectrum], nu: Margin) -> float:
+    """product_bound of a network, with the eigenvalues of its D_l, whose product keeps to a margin; scale included."""
     n, m = network.dims[0], network.dims[-1]
-    alpha = network.scale**2 * product_bound(found[0], found[1], n, m, nu(min(n, m)) / network.scale)
-    return along_trajectory(NAME, network, loss, alpha, "beyond the paper: Theorem 2 with the margin of the product")
+    return network.scale**2 * product_bound(found[0], found[1], n, m, nu(min(n, m)) / network.scale)
 
 
 def product_bound(D_1: Spectrum, D_2: Spectrum, n: int, m: int, nu: float) -> float:

@@ -57,7 +57,8 @@ def _two_layers(network: Network) -> tuple[Eigenvalues | None, str]:
     return two_layer_eigenvalues(found[0], network.dims[0], network.dims[-1]), ""
 
 
-def _with_product(network: Network, values: Eigenvalues, nu: Margin) -> float:
+def with_product(network: Network, values: Eigenvalues, nu: Margin) -> float:
+    """The right side of lemma_3 for a product that keeps to a margin, the model's scale included."""
     n, m = network.dims[0], network.dims[-1]
     return network.scale**2 * _right_side(values, nu(m) / network.scale, nu(n) / network.scale)
 
@@ -74,7 +75,7 @@ def lemma_3(network: Network, loss: Loss | None = None) -> Certificate:
     values, reason = _two_layers(network)
     if values is None:
         return refused("lemma-3", reason, scope="instant")
-    return at_this_instant("lemma-3", _with_product(network, values, present(network)))
+    return at_this_instant("lemma-3", with_product(network, values, present(network)))
 
 
 def theorem_1_A1(network: Network, loss: Loss | None = None) -> Certificate:
@@ -101,4 +102,4 @@ def theorem_1_A2(network: Network, loss: Loss | None = None) -> Certificate:
     nu, reason = margin(network, loss)
     if nu is None:
         return refused(name, reason)
-    return along_trajectory(name, network, loss, _with_product(network, values, nu))
+    return along_trajectory(name, network, loss, with_product(network, values, nu))

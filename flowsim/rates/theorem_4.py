@@ -26,12 +26,13 @@ def theorem_4(network: Network, loss: Loss | None = None, tolerance: float = TOL
     constants = constants_of(loss)
     if constants is None or constants.dominance != "linear":
         return refused(NAME, f"assumption {ASSUMPTIONS['linear']} is not known for this loss")
-    best = max(_candidates(network, tolerance), key=lambda c: c.alpha or 0.0, default=None)
+    best = max(for_any_loss(network, tolerance), key=lambda c: c.alpha or 0.0, default=None)
     if best is None or best.alpha is None:
         return refused(NAME, "no bound on lambda_min(T(t)) holds along the trajectory for this network")
     return along_trajectory(NAME, network, loss, best.alpha, f"alpha from {best.name}", "linear")
 
 
-def _candidates(network: Network, tolerance: float) -> list[Certificate]:
+def for_any_loss(network: Network, tolerance: float) -> list[Certificate]:
+    """What applies of the theorems on the imbalance alone: they hold along the whole trajectory whatever the loss."""
     found = [theorem_1_A1(network), theorem_2(network), theorem_3_unimodal(network, tolerance=tolerance)]
     return [certificate for certificate in (*found, homogeneous_sharp(network)) if certificate.applies]

@@ -10,6 +10,9 @@ c |u A_k^T| |B_k^T v|, two words again; a transposed letter gives c |u B_k| |A_k
 obey y' <= c F(y) with F a sum of monomials with nonnegative coefficients: non-decreasing in every argument, and the
 solution of Y' = c F(Y), Y(0) >= y(0), is an upper bound for all s (Kamke).
 
+Where the layers are also moved otherwise, dW_k/ds = .. + delta_k with |delta_k| <= eps, a word grows by |u| |v| eps
+more for each of its letters: `disturbance`.
+
 What is wanted, |A_l A_l^T|, |B_l^T B_l| and the words in their derivatives, calls for further words, and these for
 others. Every word so obtained has an end that is n or m wide: its norm costs a few thin products. Those of at most
 `longest` letters are followed; a longer one is cut, where the product of what bounds its parts is least, into such
@@ -19,8 +22,8 @@ products of norms large.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -30,11 +33,13 @@ Monomial = dict[int, float]
 EPS = float(np.finfo(float).eps)
 
 
+@lru_cache(2**16)
 def transposed(word: Word) -> Word:
     """Of the transposed product."""
     return tuple(-letter for letter in reversed(word))
 
 
+@lru_cache(2**16)
 def _canonical(word: Word) -> Word:
     return min(word, transposed(word))
 
@@ -48,10 +53,12 @@ class Words:
     """The words that are followed, upper bounds of their norms at the start, and their growth.
 
     layers: W_1, ..., W_L, or what stands for them in coordinates in which words of up to `longest` letters with an end
-    at W_1 or W_L are exact; norms: upper bounds of |W_l|.
+    at W_1 or W_L are exact; norms: upper bounds of |W_l|; disturbed: whether `disturbance` will be asked for.
     """
 
-    def __init__(self, layers: Sequence[np.ndarray], norms: Sequence[float], longest: int) -> None:
+    def __init__(
+        self, layers: Sequence[np.ndarray], norms: Sequence[float], longest: int, disturbed: bool = False
+    ) -> None:
         self.layers, self.norms, self.longest = layers, norms, longest
         depth = self.depth = len(layers)
         self.before = [tuple(range(1, k)) for k in range(1, depth + 1)]
@@ -62,17 +69,18 @@ class Words:
         self.places: dict[Word, int] = {}
         self.products: dict[Word, np.ndarray] = {}
         self.sizes: dict[Word, float] = {}
+        self.bounds: dict[Word, Monomial] = {}
         for word in (*self.grams_before, *self.grams_after):
             if word:
                 self._follow(word)
-        rows: list[int] = []
-        terms: list[Monomial] = []
+        growth, disturbance = Terms(), Terms()
         for row, word in self._growing():
-            for pair in self._pieces(word):
-                rows.append(row)
-                terms.append(_times(self._bound(pair[0]), self._bound(pair[1])))
+            for left, right in self._pieces(word):
+                growth.add(row, _times(self._bound(left), self._bound(right)))
+            for place in range(len(word) if disturbed else 0):
+                disturbance.add(row, _times(self._bound(word[:place]), self._bound(word[place + 1 :])))
         self.start = np.array([self._norm(word) for word in self.words])
-        self._compile(rows, terms)
+        self._growth, self._disturbance = growth.compiled(len(self.words)), disturbance.compiled(len(self.words))
 
     def place(self, word: Word) -> int:
         """The index of a followed word; -1 of the empty one, whose norm is 1."""
@@ -80,8 +88,11 @@ class Words:
 
     def growth(self, norms: np.ndarray) -> np.ndarray:
         """F at upper bounds of the norms of all words."""
-        factors = np.concatenate([[1.0], norms, np.sqrt(norms)])
-        return np.bincount(self.rows, factors[self.factors].prod(axis=1), minlength=len(norms))
+        return self._growth(norms)
+
+    def disturbance(self, norms: np.ndarray) -> np.ndarray:
+        """How fast the words grow besides, over eps."""
+        return self._disturbance(norms)
 
     def _growing(self) -> Iterator[tuple[int, Word]]:
         row = 0
@@ -110,6 +121,11 @@ class Words:
         if not word:
             return {}
         word = _canonical(word)
+        if word not in self.bounds:
+            self.bounds[word] = self._bound_of(word)
+        return self.bounds[word]
+
+    def _bound_of(self, word: Word) -> Monomial:
         if word in self.places:
             return {self.places[word]: 1.0}
         if _is_gram(word):
@@ -168,24 +184,43 @@ class Words:
             self.products[word] = self._product(word[:-1]) @ last if len(word) > 1 else last
         return self.products[word]
 
-    def _compile(self, rows: list[int], terms: list[Monomial]) -> None:
-        """Each term as indices into (1, y, y^(1/2)), padded."""
-        count = len(self.words)
-        lists = []
-        for term in terms:
-            factors: list[int] = []
-            for place, exponent in term.items():
-                whole, half = divmod(exponent, 1.0)
-                factors += [1 + place] * int(whole) + [1 + count + place] * (half > 0)
-            lists.append(factors)
-        longest = max(map(len, lists), default=0)
-        self.rows = np.array(rows)
-        self.factors = np.array([factors + [0] * (longest - len(factors)) for factors in lists])
-
     @cached_property
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
         """The places of A_l A_l^T and of B_l^T B_l, l = 1 .. L; -1 where it is I."""
         return tuple(np.array([self.place(w) for w in words]) for words in (self.grams_before, self.grams_after))  # type: ignore[return-value]
+
+
+class Terms:
+    """Sums of monomials, a sum for each row."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.monomials: list[Monomial] = []
+
+    def add(self, row: int, monomial: Monomial) -> None:
+        """To the sum of a row."""
+        self.rows.append(row)
+        self.monomials.append(monomial)
+
+    def compiled(self, count: int) -> Callable[[np.ndarray], np.ndarray]:
+        """Norms y (count,) -> the sums (count,): each monomial as indices into (1, y, y^(1/2)), padded."""
+        lists = []
+        for monomial in self.monomials:
+            indices: list[int] = []
+            for place, exponent in monomial.items():
+                whole, half = divmod(exponent, 1.0)
+                indices += [1 + place] * int(whole) + [1 + count + place] * (half > 0)
+            lists.append(indices)
+        longest = max(map(len, lists), default=0)
+        rows = np.array(self.rows, int)
+        padded = [indices + [0] * (longest - len(indices)) for indices in lists]
+        factors = np.array(padded, int).reshape(len(rows), longest)
+
+        def sums(y: np.ndarray) -> np.ndarray:
+            known = np.concatenate([[1.0], y, np.sqrt(y)])
+            return np.bincount(rows, known[factors].prod(axis=1), minlength=count)
+
+        return sums
 
 
 def _times(a: Monomial, b: Monomial) -> Monomial:

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import flowsim as fs
+from flowsim.rates.combined import combined
 from flowsim.rates.layer_norms import layer_norm, layer_norms
-from flowsim.rates.path import path, travel
+from flowsim.rates.path import FALL, FALLS, Travel, path, travel
 from flowsim.rates.words import Words
 
 SLACK = 1 + 1e-9
@@ -98,16 +99,19 @@ def test_no_flow_leaves_what_is_certified(depth, seed, kind):
         loss = fs.LeastSquares(X, X @ near)
     else:
         loss = fs.SquaredLoss(near) if kind == "squared" else fs.MaskedSquaredLoss(near, rng.uniform(0.5, 2, (n, m)))
-    certificate = path(network, loss)
-    assert certificate.alpha is None or certificate.alpha <= network.lambda_min_T * SLACK
-    if not certificate.rate:
+    found = path(network, loss), combined(network, loss)
+    for certificate in found:
+        assert certificate.alpha is None or certificate.alpha <= network.lambda_min_T * SLACK
+    if not found[1].rate:
         return
     problem = fs.Problem(loss, network)
-    flow = fs.simulate(problem, fs.Scipy("DOP853", 1e-11, 1e-14), t1=8 / certificate.rate, max_steps=20_000)
-    assert (flow.steps.excess <= certificate.bound(flow.step_time) * SLACK + 1e-12 * flow.excess[0]).all()
-    assert flow.weights_change <= certificate.radius * SLACK
-    for t in flow.checkpoints.times[::20]:
-        assert flow.core_at(t).lambda_min_T >= certificate.alpha / SLACK
+    flow = fs.simulate(problem, fs.Scipy("DOP853", 1e-11, 1e-14), t1=8 / found[1].rate, max_steps=20_000)
+    for certificate in found:
+        if certificate.rate:
+            assert (flow.steps.excess <= certificate.bound(flow.step_time) * SLACK + 1e-12 * flow.excess[0]).all()
+            assert flow.weights_change <= certificate.radius * SLACK
+            for t in flow.checkpoints.times[::20]:
+                assert flow.core_at(t).lambda_min_T >= certificate.alpha / SLACK
 
 
 def test_the_curve_falls_faster_than_its_constant_rate():
@@ -117,7 +121,7 @@ def test_the_curve_falls_faster_than_its_constant_rate():
     curve = certificate.bound(t)
     assert curve[0] == certificate.excess
     assert (curve[1:] < constant[1:]).all()
-    late = certificate.knots[0][-1] + t
+    late = certificate.knots[0][-2] + t
     assert certificate.bound(late)[1:] / certificate.bound(late)[:-1] == pytest.approx(constant[1:] / constant[:-1])
 
 
@@ -167,3 +171,44 @@ def test_the_cap_by_the_target_counts():
     first = np.sqrt(2 * float(loss.excess(network.product)))
     free, capped = (travel(network, layer_norms(network), first, cap) for cap in (None, (np.sqrt(3.0), 1.0)))
     assert capped.least[-1] >= free.least[-1]
+
+
+def test_what_is_combined_is_at_least_each_part():
+    """Two and three layers, near and far from the target, imbalanced and balanced."""
+    far = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        dims = [(3, 12, 3), (2, 30, 20, 2), (3, 90, 150, 3), (2, 5, 6, 7, 2)][seed % 4]
+        network = fs.initialize(["fan_out", "fan_in", "balanced"][seed % 3], dims, seed=seed)
+        target = network.product + [0.01, 0.3, 3.0][seed // 4] * rng.standard_normal((dims[0], dims[-1]))
+        certificates = fs.certify(fs.Problem(fs.SquaredLoss(target), network))
+        both = certificates["combined"]
+        for name in ("theorem-1-A1", "theorem-1-A2", "theorem-2", "theorem-2-product", "homogeneous-sharp", "ball"):
+            assert both.alpha >= (certificates[name].alpha or 0.0) / SLACK, name
+        assert both.alpha >= 0.98 * certificates["path"].alpha
+        if both.rate:
+            t = np.linspace(0, 5, 30) / both.rate
+            parts = [c.bound(t) for c in certificates if c.rate and c.scope == "trajectory" and c is not both]
+            others = np.min(parts, axis=0)
+            assert (both.bound(t) <= 1.01 * others).all()
+            far += bool((both.bound(t) < 0.9 * others).any())
+    assert far
+
+
+def test_on_a_floor_alone_the_loss_falls_at_its_rate():
+    """A floor that rises from 1 to 2 below e = 1/2: dL/dt = -2 floor L under gamma = 2."""
+    network = fs.fan_out((2, 9, 8, 2), seed=0)
+    found = travel(network, None, 1.0, None, lambda e: 1.0 if e > 0.5 else 2.0)
+    times, exponents = found.knots(2.0)
+    assert found.alpha == 1.0
+    assert -2 * FALLS * np.log(FALL) - 1e-9 <= exponents[-2] <= -2 * (FALLS + 1) * np.log(FALL)
+    assert times[-1] - times[-2] == pytest.approx((exponents[-1] - exponents[-2]) / 4)
+    true = np.log(2) + (exponents[-2] / 2 - np.log(2)) / 2
+    assert true <= times[-2] <= true - np.log(FALL) / 2
+    assert travel(network, None, 1.0, None) is None
+    assert travel(network, None, 1.0, None, lambda e: 1.0 if e > 0.5 else 0.0) is None
+
+
+def test_the_radius_counts_what_is_left_of_the_loss():
+    assert Travel(np.array([1.0, 0.5]), np.array([4.0, 4.0])).radius == pytest.approx(0.5)
+    assert Travel(np.array([1.0, 0.0]), np.array([4.0, 1.0])).radius == pytest.approx(1.0)
