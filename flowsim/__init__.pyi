@@ -65,6 +65,7 @@ from .rates import certify as certify
 from .reports import report as report
 from .runs.ensembles import Ensemble as Ensemble
 from .runs.ensembles import ensemble as ensemble
+from .runs.global_error import GlobalError as GlobalError
 from .runs.loading import load as load
 from .runs.simulation import resume as resume
 from .runs.simulation import simulate as simulate

@@ -55,6 +55,7 @@ def simulate(
     reduce: Annotated[str, Parameter(help="Compress the width: auto, always or never.")] = "auto",
     backend: Annotated[str, Parameter(help="numpy or jax, for gradient descent.")] = "numpy",
     resume: Annotated[Path | None, Parameter(help="Go on with this saved run to t1.")] = None,
+    global_error: Annotated[bool, Parameter(help="Say how far the run is from the exact flow.")] = False,
     out: Annotated[Path | None, Parameter(help="Write the trajectory there as NetCDF.")] = None,
     json_: Json = False,
 ) -> int:
@@ -78,7 +79,8 @@ def simulate(
         reduce=reduce,
         backend=backend,
     )
-    config.method_value()
+    if global_error and config.method_value().kind.discrete:
+        raise InputError("Argument `--global-error` is for the methods of the flow: descent has no error of its own.")
     check_loss_flags(target, data, loss, mask)
     if out is not None:
         check_writable(out, NETCDF, (weights, target, data, mask))
@@ -95,7 +97,11 @@ def simulate(
         trajectory.save(out)
     if trajectory.exit_code:
         note(trajectory.message)
-    show({**simulation_json(trajectory), "method": trajectory.method.key}, json_, trajectory.summary)
+    told, summary = {**simulation_json(trajectory), "method": trajectory.method.key}, trajectory.summary
+    if global_error:
+        error = trajectory.global_error(progress=sys.stderr.isatty(), wall_limit=wall_limit)
+        told, summary = {**told, "global_error": error.to_json()}, lambda: f"{trajectory.summary()}\n{error.summary()}"
+    show(told, json_, summary)
     return trajectory.exit_code
 
 

@@ -9,10 +9,10 @@ from flowsim.checks import as_number
 from flowsim.laws import descent, laws
 from flowsim.laws.levels import Levels
 from flowsim.laws.result import STOPPED, Diagnosis, Law
-from flowsim.laws.tight import Deadline, WallLimit
 from flowsim.losses import UnknownLoss
 from flowsim.progress import Count, counting
 from flowsim.runs.stopping import largest_order
+from flowsim.runs.tight import Deadline, WallLimit
 from flowsim.runs.trajectory import Trajectory, as_trajectory
 from flowsim.threads import threads_for
 
@@ -38,7 +38,7 @@ def diagnose(
     promise the imbalance to round-off, round-off.
 
     Work: the run is repeated once, and solved again at 1/100 of its tolerance or less, from checkpoint to checkpoint,
-    by a method fit for the problem (`laws.tight.Tight`); twice where it is apart from its repeat, as a run that was
+    by a method fit for the problem (`runs.tight.Tight`); twice where it is apart from its repeat, as a run that was
     tampered with is. Measured, right-hand sides (a product with the Jacobian counts as two): at most
     8 times those of the run and 40 for each checkpoint, 1.3 to 8.7 times in all on runs of DOP853, Radau, RKC and
     Gauss-Legendre with 101 checkpoints for condition numbers of the data from 1 to 1000. Runs that jax has compiled

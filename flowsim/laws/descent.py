@@ -10,9 +10,9 @@ import numpy as np
 from flowsim.laws.laws import NO_STEP, largest_square_norms
 from flowsim.laws.levels import MARGIN, Levels
 from flowsim.laws.result import Law, worst
-from flowsim.laws.tight import ROUND_OFF
 from flowsim.methods.steps import IntegrationFailure
 from flowsim.network import backpropagate, unflatten
+from flowsim.runs.tight import ROUND_OFF
 from flowsim.runs.trajectory import Trajectory
 
 PROBES = 4

@@ -8,9 +8,9 @@ import numpy as np
 
 from flowsim.laws.levels import LOCAL_ERRORS, MARGIN, Levels
 from flowsim.laws.result import Law, worst
-from flowsim.laws.tight import ROUND_OFF
 from flowsim.methods.steps import IntegrationFailure
 from flowsim.network import joint_norm, unflatten
+from flowsim.runs.tight import ROUND_OFF
 from flowsim.runs.trajectory import Trajectory
 
 UNREMARKABLE = 0.01

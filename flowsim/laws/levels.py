@@ -9,9 +9,9 @@ import numpy as np
 
 from flowsim.compression.control import imbalance_changes
 from flowsim.errors import FlowsimError
-from flowsim.laws.tight import ROUND_OFF, Deadline, Tight, WallLimit
 from flowsim.progress import Count
 from flowsim.runs.simulation import resume, simulate
+from flowsim.runs.tight import ROUND_OFF, Deadline, Tight, WallLimit
 from flowsim.runs.trajectory import Trajectory
 
 MARGIN = 10.0

@@ -35,11 +35,11 @@ def combined(network: Network, loss: Loss | None = None, tolerance: float = TOLE
     Ours, not in [MVM23]; see the head of this module. It needs A1 (f - f* known), and uses A2 where it is there. alpha
     is what the worst time leaves; `bound` is never above that of `path`, and it goes on where the path ends.
 
-    A target of full rank, too far away for the path alone:
+    A target too far away for the path alone:
 
     >>> import numpy as np
     >>> import flowsim as fs
-    >>> problem = fs.Problem(fs.SquaredLoss(np.eye(3)), fs.fan_out((3, 100, 200, 3), seed=0))
+    >>> problem = fs.Problem(fs.SquaredLoss(np.ones((3, 3))), fs.fan_out((3, 100, 200, 3), seed=0))
     >>> certificates = fs.certify(problem)
     >>> path, second, both = (certificates[name] for name in ("path", "theorem-2", "combined"))
     >>> bool(path.alpha <= second.alpha <= both.alpha), bool((both.bound([0.01]) < second.bound([0.01])).all())

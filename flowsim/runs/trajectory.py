@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flowsim.checks import as_count
+from flowsim.checks import as_count, as_number
 from flowsim.display import Shown, Table
 from flowsim.errors import InputError
 from flowsim.losses import UnknownLoss, minimum_of
@@ -24,6 +24,9 @@ from flowsim.values import Layer, Value, sealed
 
 if TYPE_CHECKING:
     import xarray
+
+    from flowsim.progress import Progress
+    from flowsim.runs.global_error import GlobalError
 
 CHEAP_FROM = 10**6
 """From this many weights on certificates are those of a few products with the hidden layers."""
@@ -209,6 +212,26 @@ class Trajectory(Record, Value, Shown):
         best = found.best if found.best is not None and found.best.rate else None
         radii = [entry.radius for entry in found if entry.radius is not None]
         return Tail(at, best, found.lambda_min_T, min(radii, default=None))
+
+    def global_error(
+        self, *, progress: Progress | bool | None = None, wall_limit: float | None = None
+    ) -> GlobalError:
+        """How far the weights and the loss are from those of the exact flow with the same start: an estimate.
+
+        A tolerance is a bound on the error of one step; this is what the errors of all steps have come to. The flow is
+        solved again from the start, in the compressed form that was integrated, by a method fit for the problem whose
+        tolerance is 1e-2 to 1e-3 of the run's (`runs.tight.Tight`), and the two are compared; the estimated error of
+        the compression is added. Where the run is as tight as float64 allows, it is an order of magnitude.
+
+        progress(t, excess, initial_excess) is called at the checkpoints; True shows a bar. wall_limit: seconds.
+
+        Raises InputError for gradient descent, and for a run that was loaded without its own loss.
+        """
+        from flowsim.runs.global_error import global_error
+
+        if wall_limit is not None:
+            as_number(wall_limit, "wall_limit", above=0.0)
+        return global_error(self, progress, wall_limit)
 
     @property
     def nbytes(self) -> int:

@@ -9,9 +9,9 @@ import pytest
 
 import flowsim as fs
 from flowsim import cli
-from flowsim.laws.tight import Tight
 from flowsim.problem import Problem
 from flowsim.runs.recorder import Recorder
+from flowsim.runs.tight import Tight
 
 
 def stiff(k, dims=(4, 6, 5, 2)):

@@ -13,9 +13,9 @@ from flowsim.errors import InputError
 from flowsim.laws.observed import eigenvalues
 from flowsim.laws.observed.eigenvalues import Certain, sensitivity
 from flowsim.laws.observed.quadrature import Integral
-from flowsim.laws.tight import Tight, WallLimit
 from flowsim.methods.steps import IntegrationFailure
 from flowsim.network import unflatten
+from flowsim.runs.tight import Tight, WallLimit
 
 METHODS = (fs.Scipy("DOP853"), fs.Scipy("RK45"), fs.GaussLegendre(2), fs.RKC(), fs.Scipy("Radau"))
 

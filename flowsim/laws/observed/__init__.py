@@ -14,10 +14,10 @@ from flowsim.errors import InputError
 from flowsim.laws.observed.eigenvalues import loss_of_eigenvalue
 from flowsim.laws.observed.path import Path
 from flowsim.laws.observed.quadrature import Integral
-from flowsim.laws.tight import Deadline, WallLimit
 from flowsim.losses import constants_of
 from flowsim.methods.steps import IntegrationFailure
 from flowsim.progress import Progress, following
+from flowsim.runs.tight import Deadline, WallLimit
 from flowsim.runs.trajectory import Trajectory, as_trajectory
 from flowsim.threads import threads_for
 
@@ -109,7 +109,7 @@ def a_posteriori(
     trajectory: a run of `simulate`, not of gradient descent.
 
     The flow is solved again from the run's start, in the compressed form that it was simulated in, by a method fit for
-    the problem at 1/100 of the run's tolerance or less (`laws.tight.Tight`). Every value of lambda_min(T) is a lower
+    the problem at 1/100 of the run's tolerance or less (`runs.tight.Tight`). Every value of lambda_min(T) is a lower
     bound: computed, less what rounding may have added (`Certain`). It is integrated through interpolants at 5, 9 or 17
     Chebyshev points on panels that are halved until the error is about rtol times the whole integral, or cannot be made
     so small: the tight solve's tolerance and rounding make lambda_min(T) rough.

@@ -7,8 +7,8 @@ from bisect import bisect_right
 import numpy as np
 
 from flowsim.laws.observed.eigenvalues import Certain, norm_of_T, sensitivity, uncertainty
-from flowsim.laws.tight import ROUND_OFF, Deadline, Tight
 from flowsim.network import unflatten
+from flowsim.runs.tight import Deadline, Tight, distance
 from flowsim.runs.trajectory import Trajectory
 
 LOOKED_AT = 9
@@ -65,7 +65,7 @@ class Path:
 
     def distance(self, t: float, state: np.ndarray) -> float:
         """||W_tight(t) - W(t)||_F of a state of the run."""
-        return float(np.linalg.norm(self.state(t) - state)) + ROUND_OFF * float(np.linalg.norm(state))
+        return distance(self.state(t), state)
 
     def _forget(self, t: float) -> None:
         """Nothing before t will be asked for."""

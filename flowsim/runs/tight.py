@@ -6,14 +6,16 @@ import time as clock
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from flowsim.methods import LEAST_RTOL, RKC, GaussLegendre, Scipy
 from flowsim.methods.steps import Reusable, Segment
-from flowsim.problem import Problem
-from flowsim.runs.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from flowsim.problem import Problem
+    from flowsim.runs.trajectory import Trajectory
 
 ROUND_OFF = 1e-12
 """Relative to the weights, or to what a law compares: the least error that a solve is taken to have."""
@@ -29,6 +31,11 @@ TOO_MANY = 3.0
 """Where stability asks DOP853 for more than TOO_MANY times the right-hand sides of the run, the problem is stiff."""
 LOOKED_AT, ITERATIONS = 5, 20
 """Checkpoints at which the spectral radius is sought, and power iterations at each."""
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> float:
+    """||one - other||_2 of two states, and what rounding leaves unknown of it."""
+    return float(np.linalg.norm(one - other)) + ROUND_OFF * float(np.linalg.norm(other))
 
 
 class WallLimit(Exception):
