@@ -19,6 +19,9 @@ Scope = Literal["trajectory", "instant"]
 Law = Literal["exponential", "hyperbolic"]
 ASSUMPTIONS = {"quadratic": "A1 (Polyak-Lojasiewicz)", "linear": "A1' (||grad f||_F >= gamma (f - f*))"}
 OVERFLOW = "its numbers overflow float64: scale weights and target down"
+TIED = 1e-9
+"""Rates that are apart by less count as equal."""
+TINY = 1e-280
 ROUNDING = 64 * float(np.finfo(float).eps)
 """What the last sums and products of a bound, of nonnegative terms, may have gained, relative to it."""
 
@@ -193,9 +196,14 @@ class Certificates(Shown):
 
     @property
     def best(self) -> Certificate | None:
-        """The greatest rate (alpha where no loss is given) among those that hold along the whole trajectory."""
+        """The greatest rate (alpha where no loss is given) among those that hold along the whole trajectory; of those
+        within TIED of it the one whose bound falls fastest."""
         valid = [c for c in self.entries if c.applies and c.scope == "trajectory" and c.alpha is not None]
-        return max(valid, key=lambda c: (c.rate if c.rate is not None else -1.0, c.alpha or 0.0), default=None)
+        best = max(valid, key=lambda c: (c.rate if c.rate is not None else -1.0, c.alpha or 0.0), default=None)
+        if best is None or not best.rate or best.rate < TINY:
+            return best
+        least, t = best.rate * (1 - TIED), 1 / best.rate
+        return min((c for c in valid if c.rate and c.rate >= least), key=lambda c: float(c.bound(t)))
 
     def shown(self) -> Table:
         """A row a theorem."""

@@ -35,7 +35,7 @@ from flowsim.network import Network
 from flowsim.rates.ball import Ball
 from flowsim.rates.certificate import Certificate, refused
 from flowsim.rates.layer_norms import layer_norms
-from flowsim.rates.path import EPS, GONE, MOST_STEPS, STEPS, Moving, Start
+from flowsim.rates.path import EPS, MOST_STEPS, STEPS, Moving, Start, knots
 
 BALL, PATH = "descent-ball", "descent-path"
 ELSEWHERE = "it is for the squared loss of a target"
@@ -86,10 +86,8 @@ def descent_path(network: Network, loss: Loss | None, step_size: float) -> Certi
     e, alphas, radius = found
     certificate = _certified(PATH, float(alphas[-1]), start, step_size, radius)
     inner = e[e > 0]
-    falls = np.append(2 * np.log(inner[:-1] / inner[1:]), GONE)
     shrunk = np.append(alphas[1 : len(inner)], alphas[-1])
-    times = np.cumsum(falls * step_size / (-2 * np.log1p(-step_size * shrunk)))
-    return replace(certificate, knots=((0.0, *times.tolist()), (0.0, *np.cumsum(falls).tolist())))
+    return replace(certificate, knots=knots(inner, -2 * np.log1p(-step_size * shrunk) / step_size))
 
 
 DESCENTS = (descent_ball, descent_path)

@@ -61,6 +61,16 @@ Cap = tuple[float, float]
 """(|W*|, r) with |W| <= |W*| + r e."""
 
 
+def knots(e: np.ndarray, rates: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(t, x): L(t) - f* <= (L(0) - f*) exp(-x) at the times t, between them by straight lines of x, where the excess
+    falls at rates[k] at least from e[k] to e[k + 1], at the last one from the last e on."""
+    falls = np.append(2 * np.log(e[:-1] / e[1:]), GONE)
+    with np.errstate(over="ignore"):
+        times = np.cumsum(falls / rates)
+    seen = np.isfinite(times)
+    return (0.0, *times[seen].tolist()), (0.0, *np.cumsum(falls)[seen].tolist())
+
+
 @dataclass(frozen=True)
 class Travel:
     """The bounds along the clock: e (K + 1) falls from e(0); from e[k - 1] to e[k], and at k = 0, lambda_min(T) is at
@@ -82,9 +92,7 @@ class Travel:
     def knots(self, gamma: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(t, x): L(t) - f* <= (L(0) - f*) exp(-x) at the times t, between them by straight lines of x."""
         inner = self.e[self.e > 0]
-        falls = np.append(2 * np.log(inner[:-1] / inner[1:]), GONE)
-        times = np.cumsum(falls / (gamma * np.append(self.least[1 : len(inner)], self.least[-1])))
-        return (0.0, *times.tolist()), (0.0, *np.cumsum(falls).tolist())
+        return knots(inner, gamma * np.append(self.least[1 : len(inner)], self.least[-1]))
 
 
 def path(network: Network, loss: Loss | None = None) -> Certificate:
