@@ -228,8 +228,6 @@ def descents(runs: int, seed: int = 1) -> int:
     rng, done, above = np.random.default_rng(seed), 0, 0
     while done < runs:
         _, problem = random_problem(rng, float(10 ** rng.uniform(-3, -0.5)))
-        if not isinstance(problem.loss, fs.SquaredLoss):
-            continue
         greatest = greatest_step(problem.network, problem.loss)
         if greatest is None:
             continue

@@ -1,14 +1,22 @@
-"""Rates of gradient descent with a step size that is not small, squared loss: the ball, and the path in steps.
+"""Rates of gradient descent with a step size that is not small: the ball, and the path in steps.
 
-Ours. J is the derivative of theta = (W_1, ..., W_L) -> W = c W_1 ... W_L, T = J J^T, E = W - Y, eta the step size, q =
-||J^T E||. Where beta >= |T| at theta and J has the Lipschitz constant H from there to the next iterate,
-||E - eta T E||^2 <= ||E||^2 - eta q^2 (2 - eta beta), and what is of second order in the step eta q is at most
-H eta^2 q^2 / 2, so with kappa = 1 - eta beta / 2 - eta H ||E|| / 2
+Ours, for losses under A1 (gamma) that are K-smooth; e = 2 sqrt((f - f*) / gamma), for the squared loss ||E||. J is the
+derivative of theta = (W_1, ..., W_L) -> W = c W_1 ... W_L, T = J J^T, E = grad f(W), eta the step size, q = ||J^T E||.
+Where beta >= |T| at theta and J has the Lipschitz constant H from there to the next iterate, W changes by -eta T E + R
+with ||R|| <= H eta^2 q^2 / 2 and q <= sqrt(beta) ||E||, so f changes by at most -eta q^2 + ||E|| ||R|| +
+K/2 (eta sqrt(beta) q + ||R||)^2 <= -eta kappa q^2 with
 
-    ||E_{k+1}|| <= ||E_k|| - eta kappa q^2 / ||E_k||,   q^2 >= lambda_min(T) ||E_k||^2.                             (1)
+    kappa = 1 - eta H ||E|| / 2 - (eta K beta / 2) (1 + eta H ||E|| / 2)^2.
 
-The ball (ball.py). Each step is at most (||E_k|| - ||E_{k+1}||) / (kappa sigma) long, and, sigma being non-increasing,
-int_0^R sigma dr >= ||E_0|| / kappa keeps all iterates within R: ||E_{k+1}|| <= (1 - eta kappa sigma(R)^2) ||E_k||.
+With q^2 >= lambda_min(T) ||E||^2, ||E||^2 >= gamma (f - f*) and the concavity of the square root
+
+    e_{k+1} <= e_k - eta kappa lambda_min(T) ||E_k||,   e_{k+1} <= (1 - eta kappa lambda_min(T) gamma / 2) e_k,     (1)
+    eta q <= (e_k - e_{k+1}) / (kappa sigma_min(J)),                                                                (2)
+
+and ||E|| <= sqrt(2 K (f - f*)) = sqrt(K gamma / 2) e.
+
+The ball (ball.py). By (2), sigma being non-increasing, int_0^R sigma dr >= e_0 / kappa keeps all iterates within R, and
+(1) holds with sigma(R)^2.
 
 The path (path.py). Join the iterates by straight lines and let the clock run by ds = ||E_k|| dtau along them. There
 
@@ -16,46 +24,51 @@ The path (path.py). Join the iterates by straight lines and let the clock run by
     ||delta_l||_F <= H |theta - theta_k| <= H eta sqrt(beta) ||E_k||,
 
 A_l and B_l at the place itself, delta_l the difference from the iterate: the norms of words grow as for the flow, and
-by that eps besides (words.py). By (1), which holds for every shorter step too, ||E|| <= e(s) with de/ds = -kappa
-lambda(s), lambda the lower bound of lambda_min(T); the place is within int sqrt(beta) ds of the start, and H is taken a
-step further out. As lambda falls with s, each step from above a level e_{j+1} shrinks ||E|| by 1 - eta kappa
-lambda_{j+1} at least.
+by that eps besides (words.py). By (1), which holds for every shorter step too, e <= e(s) with de/ds = -kappa lambda(s),
+lambda the lower bound of lambda_min(T); the place is within int sqrt(beta) ds of the start, and H is taken a step
+further out. As lambda falls with s, each step from above a level of e shrinks e by what holds there at least.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import log1p, sqrt
+from math import sqrt
 
 import numpy as np
 
-from flowsim.losses import Loss, SquaredLoss
+from flowsim.losses import Loss
 from flowsim.network import Network
 from flowsim.rates.ball import Ball
 from flowsim.rates.certificate import Certificate, refused
 from flowsim.rates.layer_norms import layer_norms
-from flowsim.rates.path import EPS, MOST_STEPS, STEPS, Moving, Start, knots
+from flowsim.rates.path import EPS, MOST_STEPS, NEEDS, STEPS, Moving, Start, knots
 
 BALL, PATH = "descent-ball", "descent-path"
-ELSEWHERE = "it is for the squared loss of a target"
+ELSEWHERE = f"{NEEDS}, and with a known smoothness"
 UNKNOWN = "lambda_min(T) may be 0, or layers are not at hand"
 Rough = Callable[[np.ndarray], tuple[float, float]]
 PRECISION = 1e-3
 """Of the greatest step, over the greatest that could be certified, 2 / |T|."""
 
 
-def descent_ball(network: Network, loss: Loss | None, step_size: float) -> Certificate:
-    """A rate of gradient descent with that step size: ||E_{k+1}||_F <= (1 - eta kappa sigma(R)^2) ||E_k||_F.
+def kappa(step_size: float, K: float, beta: float, H: float, size: float) -> float:
+    """What a step keeps of the fall of f to first order: at least kappa step_size q^2 (see above); size: ||E||."""
+    bent = 0.5 * step_size * H * size
+    return 1 - bent - 0.5 * step_size * K * beta * (1 + bent) ** 2
 
-    Ours; proof at the head of this module. For SquaredLoss. alpha = kappa sigma(R)^2; rate, in the time
-    t = k step_size, is -2 log(1 - step_size alpha) / step_size.
+
+def descent_ball(network: Network, loss: Loss | None, step_size: float) -> Certificate:
+    """A rate of gradient descent with that step size: e_{k+1} <= (1 - eta alpha gamma / 2) e_k.
+
+    alpha = kappa sigma(R)^2. Ours; proof at the head of this module. For losses under A1 that are K-smooth;
+    e = ||W - Y||_F for SquaredLoss. rate, in the time t = k step_size, is -2 log(1 - step_size alpha gamma / 2) / step_size.
     """
     start = _start(network, loss)
     around = None if start is None else Ball.around(network)
     if start is None or around is None:
         return refused(BALL, ELSEWHERE if start is None else UNKNOWN)
-    found = _within(around, start.e, step_size)
+    found = _within(around, start, step_size)
     if found is None:
         return _too_large(BALL, step_size)
     radius, alpha = found
@@ -65,8 +78,8 @@ def descent_ball(network: Network, loss: Loss | None, step_size: float) -> Certi
 def descent_path(network: Network, loss: Loss | None, step_size: float) -> Certificate:
     """A rate of gradient descent with that step size, from the norms of products of layers along its steps.
 
-    Ours; proof at the head of this module. For SquaredLoss. alpha = kappa lambda at the end of the path; rate as in
-    descent_ball, `bound` falls faster early on. It mostly says more than the ball, the more so the smaller the step.
+    Ours; proof at the head of this module. For losses as in descent_ball. alpha = kappa lambda at the end of the path;
+    rate as there, `bound` falls faster early on. It mostly says more than the ball, the more so the smaller the step.
 
     >>> import numpy as np
     >>> import flowsim as fs
@@ -87,7 +100,7 @@ def descent_path(network: Network, loss: Loss | None, step_size: float) -> Certi
     certificate = _certified(PATH, float(alphas[-1]), start, step_size, radius)
     inner = e[e > 0]
     shrunk = np.append(alphas[1 : len(inner)], alphas[-1])
-    return replace(certificate, knots=knots(inner, -2 * np.log1p(-step_size * shrunk) / step_size))
+    return replace(certificate, knots=knots(inner, _rates(shrunk, start, step_size)))
 
 
 DESCENTS = (descent_ball, descent_path)
@@ -109,33 +122,43 @@ def greatest_step(network: Network, loss: Loss | None) -> float | None:
 
 
 def _start(network: Network, loss: Loss | None) -> Start | None:
-    """Of the squared loss; None of any other."""
-    return Start.of(network, loss) if type(loss) is SquaredLoss else None
+    """Of a loss under A1 with a smoothness; None of any other."""
+    start = Start.of(network, loss)
+    return start if start is not None and start.K else None
 
 
 def _too_large(name: str, step_size: float) -> Certificate:
     return refused(name, f"a step size of {step_size:.3g} is not certified: the weights may move too far")
 
 
+def _rates(alphas: np.ndarray, start: Start, step_size: float) -> np.ndarray:
+    return np.asarray(-2 * np.log1p(-0.5 * step_size * start.gamma * alphas) / step_size)
+
+
 def _certified(name: str, alpha: float, start: Start, step_size: float, radius: float) -> Certificate:
     alpha *= 1 - 64 * EPS
-    rate = -2 * log1p(-step_size * alpha) / step_size
-    return Certificate(name, True, alpha, rate=rate, excess=start.e**2 / 2, radius=radius)
+    rate = float(_rates(np.array(alpha), start, step_size))
+    return Certificate(name, True, alpha, rate=rate, excess=start.gamma * start.e**2 / 4, radius=radius)
 
 
-def _within(around: Ball, e: float, step_size: float) -> tuple[float, float] | None:
+def _within(around: Ball, start: Start, step_size: float) -> tuple[float, float] | None:
     """(R, kappa sigma(R)^2) for the least R that keeps gradient descent inside; None where there is none."""
+    K, size = float(start.K or 0.0), _size(start, start.e)
     for place, (r, sigma) in enumerate(zip(around.radii, around.sigmas, strict=True)):
-        if around.integrals[place] < e:  # kappa is at most 1
+        if around.integrals[place] < start.e:  # kappa is at most 1
             continue
         norm = around.greatest + float(around.change(float(r)))
-        step = step_size * norm * e
-        kappa = 1 - 0.5 * step_size * (norm**2 + around.lipschitz(float(r) + step) * e)
-        if kappa <= 0 or sigma <= 0:
+        kept = kappa(step_size, K, norm**2, around.lipschitz(float(r) + step_size * norm * size), size)
+        if kept <= 0 or sigma <= 0:
             return None
-        if around.integrals[place] >= e / kappa:
-            return float(r), kappa * float(sigma) ** 2
+        if around.integrals[place] >= start.e / kept:
+            return float(r), kept * float(sigma) ** 2
     return None
+
+
+def _size(start: Start, e: float) -> float:
+    """||E|| at most."""
+    return sqrt(float(start.K or 0.0) * start.gamma / 2) * e
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -143,8 +166,7 @@ def _travel(
     weights: Moving, around: Ball, start: Start, step_size: float
 ) -> tuple[np.ndarray, np.ndarray, float] | None:
     """(e, kappa lambda, how far the weights move) along the clock; None where the weights may move too far."""
-    e, cap, alpha = start.e, start.cap, weights.least
-    assert cap is not None
+    e, cap, alpha, K = start.e, start.cap, weights.least, float(start.K or 0.0)
     if alpha <= 0:
         return None
     h = e / (alpha * STEPS)
@@ -157,19 +179,20 @@ def _travel(
         def rough(U: np.ndarray, e: float = e, gone: float = gone) -> tuple[float, float]:
             """(beta, H) during this step of the clock, and from there to the next iterate."""
             beta = weights.greatest(U)
-            return beta, around.lipschitz(gone + sqrt(beta) * (h + step_size * e))
+            return beta, around.lipschitz(gone + sqrt(beta) * (h + step_size * _size(start, e)))
 
         def disturbed(U: np.ndarray, e: float = e, rough: Rough = rough) -> float:
             beta, H = rough(U)
-            return H * step_size * sqrt(beta) * e
+            return H * step_size * sqrt(beta) * _size(start, e)
 
-        least = weights.after(h, (cap[0] + cap[1] * e) / weights.c, disturbed)
+        product = None if cap is None else (cap[0] + cap[1] * e) / weights.c
+        least = weights.after(h, product, disturbed)
         beta, H = rough(weights.y)
-        kappa = 1 - 0.5 * step_size * (beta + H * e)
-        if not (least > 0 and kappa > 0):
+        kept = kappa(step_size, K, beta, H, _size(start, e))
+        if not (least > 0 and kept > 0):
             return None
-        alpha, last = kappa * least, e
+        alpha, last = kept * least, e
         e, gone = max(e - h * alpha, 0.0), gone + sqrt(beta) * h
-        radius += (last - e) / (kappa * sqrt(least))
+        radius += (last - e) / (kept * sqrt(least))
         known.append((e, alpha))
     return None

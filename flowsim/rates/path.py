@@ -122,11 +122,12 @@ def path(network: Network, loss: Loss | None = None) -> Certificate:
 
 @dataclass(frozen=True)
 class Start:
-    """What a loss under A1 has at the start: gamma, e and, under A2, the cap of the product's norm."""
+    """What a loss under A1 has at the start: gamma, e, under A2 the cap of the product's norm, and its smoothness K."""
 
     gamma: float
     e: float
     cap: Cap | None
+    K: float | None
 
     @classmethod
     def of(cls, network: Network, loss: Loss | None) -> Start | None:
@@ -139,8 +140,9 @@ class Start:
         e = 2 * sqrt(max(float(excess(loss, network.product)), 0.0) / gamma) * (1 + 8 * EPS)
         minimiser = minimiser_of(loss)
         if not (constants.mu > 0 and minimiser is not None):
-            return cls(gamma, e, None)
-        return cls(gamma, e, (float(np.linalg.norm(minimiser, 2)) * (1 + 64 * EPS), sqrt(gamma / (2 * constants.mu))))
+            return cls(gamma, e, None, constants.K)
+        cap = float(np.linalg.norm(minimiser, 2)) * (1 + 64 * EPS), sqrt(gamma / (2 * constants.mu))
+        return cls(gamma, e, cap, constants.K)
 
 
 NEEDS = f"it needs a loss with assumption {ASSUMPTIONS['quadratic']} and a known least value"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
@@ -11,13 +12,14 @@ import numpy as np
 from flowsim.checks import as_number
 from flowsim.display import Shown, Table
 from flowsim.errors import InputError
+from flowsim.laws.observed.descent import Steps
 from flowsim.laws.observed.eigenvalues import loss_of_eigenvalue
 from flowsim.laws.observed.path import Path
 from flowsim.laws.observed.quadrature import Integral
 from flowsim.losses import constants_of
 from flowsim.methods.steps import IntegrationFailure
 from flowsim.progress import Progress, following
-from flowsim.runs.tight import Deadline, WallLimit
+from flowsim.runs.tight import ROUND_OFF, Deadline, WallLimit
 from flowsim.runs.trajectory import Trajectory, as_trajectory
 from flowsim.threads import threads_for
 
@@ -30,7 +32,7 @@ STEPS, MOST_PANELS = 4, 24
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PosteriorRate(Shown):
-    """lambda_min(T(t)) along a flow. Ours, not in [MVM23].
+    """lambda_min(T(t)) along a flow or gradient descent. Ours, not in [MVM23].
 
     law: exponential or hyperbolic, as in Certificate; status: completed, or what ended it early.
 
@@ -104,9 +106,9 @@ def a_posteriori(
     progress: Progress | bool | None = None,
     wall_limit: float | None = None,
 ) -> PosteriorRate:
-    """lambda_min(T(t)) along a flow, its integral, and a bound on the loss of the exact flow.
+    """lambda_min(T(t)) along a flow or gradient descent, its integral, and a bound on the loss of the exact one.
 
-    trajectory: a run of `simulate`, not of gradient descent.
+    trajectory: a run of `simulate`. Of gradient descent, for a loss whose smoothness K is known, see the end.
 
     The flow is solved again from the run's start, in the compressed form that it was simulated in, by a method fit for
     the problem at 1/100 of the run's tolerance or less (`runs.tight.Tight`). Every value of lambda_min(T) is a lower
@@ -124,8 +126,12 @@ def a_posteriori(
     "interrupted" or "diverged"; from the saved time reached on lambda_min(T) counts as 0, the bound stays level and
     holds.
 
-    Raises InputError for gradient descent, which is no flow, for a run without a step, one that was loaded without its
-    loss, and for an argument out of range.
+    Gradient descent takes its steps again. Each shrinks the excess by at least what `laws.observed.descent` proves of a
+    step of that size, and `integral` is -log of the product of these factors over gamma: as if it were a flow's. Steps
+    beyond 2 / |T|, which may raise the loss, raise the bound.
+
+    Raises InputError for a run without a step, one that was loaded without its loss, gradient descent on a loss of
+    unknown smoothness, and for an argument out of range.
 
     For n = m = 1 the operator T is a number, and the bound is the loss itself; a certificate knows T(0) at best:
 
@@ -139,16 +145,13 @@ def a_posteriori(
     >>> round(fs.certify(problem).best.alpha, 6), round(found.least, 6), found.alpha > found.least
     (1.25, 1.25, True)
     """
-    if as_trajectory(trajectory).method.kind.discrete:
-        raise InputError(
-            "Argument `trajectory` must be a flow: the bound is an integral over continuous time, which gradient"
-            " descent does not obey; simulate with an ODE method."
-        )
     as_number(rtol, "rtol", above=0.0, most=1.0)
-    if trajectory.time[-1] == 0.0:
+    if as_trajectory(trajectory).time[-1] == 0.0:
         raise InputError("Argument `trajectory` must have taken a step; its end is at t = 0.")
     deadline = Deadline(None if wall_limit is None else as_number(wall_limit, "wall_limit", above=0.0))
     network, end = trajectory.simulated.network, float(trajectory.time[-1])
+    if trajectory.method.kind.discrete:
+        return _of_descent(trajectory, deadline, progress)
     with following(progress, end) as tell, threads_for(max(*network.dims, network.dims[0] * network.dims[-1])):
         path = Path(trajectory, deadline)
         integral, status = _integrated(path, rtol, tell)
@@ -191,7 +194,7 @@ def _padded(path: Path, integral: Integral, count: int) -> tuple[np.ndarray, np.
     values = np.pad(np.array(path.saved[:reached]), (0, beyond))
     found = np.pad([0.0, *integral.at[: reached - 1]], (0, beyond), mode="edge")
     quadrature = np.pad([0.0, *integral.errors[: reached - 1]], (0, beyond), mode="edge")
-    flow = _flow_error(path, values)
+    flow = _error(path.run, np.array(path.distances), path.sensitivity, values)
     return found, values, quadrature + np.minimum(flow, flow[reached - 1])
 
 
@@ -202,16 +205,51 @@ def _panels(trajectory: Trajectory) -> np.ndarray:
     return times[np.unique(np.linspace(0, len(times) - 1, count + 1).astype(int))]
 
 
-def _flow_error(path: Path, values: np.ndarray) -> np.ndarray:
+def _of_descent(run: Trajectory, deadline: Deadline, progress: Progress | bool | None) -> PosteriorRate:
+    constants = constants_of(run.problem.loss)
+    if constants is None or not constants.K or not constants.gamma:
+        raise InputError(
+            "The loss of a run of gradient descent must have constants gamma and K: how much a step lowers it depends"
+            " on its smoothness; a flow needs gamma alone."
+        )
+    steps, status = Steps(run, constants, deadline), "completed"
+    saved = np.round(run.time / steps.eta).astype(int)
+    values, found = np.zeros(len(saved)), np.zeros(len(saved))
+    least, reached = np.inf, 0
+    with following(progress, float(run.time[-1])) as tell, threads_for(max(run.simulated.network.dims)):
+        try:
+            for k, (value, exponent) in enumerate(steps):
+                least = min(least, value)
+                if k == saved[reached]:
+                    values[reached], found[reached] = value, exponent
+                    if tell is not None:
+                        tell(float(run.time[reached]), float(run.excess[reached]), float(run.excess[0]))
+                    reached += 1
+        except KeyboardInterrupt:
+            status = "interrupted"
+        except WallLimit:
+            status = "wall_limit"
+    found[reached:] = found[max(reached - 1, 0)]
+    apart = ROUND_OFF * np.linalg.norm(run.checkpoints.states, axis=1)
+    error = _error(run, apart, steps.sensitivity, values)
+    if status != "completed":
+        least = 0.0
+    law, bound = _bound(run, found - error)
+    return PosteriorRate(run, values, found, error, least, law, bound, status)
+
+
+def _error(
+    run: Trajectory, apart: np.ndarray, sensitivity: Callable[[float], float], values: np.ndarray
+) -> np.ndarray:
     """What the integral up to each saved time may lose to the errors of the weights, the compression's among them.
 
-    The distance from the tight solve at the ends of an interval between checkpoints, the greater, counts all along it.
+    apart: the distance from the exact weights at the checkpoints, as far as it is known; the greater of those at the
+    ends of an interval counts all along it.
     """
-    run, kept = path.run, path.run.checkpoints.times
-    apart = np.pad(path.distances, (0, len(kept) - len(path.distances)), mode="edge")
+    kept = run.checkpoints.times
+    apart = np.pad(apart, (0, len(kept) - len(apart)), mode="edge")
     distance = np.interp(kept, run.time, run.error_estimate) + apart
-    kappa = path.sensitivity(float(distance.max()))
-    lost = loss_of_eigenvalue(np.interp(kept, run.time, values), kappa, distance)
+    lost = loss_of_eigenvalue(np.interp(kept, run.time, values), sensitivity(float(distance.max())), distance)
     steps = np.diff(kept) * np.maximum(lost[1:], lost[:-1])
     return np.interp(run.time, kept, np.append(0.0, np.cumsum(steps)))
 
