@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from flowsim.checks import as_number
@@ -11,6 +12,7 @@ from flowsim.laws.levels import Levels
 from flowsim.laws.result import STOPPED, Diagnosis, Law
 from flowsim.losses import UnknownLoss
 from flowsim.progress import Count, counting
+from flowsim.runs import words
 from flowsim.runs.stopping import largest_order
 from flowsim.runs.tight import Deadline, WallLimit
 from flowsim.runs.trajectory import Trajectory, as_trajectory
@@ -86,21 +88,22 @@ def _checks(trajectory: Trajectory, deadline: Deadline, tell: Count | None) -> l
         reason = "the file does not hold the user's own loss; pass it to load(path, loss=...)"
         return [_Check([], lambda: Law(*laws.FLOW, None, None, None, reason=reason)), compression]
     case = Levels(trajectory, deadline, tell)
-    record, monotone = (
+    record, monotone, proved = (
         _Check([laws.RECORD], lambda: laws.record(case)),
         _Check([laws.MONOTONE], lambda: laws.monotone(case)),
+        _Check([laws.RATES], lambda: laws.rates(case)),
     )
     if case.descends:
         recurrence = _Check([descent.RECURRENCE], lambda: descent.recurrence(case))
         drift = _Check(descent.drifts(trajectory), lambda: descent.drift_laws(case))
-        return [record, recurrence, drift, monotone, compression]
+        return [record, recurrence, drift, monotone, proved, compression]
     return [
         record,
         _Check([laws.FLOW], lambda: laws.motion(case)),
         _Check(laws.conserved(trajectory), lambda: laws.imbalances(case)),
         _Check([laws.ENERGY], lambda: laws.energy(case)),
         monotone,
-        _Check([laws.RATES], lambda: laws.rates(case)),
+        proved,
         compression,
     ]
 
@@ -119,7 +122,8 @@ def _judge(trajectory: Trajectory, checks: list[_Check]) -> Diagnosis:
             except WallLimit:
                 status = "wall_limit"
         found[place] = checks[place].unjudged(STOPPED[status])
-    return Diagnosis(tuple(law for place in range(len(checks)) for law in found[place]), status)
+    diagnosis = Diagnosis(tuple(law for place in range(len(checks)) for law in found[place]), status)
+    return diagnosis if diagnosis.broken else replace(diagnosis, tail=words.tail(trajectory))
 
 
 def _cost(check: _Check) -> int:

@@ -38,7 +38,8 @@ class Diagnosis(Shown):
     """All laws of one trajectory.
 
     A record that was tampered with: the loss at the end is half of what the saved weights give.
-    status: completed, or what ended it early.
+    status: completed, or what ended it early; tail: what is proved of all later times, of a run that no law speaks
+    against (see Trajectory.certify_tail).
 
     >>> import dataclasses
     >>> import flowsim as fs
@@ -52,6 +53,7 @@ class Diagnosis(Shown):
 
     laws: tuple[Law, ...]
     status: Literal["completed", "interrupted", "wall_limit"] = "completed"
+    tail: str | None = None
 
     def __iter__(self) -> Iterator[Law]:
         return iter(self.laws)
@@ -90,7 +92,7 @@ class Diagnosis(Shown):
         """The object that `flowsim diagnose --json` prints; "holds" is null where it ended early and none is broken."""
         holds = None if self.status in STOPPED and not self.broken else not self.broken
         laws = [asdict(law) for law in self.laws]
-        return {"status": self.status, "verdict": self.verdict, "holds": holds, "laws": laws}
+        return {"status": self.status, "verdict": self.verdict, "holds": holds, "tail": self.tail, "laws": laws}
 
     def shown(self) -> Table:
         """A row a law, the verdict below."""
@@ -105,7 +107,8 @@ class Diagnosis(Shown):
             )
             for law in self.laws
         ]
-        return Table(rows, ("law", "residual", "expected", "verdict", "at t", "equation"), foot=self.verdict)
+        foot = self.verdict if self.tail is None else f"{self.verdict}\nthe rest: {self.tail}"
+        return Table(rows, ("law", "residual", "expected", "verdict", "at t", "equation"), foot=foot)
 
 
 def worst(name: str, equation: str, residuals: np.ndarray, expected: ArrayLike, times: np.ndarray) -> Law:

@@ -111,7 +111,8 @@ class Ball:
 
     def lipschitz(self, r: float) -> float:
         """A Lipschitz constant of J within r: of every block, and so of all."""
-        return self.scale * float(np.linalg.norm(self.first_order(self.within(r)), 2))
+        C = self.first_order(self.within(r))
+        return self.scale * float(np.linalg.norm(C, 2)) if np.isfinite(C).all() else float("inf")
 
     def sigma(self, r: np.ndarray | float) -> np.ndarray:
         """A lower bound of sigma_min(J) within r."""

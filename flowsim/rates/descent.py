@@ -54,7 +54,7 @@ PRECISION = 1e-3
 
 def kappa(step_size: float, K: float, beta: float, H: float, size: float) -> float:
     """What a step keeps of the fall of f to first order: at least kappa step_size q^2 (see above); size: ||E||."""
-    bent = 0.5 * step_size * H * size
+    bent = 0.5 * step_size * H * size if np.isfinite(H) else float("inf")
     return 1 - bent - 0.5 * step_size * K * beta * (1 + bent) ** 2
 
 
@@ -62,7 +62,8 @@ def descent_ball(network: Network, loss: Loss | None, step_size: float) -> Certi
     """A rate of gradient descent with that step size: e_{k+1} <= (1 - eta alpha gamma / 2) e_k.
 
     alpha = kappa sigma(R)^2. Ours; proof at the head of this module. For losses under A1 that are K-smooth;
-    e = ||W - Y||_F for SquaredLoss. rate, in the time t = k step_size, is -2 log(1 - step_size alpha gamma / 2) / step_size.
+    e = ||W - Y||_F for SquaredLoss. rate, in the time t = k step_size, is
+    -2 log(1 - step_size alpha gamma / 2) / step_size.
     """
     start = _start(network, loss)
     around = None if start is None else Ball.around(network)

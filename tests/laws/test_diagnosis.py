@@ -115,6 +115,7 @@ def test_descent_that_fails_at_its_first_step_has_laws_that_say_so():
     problem = random_problem(np.random.default_rng(3), (3, 12, 9, 2))
     diagnosis = fs.diagnose(fs.simulate(problem, fs.GradientDescent(1e6), t1=1e8))
     assert not diagnosis.broken
+    assert fs.certify(problem, method=fs.GradientDescent(1e6)).best is None
     assert [diagnosis[f"drift law D_{layer}"].reason for layer in (1, 2)] == ["no step was taken"] * 2
 
 
