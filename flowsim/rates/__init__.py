@@ -26,6 +26,7 @@ from flowsim.rates.theorem_1 import lemma_3, theorem_1_A1, theorem_1_A2
 from flowsim.rates.theorem_2 import theorem_2
 from flowsim.rates.theorem_3 import theorem_3_unimodal
 from flowsim.rates.theorem_4 import theorem_4
+from flowsim.rates.xu_2023 import xu_2023
 from flowsim.threads import threads_for
 
 Theorem = Callable[[Network, Loss | None, float], Certificate]
@@ -65,6 +66,7 @@ __all__ = [
     "descent_ball",
     "descent_path",
     "greatest_step",
+    "xu_2023",
     *(theorem.__name__ for theorem in (*PLAIN, *STRUCTURED, min_2021)),
 ]
 
@@ -79,7 +81,8 @@ def certify(
     """All theorems on a problem, or on a network alone (then there are bounds alpha, but no rates).
 
     subject: a Problem, or a network, full or compressed. method: what it is trained with; of GradientDescent only
-    `descent-ball` and `descent-path` have one, and of every other theorem it is said that it is one on the flow.
+    `xu-2023`, `descent-ball` and `descent-path` have a rate, and of every other theorem it is said that it is one on
+    the flow.
 
     No alpha exceeds lambda_min(T) by rounding: eigenvalues count as smaller or larger by what they are uncertain by.
     tolerance: an eigenvalue of D_l within tolerance max(||W_l||_F^2, ||W_{l+1}||_F^2) of 0 counts as 0 where a theorem

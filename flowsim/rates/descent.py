@@ -37,19 +37,21 @@ from math import sqrt
 
 import numpy as np
 
+from flowsim.compression import CompressedNetwork
 from flowsim.losses import Loss
-from flowsim.network import Network
+from flowsim.network import LinearNetwork, Network
 from flowsim.rates.ball import Ball
 from flowsim.rates.certificate import Certificate, refused
 from flowsim.rates.layer_norms import layer_norms
 from flowsim.rates.path import EPS, MOST_STEPS, NEEDS, STEPS, Moving, Start, knots
+from flowsim.rates.xu_2023 import xu_2023
 
 BALL, PATH = "descent-ball", "descent-path"
 ELSEWHERE = f"{NEEDS}, and with a known smoothness"
 UNKNOWN = "lambda_min(T) may be 0, or layers are not at hand"
 Rough = Callable[[np.ndarray], tuple[float, float]]
 PRECISION = 1e-3
-"""Of the greatest step, over the greatest that could be certified, 2 / |T|."""
+"""Of the greatest step, over the greatest that could be certified, 2 / (K |T|)."""
 
 
 def kappa(step_size: float, K: float, beta: float, H: float, size: float) -> float:
@@ -104,17 +106,20 @@ def descent_path(network: Network, loss: Loss | None, step_size: float) -> Certi
     return replace(certificate, knots=knots(inner, _rates(shrunk, start, step_size)))
 
 
-DESCENTS = (descent_ball, descent_path)
+DESCENTS = (xu_2023, descent_ball, descent_path)
 """The theorems on gradient descent: of a network, a loss and a step size."""
 
 
 def greatest_step(network: Network, loss: Loss | None) -> float | None:
-    """The greatest step size that one of DESCENTS certifies, to a thousandth of 2 / |T|; None where none is."""
-    around = None if _start(network, loss) is None else Ball.around(network)
-    if around is None:
+    """The greatest step size that one of DESCENTS certifies, to a thousandth of 2 / (K |T|); None where none is."""
+    start = _start(network, loss)
+    small = network.core if isinstance(network, CompressedNetwork) else network
+    assert isinstance(small, LinearNetwork)
+    norm = network.scale**2 * max(float(np.linalg.norm(P, 2) * np.linalg.norm(Q, 2)) for P, Q in small.grams)
+    if start is None or not norm:
         return None
-    low, most = 0.0, 2 / around.greatest**2
-    for theorem in DESCENTS:  # the second, which costs more, from where the first ends
+    low, most = 0.0, 2 / (float(start.K or 0.0) * norm)
+    for theorem in DESCENTS:  # each from where the one before ends: the last costs most
         high = most
         while high - low > PRECISION * most:
             middle = 0.5 * (low + high)

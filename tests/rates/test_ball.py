@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 import flowsim as fs
 from flowsim.rates.ball import Ball, ball
-from flowsim.rates.descent import DESCENTS, descent_path, greatest_step
+from flowsim.rates.descent import DESCENTS, descent_ball, descent_path, greatest_step
 from flowsim.rates.layer_norms import layer_norms
 from flowsim.rates.path import Moving, path
+from flowsim.rates.theorem_1 import theorem_1_A2
+from flowsim.rates.xu_2023 import xu_2023
 
 SLACK = 1 + 1e-9
 KINDS = ("squared", "masked", "least squares")
@@ -102,7 +104,7 @@ def test_no_descent_with_a_certified_step_is_above_its_bound(depth, seed, share,
             assert descent.status == "completed"
             bound = certificate.bound(descent.step_time) * SLACK + 1e-13 * descent.excess[0]
             assert (descent.steps.excess <= bound).all()
-            assert descent.weights_change <= certificate.radius * SLACK
+            assert certificate.radius is None or descent.weights_change <= certificate.radius * SLACK
 
 
 def test_step_sizes_are_certified_up_to_the_greatest():
@@ -111,10 +113,46 @@ def test_step_sizes_are_certified_up_to_the_greatest():
     top = float(np.linalg.eigvalsh(problem.network.dense_T())[-1])
     assert 0.1 < greatest * top / 2 < 1
     assert any(theorem(problem.network, problem.loss, greatest).applies for theorem in DESCENTS)
-    for theorem in DESCENTS:
+    for theorem in (descent_ball, descent_path):
         refused = theorem(problem.network, problem.loss, greatest + 3e-3 / top)
         assert not refused.applies
         assert "not certified" in refused.reason
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 10**6), st.floats(0.02, 1.0), st.sampled_from(KINDS))
+def test_two_layers_far_from_balance_are_certified_by_their_imbalance(seed, share, kind):
+    """Narrow networks and large losses, where neither ball nor path says anything."""
+    rng = np.random.default_rng(seed)
+    n, m = (int(k) for k in rng.integers(1, 4, 2))
+    h = int(rng.integers(max(n, m), 7))
+    weights = [rng.standard_normal((n, h)), rng.standard_normal((h, m))]
+    weights[int(rng.integers(2))] *= 4
+    loss = {"squared": fs.SquaredLoss(2 * rng.standard_normal((n, m)))}.get(kind) or fs.MaskedSquaredLoss(
+        2 * rng.standard_normal((n, m)), rng.uniform(0.5, 1.5, (n, m))
+    )
+    problem = fs.Problem(loss, fs.LinearNetwork(tuple(weights), scale=float(rng.uniform(0.5, 1.5))))
+    greatest = greatest_step(problem.network, problem.loss)
+    if greatest is None:
+        return
+    eta = share * greatest
+    certificate = xu_2023(problem.network, problem.loss, eta)
+    if certificate.applies:
+        descent = fs.simulate(problem, fs.GradientDescent(eta), t1=400 * eta, save_points=5)
+        bound = certificate.bound(descent.step_time) * SLACK + 1e-13 * descent.excess[0]
+        assert (descent.steps.excess <= bound).all()
+
+
+def test_the_theorem_of_two_layers_meets_that_of_the_flow_at_vanishing_steps():
+    weights = ([[3.0]], [[1.0]])
+    problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(weights))
+    flow = theorem_1_A2(problem.network, problem.loss)
+    assert xu_2023(problem.network, problem.loss, 1e-9).rate == pytest.approx(flow.rate, rel=1e-6)
+    small, large = (xu_2023(problem.network, problem.loss, eta) for eta in (0.001, 0.02))
+    assert flow.alpha > small.alpha > large.alpha > 0
+    assert "not certified" in xu_2023(problem.network, problem.loss, 0.3).reason
+    deep = fs.fan_in((2, 5, 5, 2), seed=0)
+    assert "two layers" in xu_2023(deep, fs.SquaredLoss(np.eye(2)), 0.1).reason
 
 
 @pytest.mark.parametrize("dims", [(3, 40, 1), (3, 50, 40, 1), (2, 60, 50, 60, 1)])
@@ -171,7 +209,7 @@ def test_certificates_of_descent_are_its_own():
 def test_where_nothing_is_certified():
     labels = fs.ExponentialLoss(np.eye(3), np.ones((3, 3)))
     network = fs.fan_out((3, 4, 3, 3), seed=0)
-    for theorem in DESCENTS:
+    for theorem in (descent_ball, descent_path):
         assert "smoothness" in theorem(network, labels, 1e-3).reason
     assert greatest_step(network, labels) is None
     assert ball(network, fs.SquaredLoss(50 * np.eye(3))).alpha == 0
