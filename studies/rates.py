@@ -186,8 +186,9 @@ def tightness(network: fs.LinearNetwork, height: float, folds: float = 1e-6) -> 
     flow = fs.simulate(problem, t1=1e3, save_points=2, stop_loss=folds)
     rate = fs.a_posteriori(flow, rtol=1e-4)
     return {
-        "cheap": fs.certify(problem, cheap=True)["theorem-2"].alpha,
         "Theorem 2": certificates["theorem-2"].alpha,
+        "path": certificates["path"].alpha,
+        "combined": certificates["combined"].alpha,
         "least on the way": rate.least,
         "a posteriori": rate.alpha,
         "seen": float(-np.log(flow.excess[-1] / flow.excess[0]) / (2 * flow.time[-1])),
@@ -313,7 +314,7 @@ def draw(out: Path, results: dict, flow: fs.Trajectory, certificate: fs.Certific
     from flowsim.plots import COLOURS, STYLE
 
     shape = max(results, key=lambda key: len(results[key]))[1]
-    names = {"cheap": "cheap", "Theorem 2": "Thm 2", "a posteriori": "posterior", "seen": "seen"}
+    names = {"Theorem 2": "Thm 2", "combined": "combined", "a posteriori": "posterior", "seen": "seen"}
     with plt.rc_context(STYLE):
         figure, (left, middle, right) = plt.subplots(
             1, 3, figsize=(10.2, 3.3), layout="constrained", width_ratios=(1.5, 1, 1)
@@ -346,8 +347,8 @@ def draw(out: Path, results: dict, flow: fs.Trajectory, certificate: fs.Certific
         left.legend(loc="upper right", frameon=False, ncols=4)
         draw_bounds(middle, COLOURS)
         first = flow.excess[0]
-        right.loglog(flow.time[1:], flow.excess[1:] / first, color=COLOURS[0], label="loss")
-        right.loglog(flow.time[1:], certificate.bound(flow.time[1:]) / first, "--", color=COLOURS[1], label="Theorem 4")
+        right.loglog(flow.time[1:], certificate.bound(flow.time[1:]) / first, "--", color=COLOURS[0], label="Theorem 4")
+        right.loglog(flow.time[1:], flow.excess[1:] / first, color=COLOURS[3], label="loss")
         right.set_xlabel("time $t$")
         right.set_ylabel("$L(t) / L(0)$")
         right.set_title("exponential loss, iris: setosa, versicolor", fontsize=8)
@@ -361,11 +362,13 @@ def draw_bounds(axes: object, colours: tuple[str, ...]) -> None:
     network = fs.fan_out((5, 300, 500, 1), seed=0)
     problem = fs.Problem(fs.SquaredLoss(np.ones((5, 1))), network)
     flow = fs.simulate(problem, t1=0.012, save_points=200)
-    rate, certificate = fs.a_posteriori(flow, rtol=1e-6), fs.certify(problem)["theorem-2"]
-    first = flow.excess[0]
-    axes.semilogy(1e3 * flow.time, certificate.bound(flow.time) / first, "--", color=colours[1], label="Theorem 2")
+    rate, certificates = fs.a_posteriori(flow, rtol=1e-6), fs.certify(problem)
+    first, bounds = flow.excess[0], {"Theorem 2": "theorem-2", "combined": "combined"}
+    for k, (label, name) in enumerate(bounds.items()):
+        bound = certificates[name].bound(flow.time) / first
+        axes.semilogy(1e3 * flow.time, bound, "--", color=colours[k], label=label)
     axes.semilogy(1e3 * flow.time, rate.bound / first, ":", color=colours[2], linewidth=2, label="a posteriori")
-    axes.semilogy(1e3 * flow.time, flow.excess / first, color=colours[0], label="loss")
+    axes.semilogy(1e3 * flow.time, flow.excess / first, color=colours[3], label="loss")
     axes.set_xlabel("time $t\\ /\\ 10^{-3}$")
     axes.set_ylabel("$L(t) / L(0)$")
     axes.set_title("fan_out (5, 300, 500, 1), squared loss", fontsize=8)
