@@ -27,6 +27,7 @@ def run(name, monkeypatch, *arguments):
         ("good_initialization", "best: theorem-2", ()),
         ("which_solver", "greatest drift of the D_l", ()),
         ("how_wide", "slopes of the error", ()),
+        ("how_fast", "certified at the start: 0", ()),
     ],
 )
 def test_it_prints_and_draws(name, words, only, monkeypatch, tmp_path, capsys):
