@@ -94,8 +94,8 @@ for t in (0.5 * run.time[-1], 0.8 * run.time[-1], run.time[-1]):
 assert run.certify_tail().share > 0.8
 
 # %% [markdown]
-# That is a statement on the exact flow from the weights that were computed. How far these are from the flow's own, after
-# all steps and not only in each:
+# That is a statement on the exact flow from the weights that were computed. How far these are from the flow's own,
+# after all steps and not only in each:
 
 # %%
 print(run.global_error().words())
@@ -185,8 +185,10 @@ with matplotlib.rc_context(STYLE):
     left.set_title("fan_out (5, 300, 500, 1)", fontsize=8)
     left.legend(loc="lower left", frameon=False)
     for k, depth in enumerate(DEPTHS):
-        middle.semilogx(WIDTHS, by_width[depth], color=COLOURS[k], marker=MARKERS[k], markersize=4, label=f"$L = {depth}$")
-    middle.set(xlabel="hidden width $h$ (units)", ylabel=r"$\alpha\,/\,\min_t \lambda_{\min}(T(t))$", ylim=(-0.03, 1.05))
+        style = {"color": COLOURS[k], "marker": MARKERS[k], "markersize": 4, "label": f"$L = {depth}$"}
+        middle.semilogx(WIDTHS, by_width[depth], **style)
+    middle.set(xlabel="hidden width $h$ (units)", ylabel=r"$\alpha\,/\,\min_t \lambda_{\min}(T(t))$")
+    middle.set_ylim(-0.03, 1.05)
     middle.set_title("combined, fan_out $(5, h, .., h, 1)$", fontsize=8)
     middle.legend(loc="lower right", frameon=False)
     for k, name in enumerate(NAMES):
