@@ -21,7 +21,7 @@ from itertools import pairwise
 import numpy as np
 
 import flowsim as fs
-from flowsim.rates import descent_path, greatest_step, path, theorem_2
+from flowsim.rates import combined, descent_path, greatest_step, path, theorem_2
 
 CASES = (
     ((1, 300, 500, 1), "fan_out"),
@@ -52,8 +52,8 @@ def least_along(problem: fs.Problem) -> float:
 
 
 def tightness(draws: int) -> None:
-    print("| dims | scheme | path | Theorem 2 | seconds |")
-    print("|---|---|---|---|---|")
+    print("| dims | scheme | path | Theorem 2 | combined | seconds of path |")
+    print("|---|---|---|---|---|---|")
     for dims, scheme in CASES:
         found = []
         for seed in range(draws):
@@ -63,9 +63,10 @@ def tightness(draws: int) -> None:
             alpha = path(problem.network, problem.loss).alpha or 0.0
             seconds = time.perf_counter() - begun
             second = theorem_2(problem.network, problem.loss).alpha if len(dims) == 4 else None
-            found.append((alpha / least, np.nan if second is None else second / least, seconds))
+            both = combined(problem.network, problem.loss).alpha or 0.0
+            found.append((alpha / least, np.nan if second is None else second / least, both / least, seconds))
         medians = np.median(found, axis=0)
-        print(f"| {dims} | {scheme} | {medians[0]:.3f} | {medians[1]:.3f} | {medians[2]:.3f} |", flush=True)
+        print(f"| {dims} | {scheme} | " + " | ".join(f"{value:.3f}" for value in medians) + " |", flush=True)
     for dims in ((3000, 5000), (10**9, 10**9)):
         drawn = fs.sample_compressed("fan_out", (5, *dims, 1), seed=0)
         begun = time.perf_counter()
