@@ -6,6 +6,7 @@ from . import initialization as initialization
 from . import losses as losses
 from . import methods as methods
 from . import rates as rates
+from . import torch as torch
 from .comparison import Comparison as Comparison
 from .comparison import compare as compare
 from .compression import CompressedNetwork as CompressedNetwork
@@ -74,5 +75,7 @@ from .runs.trajectory import Trajectory as Trajectory
 from .sweeps import SweepResult as SweepResult
 from .sweeps import SweepSpec as SweepSpec
 from .sweeps import sweep as sweep
+from .training import Recorder as Recorder
+from .training import observe as observe
 
 __version__: str

@@ -14,7 +14,7 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 from flowsim import __version__
-from flowsim.cli import configuration, figures, lists, networks, simulations, sweeps
+from flowsim.cli import configuration, figures, lists, networks, simulations, sweeps, training
 from flowsim.cli.output import discard_output, note, open_streams, tell
 from flowsim.errors import ConversionNotice, FlowsimError
 
@@ -38,6 +38,7 @@ for _command in (
     simulations.simulate,
     simulations.diagnose,
     simulations.compare,
+    training.observe,
     lists.cite,
     figures.plot,
     figures.report,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from flowsim.checks import as_number
-from flowsim.laws import descent, laws
+from flowsim.laws import descent, laws, recorded
 from flowsim.laws.levels import Levels
 from flowsim.laws.result import STOPPED, Diagnosis, Law
 from flowsim.losses import UnknownLoss
@@ -32,8 +32,11 @@ def diagnose(
     solve of dW_l/dt = -dL/dW_l from the first of them does (recurrence: as gradient descent does). imbalance D_l:
     D_l(t) = D_l(0); for gradient descent the drift law D_l(k+1) - D_l(k) = step_size^2 (G_l^T G_l - G_{l+1} G_{l+1}^T).
     energy: L(0) - L(t) = integral of ||grad L||_F^2. monotone loss. rates: the loss stays below every certificate that
-    applies. compression: the estimated error stays within what the compression promised. Where the tolerance allows
-    errors as large as what a law compares, the law is not judged unless it is broken all the same.
+    applies (of gradient descent: its own). compression: the estimated error stays within what the compression promised.
+    Where the tolerance allows errors as large as what a law compares, the law is not judged unless it is broken all the
+    same.
+
+    Of weights that were recorded elsewhere the residuals of the flow's laws are told, and none is judged.
 
     The level to expect is MARGIN times what an undisturbed run of the same method at the same tolerance shows on the
     same problem, but (unless its steps are fixed) never more than LOCAL_ERRORS tolerances a step; for methods that
@@ -87,6 +90,8 @@ def _checks(trajectory: Trajectory, deadline: Deadline, tell: Count | None) -> l
     if isinstance(trajectory.problem.loss, UnknownLoss):
         reason = "the file does not hold the user's own loss; pass it to load(path, loss=...)"
         return [_Check([], lambda: Law(*laws.FLOW, None, None, None, reason=reason)), compression]
+    if trajectory.method.kind.recorded:
+        return [_Check([], lambda: recorded.laws_of(trajectory))]
     case = Levels(trajectory, deadline, tell)
     record, monotone, proved = (
         _Check([laws.RECORD], lambda: laws.record(case)),

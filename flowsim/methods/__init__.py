@@ -10,6 +10,7 @@ from flowsim.methods.base import ATOL, LEAST_RTOL, RTOL, Kind, Method
 from flowsim.methods.descent import GradientDescent
 from flowsim.methods.diffrax import DIFFRAX, Diffrax
 from flowsim.methods.gauss_legendre import GaussLegendre
+from flowsim.methods.observed import Observed
 from flowsim.methods.projected import Projected
 from flowsim.methods.rkc import RKC
 from flowsim.methods.scipy import SCIPY, Scipy
@@ -29,6 +30,7 @@ __all__ = [
     "GradientDescent",
     "Kind",
     "Method",
+    "Observed",
     "Projected",
     "Scipy",
     "as_method",

@@ -36,7 +36,8 @@ class Kind:
     order: None where it varies; line: a sentence on it; matrix_free: an implicit method that forms no Jacobian;
     adaptive: has an error estimate, without which a step size has to be given; keeps_invariants: every D_l to round-off
     at any tolerance; stabilised: explicit, but made for stiff problems; discrete: lives on its steps only, and is no
-    approximation of the flow (gradient descent); sources: keys of references.bib.
+    approximation of the flow (gradient descent); recorded: no method at all, weights that were trained elsewhere;
+    sources: keys of references.bib.
     """
 
     order: int | None
@@ -47,6 +48,7 @@ class Kind:
     keeps_invariants: bool = False
     stabilised: bool = False
     discrete: bool = False
+    recorded: bool = False
     sources: tuple[str, ...] = ()
 
     @property

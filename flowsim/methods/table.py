@@ -61,6 +61,8 @@ def as_method(value: object) -> Method:
         raise InputError(
             f"Argument `method` must be a method such as Scipy('DOP853') or a name such as 'dop853', but it is {what}."
         )
+    if value.kind.recorded:
+        raise InputError("Argument `method` must take steps, but Observed stands for weights recorded elsewhere.")
     return value
 
 

@@ -130,12 +130,12 @@ def loss_chart(trajectory: Trajectory, bounds: Sequence[Certificate] = ()) -> Ch
     logarithmic = initial > 0 and not (excess < 0).any()
     unit = initial if logarithmic else 1.0
     names = LOSS_NAMES[known, logarithmic]
-    note = " (of the flow)" if trajectory.method.kind.discrete else ""
     end, values = _end(trajectory), excess[keep] / unit
     shown = time[keep] <= end
     curves = [Curve("simulated", np.where(shown, values, np.nan))]
     curves += [
-        Curve(f"bound of {c.name}{note}", np.where(shown, c.bound(time[keep]) / unit, np.nan), "bound") for c in bounds
+        Curve(f"bound of {_named(c, trajectory)}", np.where(shown, c.bound(time[keep]) / unit, np.nan), "bound")
+        for c in bounds
     ]
     if not shown.all():
         curves.append(Curve("no longer resolved", np.where(time[keep] >= end, values, np.nan), "unresolved"))
@@ -147,8 +147,7 @@ def rate_chart(trajectory: Trajectory, bounds: Sequence[Certificate] = ()) -> Ch
     time, rate = instantaneous_rate(trajectory)
     rate = np.where(time <= _end(trajectory), rate, np.nan)
     curves = [Curve("seen", rate)]
-    note = ", of the flow" if trajectory.method.kind.discrete else ""
-    curves += [Curve(f"certified: {c.name}{note}", _rate_of_bound(c, time), "bound") for c in bounds]
+    curves += [Curve(f"certified: {_named(c, trajectory)}", _rate_of_bound(c, time), "bound") for c in bounds]
     finite = np.concatenate([c.values[np.isfinite(c.values)] for c in curves])
     logarithmic = len(finite) > 0 and bool(finite.min() > 0) and bool(finite.max() > WIDE * finite.min())
     missing = None if np.isfinite(rate).any() else "no rate: no step was taken,\nor L − f* is not positive"
@@ -156,6 +155,11 @@ def rate_chart(trajectory: Trajectory, bounds: Sequence[Certificate] = ()) -> Ch
     words = "−d/dt log(L − f*)" if _minimum_known(trajectory) else "−d/dt log L"
     label = rf"$-\mathrm{{d}}/\mathrm{{d}}t\ {name}$"
     return Chart("rate", "Rate", label, words, time, tuple(curves), logarithmic, missing=missing, from_zero=True)
+
+
+def _named(certificate: Certificate, run: Trajectory) -> str:
+    """Its name, and where the run is none what it is on."""
+    return certificate.name + (" (of the flow)" if run.method.kind.discrete and not certificate.discrete else "")
 
 
 def drift_chart(trajectory: Trajectory) -> Chart:

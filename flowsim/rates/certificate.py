@@ -41,6 +41,7 @@ class Certificate(Shown):
     ||grad f||_F >= gamma (f - f*): exponential and logistic loss. excess: L(0) - f*.
     name: of the theorem, as `certify` calls it.
     radius: how far the weights can move, ||W(t) - W(0)||_F over all layers, where the theorem bounds it.
+    discrete: whether it is one on gradient descent with a step size, at its steps; else it is on the flow.
     knots: (t, x) with L(t) - f* <= excess exp(-x) at the times t, where the theorem gives more than a constant rate.
 
     >>> import flowsim as fs
@@ -59,6 +60,7 @@ class Certificate(Shown):
     reason: str | None = None
     excess: float | None = None
     radius: float | None = None
+    discrete: bool = False
     knots: tuple[tuple[float, ...], tuple[float, ...]] = ((0.0,), (0.0,))
 
     def bound(self, t: ArrayLike) -> np.ndarray:

@@ -87,9 +87,9 @@ def descent_path(network: Network, loss: Loss | None, step_size: float) -> Certi
     >>> import numpy as np
     >>> import flowsim as fs
     >>> problem = fs.Problem(fs.SquaredLoss(np.ones((5, 1))), fs.fan_out((5, 300, 500, 1), seed=0))
-    >>> ball, path = fs.certify(problem, method=fs.GradientDescent(5e-6)).entries[:2]
-    >>> ball.name, path.name, bool(path.rate > 1.1 * ball.rate)
-    ('descent-ball', 'descent-path', True)
+    >>> certificates = fs.certify(problem, method=fs.GradientDescent(5e-6))
+    >>> certificates.best.name, bool(certificates.best.rate > 1.1 * certificates["descent-ball"].rate)
+    ('descent-path', True)
     """
     start = _start(network, loss)
     norms = None if start is None else layer_norms(network)
@@ -144,7 +144,7 @@ def _rates(alphas: np.ndarray, start: Start, step_size: float) -> np.ndarray:
 def _certified(name: str, alpha: float, start: Start, step_size: float, radius: float) -> Certificate:
     alpha *= 1 - 64 * EPS
     rate = float(_rates(np.array(alpha), start, step_size))
-    return Certificate(name, True, alpha, rate=rate, excess=start.gamma * start.e**2 / 4, radius=radius)
+    return Certificate(name, True, alpha, rate=rate, excess=start.gamma * start.e**2 / 4, radius=radius, discrete=True)
 
 
 def _within(around: Ball, start: Start, step_size: float) -> tuple[float, float] | None:

@@ -57,7 +57,7 @@ def xu_2023(network: Network, loss: Loss | None, step_size: float) -> Certificat
         return refused(NAME, said)
     alpha *= 1 - ROUNDING
     rate = -log1p(-step_size * start.gamma * alpha) / step_size
-    return Certificate(NAME, True, alpha, rate=rate, excess=first)
+    return Certificate(NAME, True, alpha, rate=rate, excess=first, discrete=True)
 
 
 def _kept(network: Network, nu: Margin, K: float, first: float, step_size: float) -> float | None:

@@ -121,6 +121,11 @@ def resume(
         raise InputError(
             "Argument `trajectory` must not have diverged; simulate again with a smaller step or tolerance."
         )
+    if method.kind.recorded:
+        raise InputError(
+            "Argument `trajectory` was recorded elsewhere, and what trained it is not known;"
+            " simulate(Problem(loss, trajectory.network_at(trajectory.time[-1]))) goes on from its end."
+        )
     if isinstance(problem.loss, UnknownLoss):
         raise InputError("Argument `trajectory` was loaded without its own loss; pass it to load(path, loss=...).")
     if np.ndim(save_points) == 0:

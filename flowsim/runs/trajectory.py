@@ -13,6 +13,7 @@ from flowsim.checks import as_count, as_number
 from flowsim.display import Shown, Table
 from flowsim.errors import InputError
 from flowsim.losses import UnknownLoss, minimum_of
+from flowsim.methods import Method
 from flowsim.methods.citations import citation
 from flowsim.network import LinearNetwork, unflatten
 from flowsim.problem import Problem
@@ -188,10 +189,18 @@ class Trajectory(Record, Value, Shown):
 
     @cached_property
     def certificates(self) -> Certificates:
-        """All certificates of the problem, cheap for a wide network; of the network alone where there is no loss."""
+        """All certificates of the problem, cheap for a wide network; of the network alone where there is no loss.
+
+        Of a run that was recorded elsewhere they are those of the flow with the same start.
+        """
         problem = self.problem
         subject = problem.network if isinstance(problem.loss, UnknownLoss) else problem
-        return certify(subject, method=self.method, cheap=problem.network.size > CHEAP_FROM)
+        return certify(subject, method=self._certified_method, cheap=problem.network.size > CHEAP_FROM)
+
+    @property
+    def _certified_method(self) -> Method | None:
+        """What certificates are of: of weights that were recorded elsewhere, the flow from them."""
+        return None if self.method.kind.recorded else self.method
 
     def certify_tail(self, t: float | None = None) -> Tail:
         """What is proved of all times after t, the end unless given, from the weights there: `Tail`.
@@ -208,7 +217,7 @@ class Trajectory(Record, Value, Shown):
             raise InputError("The run was loaded without its own loss; pass it to load(path, loss=...).")
         at = float(self.time[-1]) if t is None else float(t)
         core = self.core_at(at)
-        found = certify(Problem(self.problem.loss, core), method=self.method, cheap=core.size > CHEAP_FROM)
+        found = certify(Problem(self.problem.loss, core), method=self._certified_method, cheap=core.size > CHEAP_FROM)
         best = found.best if found.best is not None and found.best.rate else None
         radii = [entry.radius for entry in found if entry.radius is not None]
         return Tail(at, best, found.lambda_min_T, min(radii, default=None))
@@ -249,6 +258,7 @@ class Trajectory(Record, Value, Shown):
         first, known = words.number(float(self.loss[0])), minimum_of(self.problem.loss) is not None
         fallen = f" (L - f* to {words.ratio(self)} of its start)" if known else f" ({words.ratio(self)})"
         flow, tail = " of the flow" if self.method.kind.discrete else "", words.tail(self)
+        certified += " of the flow" if self.method.kind.recorded else ""
         return Table(
             [
                 ("status", f"{self.status}: {self.message}"),

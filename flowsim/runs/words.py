@@ -79,4 +79,5 @@ def tail(run: Trajectory) -> str | None:
     if run.exit_code or dims[0] * dims[-1] > DENSE_LIMIT or isinstance(run.problem.loss, UnknownLoss):
         return None
     compressed = run.reduction.network
-    return run.certify_tail().words() + ("" if compressed is None or compressed.exact else " (as compressed)")
+    flow = "of the flow, " if run.method.kind.recorded else ""
+    return flow + run.certify_tail().words() + ("" if compressed is None or compressed.exact else " (as compressed)")

@@ -149,6 +149,9 @@ def test_the_rate_of_descent_sums_to_the_fall_of_the_loss(descent):
     assert total == pytest.approx(np.log(descent.excess[0] / descent.excess[-1]))
     assert len(t) == len(descent.step_time) - 1
     assert "of the flow" in fs.plot_rate(descent, certificate=fs.certify(descent.problem).best).lines[1].get_label()
+    own = fs.certify(descent.problem, method=descent.method)["descent-path"]
+    own = own if own.rate else fs.Certificate("own", True, 1.0, rate=2.0, excess=1.0, discrete=True)
+    assert "of the flow" not in fs.plot_rate(descent, certificate=own).lines[1].get_label()
 
 
 def test_drift_a_curve_a_layer_or_their_range(flow):

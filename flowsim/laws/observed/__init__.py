@@ -150,6 +150,10 @@ def a_posteriori(
         raise InputError("Argument `trajectory` must have taken a step; its end is at t = 0.")
     deadline = Deadline(None if wall_limit is None else as_number(wall_limit, "wall_limit", above=0.0))
     network, end = trajectory.simulated.network, float(trajectory.time[-1])
+    if trajectory.method.kind.recorded:
+        raise InputError(
+            "Argument `trajectory` must not be recorded elsewhere: what its steps should have done is not known."
+        )
     if trajectory.method.kind.discrete:
         return _of_descent(trajectory, deadline, progress)
     with following(progress, end) as tell, threads_for(max(*network.dims, network.dims[0] * network.dims[-1])):
