@@ -36,6 +36,20 @@ def test_it_prints_and_draws(name, words, only, monkeypatch, tmp_path, capsys):
     assert words in capsys.readouterr().out
 
 
+def test_digits_trained_elsewhere(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("torch")
+    pytest.importorskip("sklearn")
+    import torch
+
+    before = torch.get_default_dtype()
+    try:
+        run("digits.py", monkeypatch, "--out", str(tmp_path))
+    finally:
+        torch.set_default_dtype(before)
+    assert (tmp_path / "digits.png").stat().st_size > 10_000
+    assert "told, not judged" in capsys.readouterr().out
+
+
 def test_no_certificate_is_false_on_hostile_networks(monkeypatch, capsys):
     run("hostile_networks.py", monkeypatch)
     printed = capsys.readouterr().out

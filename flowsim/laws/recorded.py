@@ -17,7 +17,9 @@ def laws_of(run: Trajectory) -> list[Law]:
     rises = np.maximum(np.diff(roots), 0.0)
     changes = zip(conserved(run), run.imbalance_change.T, strict=True)
     drifts = [_told(*title, change, run.time) for title, change in changes]
-    energy = _told(*ENERGY, np.abs(run.energy_residual), run.step_time)
+    name, equation = ENERGY
+    between = f"{equation} (by the trapezoidal rule between the records)"
+    energy = _told(name, between, np.abs(run.energy_residual), run.step_time)
     return [*drifts, energy, _told(*MONOTONE, np.append(0.0, rises), run.time)]
 
 

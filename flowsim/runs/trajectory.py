@@ -258,7 +258,8 @@ class Trajectory(Record, Value, Shown):
         first, known = words.number(float(self.loss[0])), minimum_of(self.problem.loss) is not None
         fallen = f" (L - f* to {words.ratio(self)} of its start)" if known else f" ({words.ratio(self)})"
         flow, tail = " of the flow" if self.method.kind.discrete else "", words.tail(self)
-        certified += " of the flow" if self.method.kind.recorded else ""
+        recorded = self.method.kind.recorded
+        certified += " for the flow from its start" if recorded and self.certificates.best else ""
         return Table(
             [
                 ("status", f"{self.status}: {self.message}"),
@@ -275,8 +276,8 @@ class Trajectory(Record, Value, Shown):
                 *([] if tail is None else [("tail", tail)]),
                 (
                     "drift",
-                    f"imbalance {words.number(float(self.imbalance_drift.max()))}, energy{flow}"
-                    f" {np.abs(self.energy_residual).max():.3g}",
+                    f"imbalance {words.number(float(self.imbalance_drift.max()))}"
+                    + ("" if recorded else f", energy{flow} {np.abs(self.energy_residual).max():.3g}"),
                 ),
             ]
         )

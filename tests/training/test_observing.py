@@ -51,7 +51,8 @@ def test_its_tail_and_its_certificates_are_those_of_the_flow(problem):
     tail = seen.certify_tail()
     assert tail.rate > 0
     assert tail.lambda_min_T == pytest.approx(fs.LinearNetwork(tuple(records[-1])).lambda_min_T)
-    assert "of the flow" in seen.summary()
+    assert "for the flow from its start" in seen.summary()
+    assert "energy" not in seen.summary()
 
 
 def test_its_laws_are_told_and_not_judged(problem):
