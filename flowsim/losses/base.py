@@ -67,9 +67,10 @@ class Loss(Protocol):
     Optional: `minimum` (f*), `minimiser` (W*), `constants` (LossConstants), `excess(W)` (f(W) - f* where that is more
     than a difference), and `hessian_product(W, V)`, the derivative of the gradient at W along V (n x m), which implicit
     methods, RKC and GaussLegendre use; else it comes from jax, or for NumPy from central differences of the gradient,
-    to about ten digits for a smooth f. None stands for what is not known. A subclass of one of flowsim's losses is a
-    loss of the user's own: where it overrides value, gradient or excess, of the optional ones only those count that it
-    declares with them or below, and an `excess` of its own vouches for the minimum.
+    to about ten digits for a smooth f; and `with_data(data)`, the loss of other arrays by name, which vector_field and
+    FlowMap use where their `args` name any. None stands for what is not known. A subclass of one of flowsim's losses is
+    a loss of the user's own: where it overrides value, gradient or excess, of the optional ones only those count that
+    it declares with them or below, and an `excess` of its own vouches for the minimum.
 
     A Problem calls it at the initial product and raises InputError where it does not keep to this: values that are no
     finite real numbers, gradients that are no finite real n x m matrices, other precision than float64, a `minimum`
@@ -121,6 +122,8 @@ class BuiltIn(Value, ABC):
 
     kept: ClassVar[tuple[str, ...]]
     """The names of its parts."""
+    data_parts: ClassVar[Mapping[str, str]]
+    """The constructor's name of an array -> the part that it becomes."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in vars(self):
@@ -151,6 +154,20 @@ class BuiltIn(Value, ABC):
     def parts(self) -> dict[str, Any]:
         """All that the loss consists of, arrays and numbers by name."""
         return dict(vars(self))
+
+    def with_data(self, data: Mapping[str, Array]) -> Self:
+        """The loss of other data, by the constructor's names: arrays of one library, jax's tracers too, of the shapes
+        that the loss has. Raises InputError for another shape; the entries are not looked at."""
+        parts = self.parts()
+        for name, array in data.items():
+            part = self.data_parts[name]
+            if array.shape != parts[part].shape:
+                raise InputError(
+                    f"Argument `args` must have {name} of shape {parts[part].shape}, as the loss has, but it is of"
+                    f" shape {array.shape}."
+                )
+            parts[part] = array
+        return self.from_parts(parts)
 
     @classmethod
     def from_parts(cls, parts: Mapping[str, Any]) -> Self:

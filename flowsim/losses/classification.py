@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar, Self
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -58,6 +61,7 @@ class _Classification(BuiltIn):
         self.margin = float(np.sum([g**-2.0 for g in margins]) ** -0.5) if min(margins) > 0 else 0.0
 
     kept = ("X", "labels", "margin")
+    data_parts: ClassVar[Mapping[str, str]] = {"X": "X", "y": "labels"}
 
     def check(self) -> None:
         """Refuse what the constructor refuses, and a margin that is not that of the data."""
@@ -65,6 +69,11 @@ class _Classification(BuiltIn):
         margin = type(self)(self.X, self.labels).margin
         if abs(margin - self.margin) > SAME_MARGIN * margin:
             raise InputError(f"Argument `margin` must be that of the data, {margin:g}, but it is {self.margin:g}.")
+
+    def with_data(self, data: Mapping[str, Array]) -> Self:
+        """The loss of other data or labels, of which no margin is known."""
+        data = {name: array[:, None] if name == "y" and array.ndim == 1 else array for name, array in data.items()}
+        return self.from_parts({**super().with_data(data).parts(), "margin": 0.0})
 
     @property
     def shape(self) -> tuple[int, int]:

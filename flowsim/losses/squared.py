@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -34,6 +34,7 @@ class SquaredLoss(BuiltIn):
 
     Y: np.ndarray
     kept = ("Y",)
+    data_parts: ClassVar[Mapping[str, str]] = {"Y": "Y"}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "Y", frozen(as_matrix(self.Y, "Y")))
@@ -126,11 +127,28 @@ class LeastSquares(BuiltIn):
         )
 
     kept = ("factor", "seen", "minimum")
+    data_parts: ClassVar[Mapping[str, str]] = {"X": "factor", "Y": "seen"}
 
     def check(self) -> None:
         """Refuse a negative f*."""
         super().check()
         as_number(self.minimum, "minimum", least=0.0)
+
+    def with_data(self, data: Mapping[str, Array]) -> Self:
+        """The loss of other data, as many rows as they have: R = X and S = Y, no singular value cut off, and f* = 0.
+
+        Raises InputError unless both X (rows x n) and Y (rows x m) are there: the loss keeps neither.
+        """
+        X, Y = data.get("X"), data.get("Y")
+        if X is None or Y is None:
+            raise InputError("Argument `args` must have both X and Y: LeastSquares keeps no more of them than f needs.")
+        n, m = self.shape
+        if X.ndim != 2 or X.shape[1] != n or Y.shape != (len(X), m):
+            raise InputError(
+                f"Argument `args` must have X of shape (rows, {n}) and Y of shape (rows, {m}), but they are of shapes"
+                f" {X.shape} and {Y.shape}."
+            )
+        return self.from_parts({**self.parts(), "factor": X, "seen": Y, "minimum": 0.0})
 
     @classmethod
     def from_parts(cls, parts: Mapping[str, Any]) -> Self:
@@ -233,11 +251,19 @@ class MaskedSquaredLoss(BuiltIn):
         self.Y = frozen(as_matrix(np.where(self.mask > 0, Y, 0.0), "Y"))
 
     kept = ("mask", "Y")
+    data_parts: ClassVar[Mapping[str, str]] = {"Y": "Y", "mask": "mask"}
 
     def check(self) -> None:
         """Refuse what the constructor refuses."""
         super().check()
         MaskedSquaredLoss(self.Y, self.mask)
+
+    def with_data(self, data: Mapping[str, Array]) -> Self:
+        """The loss of another target or mask; what Y holds where it is not seen does not count, NaN neither."""
+        if "Y" in data:
+            Y, mask = data["Y"], data.get("mask", self.mask)
+            data = {**data, "Y": Y.__array_namespace__().where(mask > 0, Y, 0.0)}
+        return super().with_data(data)
 
     @property
     def shape(self) -> tuple[int, int]:
