@@ -46,6 +46,8 @@ from .methods import Projected as Projected
 from .methods import Scipy as Scipy
 from .methods import method_named as method_named
 from .methods.citations import citation as citation
+from .methods.differentiable import FlowMap as FlowMap
+from .methods.differentiable import vector_field as vector_field
 from .named_problems import PROBLEMS as PROBLEMS
 from .named_problems import NamedProblem as NamedProblem
 from .named_problems import problem_named as problem_named
