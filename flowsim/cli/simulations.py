@@ -54,6 +54,8 @@ def simulate(
     wall_limit: Annotated[float | None, Parameter(help="Stop after this many seconds.")] = None,
     reduce: Annotated[str, Parameter(help="Compress the width: auto, always or never.")] = "auto",
     backend: Annotated[str, Parameter(help="numpy or jax, for gradient descent.")] = "numpy",
+    momentum: Annotated[float, Parameter(help="Of gradient descent: 0.9, say.")] = 0.0,
+    nesterov: Annotated[bool, Parameter(negative="", help="Momentum as Nesterov has it.")] = False,
     resume: Annotated[Path | None, Parameter(help="Go on with this saved run to t1.")] = None,
     global_error: Annotated[bool, Parameter(help="Say how far the run is from the exact flow.")] = False,
     out: Annotated[Path | None, Parameter(help="Write the trajectory there as NetCDF.")] = None,
@@ -78,6 +80,8 @@ def simulate(
         wall_limit=wall_limit,
         reduce=reduce,
         backend=backend,
+        momentum=momentum,
+        nesterov=nesterov,
     )
     if global_error and config.method_value().kind.discrete:
         raise InputError("Argument `--global-error` is for the methods of the flow: descent has no error of its own.")
@@ -133,11 +137,11 @@ def _simulated(
 def _resumed(path: Path, config: RunConfig, inputs: Mapping[str, object]) -> Trajectory:
     """The saved run gone on with; what it brings itself must not be given."""
     from flowsim.runs.loading import load
-    from flowsim.runs.settings import RunConfig
+    from flowsim.runs.settings import OF_THE_METHOD, RunConfig
     from flowsim.runs.simulation import resume as run
 
     usual = RunConfig.build(t1=config.t1)
-    own = ("method", "step_size", "rtol", "atol", "reduce", "backend")
+    own = ("method", "reduce", *OF_THE_METHOD)
     given = [name for name in own if getattr(config, name) != getattr(usual, name)]
     given += [name for name, value in inputs.items() if value not in (None, "squared")]
     if given:

@@ -30,7 +30,8 @@ SPEEDUP = 0.6
 STUCK = 0.5
 """Further Krylov steps that leave more than this share of the defect do not help: the method's own error is in it."""
 WATCHED = 32
-"""The defect is taken at the ends of the flow's steps; along a segment of gradient descent on this many intervals."""
+"""The defect is taken at the ends of the flow's steps; along a segment of gradient descent on this many intervals, with
+momentum, which may swing, on WATCHED / (1 - momentum)."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class FullModel:
 class CompressedModel:
     """The core of a compressed network, and the estimate e(t) = integral of the defect of the lifted trajectory.
 
+    gain: how much further than for the flow a wrong gradient moves the weights.
     refused: where the last refused segment began and the mean defect along it; a refusal at the same place that is
     hardly smaller shows that more Krylov steps do not help.
     """
@@ -85,6 +87,7 @@ class CompressedModel:
     rtol: float
     atol: float
     may_give_up: bool
+    gain: float = 1.0
     refinements: int = 0
     refused: tuple[float, float] = (-1.0, np.inf)
     times: list[np.ndarray] = field(default_factory=lambda: [np.zeros(1)])
@@ -105,8 +108,9 @@ class CompressedModel:
             return None
         nodes = np.append(segment.times[:count], end)
         if segment.discrete:
-            nodes = nodes[np.unique(np.linspace(0, count, WATCHED + 1).astype(int))]
-        states = segment.evaluate(nodes)
+            nodes = nodes[np.unique(np.linspace(0, count, round(WATCHED * self.gain) + 1).astype(int))]
+        whole = segment.evaluate(nodes)
+        states = whole[:, : self.problem.network.size]
         increments = self._integral(self.network, nodes, states)
         errors = self.errors[-1][-1] + increments
         allowed = self._allowance * self._tolerance(states)
@@ -115,7 +119,7 @@ class CompressedModel:
             stuck = t == nodes[0] and float(increments[-1]) > STUCK * rate * float(nodes[-1] - nodes[0])
             if self.may_give_up or not stuck:
                 finer = self._finer(nodes, states, float(increments[-1]), float(allowed[-1]), stuck)
-                return Refused(float(nodes[0]), states[0], finer)
+                return Refused(float(nodes[0]), whole[0], finer)
         self.times.append(nodes[1:])
         self.errors.append(errors[1:])
         return None
@@ -145,7 +149,7 @@ class CompressedModel:
         """The integral of the defect up to each node, by the trapezoidal rule."""
         with np.errstate(over="ignore", invalid="ignore"):
             defects = network.defect(self.whole.stacked_loss, states)
-            return np.append(0.0, np.cumsum(0.5 * np.diff(nodes) * (defects[1:] + defects[:-1])))
+            return self.gain * np.append(0.0, np.cumsum(0.5 * np.diff(nodes) * (defects[1:] + defects[:-1])))
 
     def _finer(self, nodes: np.ndarray, states: np.ndarray, increment: float, allowed: float, stuck: bool) -> Model:
         """More steps: as many as the decay from one step fewer to these suggests, at least one."""
@@ -187,7 +191,7 @@ def choose_model(problem: Problem, method: Method, reduce: str) -> Model:
     else:
         assert isinstance(network, CompressedNetwork)
         compressed = network
-    return CompressedModel(problem, compressed, *method.compression_tolerances, may_give_up)
+    return CompressedModel(problem, compressed, *method.compression_tolerances, may_give_up, method.gain)
 
 
 def resumed_model(
@@ -209,7 +213,7 @@ def resumed_model(
     whole = problem.network
     growing, states = regrown(compressed, whole, states)
     may_give_up = isinstance(whole, LinearNetwork) and whole.is_dense
-    model = CompressedModel(problem, growing, *method.compression_tolerances, may_give_up)
+    model = CompressedModel(problem, growing, *method.compression_tolerances, may_give_up, method.gain)
     model.times, model.errors = [times], [errors]
     return model, states
 

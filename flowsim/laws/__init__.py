@@ -32,7 +32,8 @@ def diagnose(
     solve of dW_l/dt = -dL/dW_l from the first of them does (recurrence: as gradient descent does). imbalance D_l:
     D_l(t) = D_l(0); for gradient descent the drift law D_l(k+1) - D_l(k) = step_size^2 (G_l^T G_l - G_{l+1} G_{l+1}^T).
     energy: L(0) - L(t) = integral of ||grad L||_F^2. monotone loss. rates: the loss stays below every certificate that
-    applies (of gradient descent: its own). compression: the estimated error stays within what the compression promised.
+    applies (of gradient descent: its own; with momentum there are none, nor a law of D_l, nor does the loss fall in
+    every step). compression: the estimated error stays within what the compression promised.
     Where the tolerance allows errors as large as what a law compares, the law is not judged unless it is broken all the
     same.
 
@@ -100,6 +101,8 @@ def _checks(trajectory: Trajectory, deadline: Deadline, tell: Count | None) -> l
     )
     if case.descends:
         recurrence = _Check([descent.RECURRENCE], lambda: descent.recurrence(case))
+        if trajectory.method.plain_step_size is None:
+            return [record, recurrence, compression]
         drift = _Check(descent.drifts(trajectory), lambda: descent.drift_laws(case))
         return [record, recurrence, drift, monotone, proved, compression]
     return [

@@ -23,7 +23,8 @@ def recurrence(case: Levels) -> Law:
     """Between checkpoints: the greatest difference of any weight from gradient descent's own steps."""
     if not case.end:
         return Law(*RECURRENCE, None, None, None, reason=NO_STEP)
-    intervals = pairwise(zip(case.times, case.states, strict=True))
+    kept = [case.run.checkpoints.whole(place) for place in range(len(case.times))]
+    intervals = pairwise(zip(case.times, kept, strict=True))
     missed = np.array([np.abs(_end(case, float(t), y, float(u)) - z).max() for (t, y), (u, z) in intervals])
     size = np.abs(case.states).max(axis=1)[1:]
     expected = ROUND_OFF * size * np.maximum(1, case.steps) + MARGIN * case.compression
@@ -39,7 +40,7 @@ def _end(case: Levels, t: float, state: np.ndarray, t1: float) -> np.ndarray:
             case.deadline.look()
         return segment.evaluate(segment.times[-1:])[0]
     except IntegrationFailure:
-        return np.full(len(state), np.nan)
+        return np.full(1, np.nan)
     finally:
         case.advanced(1)
 

@@ -119,6 +119,16 @@ class Method(ABC):
         return None if own.step_size is not None else (own.rtol, own.atol)
 
     @property
+    def plain_step_size(self) -> float | None:
+        """That of plain gradient descent, which its laws and certificates are on; None of any other method."""
+        return None
+
+    @property
+    def gain(self) -> float:
+        """How much further than for the flow a wrong gradient moves the weights."""
+        return 1.0
+
+    @property
     def side_by_side(self) -> bool:
         """Whether many runs by it can be compiled into one (runs.side_by_side)."""
         return False

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from flowsim.checks import as_choice, as_number
+from flowsim.errors import InputError
 from flowsim.methods.base import ATOL, RTOL, Kind, Method
 
 if TYPE_CHECKING:
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
 class GradientDescent(Method):
     """W_l <- W_l - step_size dL/dW_l; step k is time t = k step_size.
 
-    backend "numpy" is a plain loop, "jax" a compiled scan. Raises InputError unless step_size > 0.
+    momentum mu: V_l <- mu V_l + dL/dW_l from V_l = 0, W_l <- W_l - step_size V_l (the heavy ball of Polyak 1964); with
+    nesterov W_l <- W_l - step_size (dL/dW_l + mu V_l): the steps of torch.optim.SGD. A step goes 1 / (1 - mu) times as
+    far in the end: k steps are like a time k step_size / (1 - mu) of the flow. Momentum conserves no D_l, and no
+    certificate is on it.
+
+    backend "numpy" is a plain loop, "jax" a compiled scan. Raises InputError unless step_size > 0, 0 <= momentum < 1,
+    and for nesterov without momentum.
 
     Until a given time the imbalance drifts in proportion to the step size; the flow conserves it:
 
@@ -35,10 +42,18 @@ class GradientDescent(Method):
 
     step_size: float
     backend: Literal["numpy", "jax"] = "numpy"
+    momentum: float = 0.0
+    nesterov: bool = False
 
     def __post_init__(self) -> None:
         as_number(self.step_size, "step_size", above=0.0)
         as_choice(self.backend, "backend", ("numpy", "jax"))
+        if as_number(self.momentum, "momentum", least=0.0, most=1.0) == 1.0:
+            raise InputError("Argument `momentum` must be less than 1, or nothing ever slows down; 0.9 is usual.")
+        if self.nesterov not in (True, False):
+            raise InputError(f"Argument `nesterov` must be True or False, but it is {self.nesterov!r}.")
+        if self.nesterov and not self.momentum:
+            raise InputError("Argument `nesterov` must not be True without momentum; give momentum too.")
 
     @property
     def name(self) -> str:
@@ -56,9 +71,19 @@ class GradientDescent(Method):
         return RTOL, ATOL
 
     @property
+    def plain_step_size(self) -> float | None:
+        """Without momentum, step_size."""
+        return None if self.momentum else self.step_size
+
+    @property
+    def gain(self) -> float:
+        """A wrong gradient moves the weights 1 / (1 - momentum) times as far in the end."""
+        return 1 / (1 - self.momentum)
+
+    @property
     def side_by_side(self) -> bool:
-        """As one loop over a stack, by the jax backend."""
-        return self.backend == "jax"
+        """As one loop over a stack, by the jax backend, without momentum."""
+        return self.backend == "jax" and not self.momentum
 
     def compile_seconds(self) -> float:
         """Seconds spent compiling so far, by the jax backend."""

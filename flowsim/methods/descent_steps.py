@@ -1,4 +1,4 @@
-"""Gradient descent W_l <- W_l - eta dL/dW_l: a NumPy loop, or a compiled scan."""
+"""Gradient descent W_l <- W_l - eta dL/dW_l, with or without momentum: a NumPy loop, or a compiled scan."""
 
 from __future__ import annotations
 
@@ -53,8 +53,14 @@ class Descent:
     def __init__(self, problem: Problem, method: GradientDescent, t: float, state: np.ndarray, t1: float) -> None:
         self.problem, self.step_size = problem, method.step_size
         self.first, self.done, self.steps = round(t / method.step_size), 0, count_steps(method.step_size, t1 - t)
-        self.weights: Sequence[Array] = unflatten(np.array(state), problem.network.dims)
-        self.longest = segment_length(state.size)
+        dims, size = problem.network.dims, problem.network.size
+        self.weights: Sequence[Array] = unflatten(np.array(state[:size]), dims)
+        self.momentum, self.nesterov = method.momentum, method.nesterov
+        self.carried: Sequence[Array] = []
+        if self.momentum:
+            beside = state[size:] if state.size > size else np.zeros(size)
+            self.carried = unflatten(np.array(beside), dims)
+        self.longest = segment_length(size + sum(V.size for V in self.carried))
         self.counts = Counts(rhs_evaluations=0, rejected_steps=0)
         _, self.gradients = problem.gradients(list(self.weights))
 
@@ -81,30 +87,42 @@ class Descent:
     def _descend(self, count: int) -> tuple[np.ndarray, np.ndarray, States]:
         """(products, dissipated, states): states(k) are those after the numbers k of steps, 0 .. count."""
         problem, eta = self.problem, self.step_size
-        weights, gradients = self.weights, self.gradients
-        path, products, dissipated = [weights], [], []
+        weights, carried, gradients = self.weights, self.carried, self.gradients
+        path, products, dissipated = [[*weights, *carried]], [], []
         with np.errstate(over="ignore", invalid="ignore"):
             for _ in range(count):
                 dissipated.append(eta * sum(np.vdot(G, G) for G in gradients))
-                weights = [W - eta * G for W, G in zip(weights, gradients, strict=True)]
+                carried, steps = _steps(carried, gradients, self.momentum, self.nesterov)
+                weights = [W - eta * step for W, step in zip(weights, steps, strict=True)]
                 P, gradients = backpropagate(problem.stacked_loss, weights, problem.network.scale)
                 products.append(P)
-                path.append(weights)
-        self.weights, self.gradients = weights, gradients
+                path.append([*weights, *carried])
+        self.weights, self.carried, self.gradients = weights, carried, gradients
         return np.array(products), np.array(dissipated), lambda steps: np.array([flatten(path[k]) for k in steps])
+
+
+def _steps(carried: Tree, gradients: Tree, momentum: float, nesterov: bool) -> tuple[Tree, Tree]:
+    """(V, what the weights go by over eta): V <- mu V + G, and V, or G + mu V with nesterov; G without momentum."""
+    if not len(carried):
+        return carried, gradients
+    carried = [momentum * V + G for V, G in zip(carried, gradients, strict=True)]
+    ahead = [G + momentum * V for V, G in zip(carried, gradients, strict=True)]
+    return carried, ahead if nesterov else carried
 
 
 class CompiledDescent(Descent):
     """The same steps by a jitted jax.lax.scan in float64."""
 
     def _descend(self, count: int) -> tuple[np.ndarray, np.ndarray, States]:
-        before = flatten([np.asarray(W) for W in self.weights])
+        before = flatten([np.asarray(W) for W in (*self.weights, *self.carried)])
         etas = np.zeros(self.longest)
         etas[:count] = self.step_size  # a step of size 0 changes nothing: one compiled length serves every remainder
         loss, scale = as_argument(self.problem.stacked_loss), self.problem.network.scale
-        arguments = loss, list(self.weights), list(self.gradients), scale
+        mus = np.where(etas > 0, self.momentum, 1.0)  # and keeps the momentum
+        arguments = loss, list(self.weights), list(self.carried), list(self.gradients), scale
         with float64():
-            (self.weights, self.gradients), record = _compiled_scan()(*arguments, etas)
+            scan = _compiled_scan(self.nesterov)
+            (self.weights, self.carried, self.gradients), record = scan(*arguments, (etas, mus))
             layers, products, dissipated = ([np.asarray(x) for x in record[0]], *map(np.asarray, record[1:]))
 
         def states(steps: np.ndarray) -> np.ndarray:
@@ -116,19 +134,22 @@ class CompiledDescent(Descent):
 
 
 @cache
-def _compiled_scan() -> Callable[..., Tree]:
+def _compiled_scan(nesterov: bool) -> Callable[..., Tree]:
     import jax
     import jax.numpy as jnp
 
-    def scan(argument: LossArgument, weights: Tree, gradients: Tree, scale: Tree, etas: Tree) -> Tree:
-        def step(carry: Tree, eta: Tree) -> Tree:
-            weights, gradients = carry
+    def scan(argument: LossArgument, weights: Tree, carried: Tree, gradients: Tree, scale: Tree, steps: Tree) -> Tree:
+        def step(carry: Tree, now: Tree) -> Tree:
+            weights, carried, gradients = carry
+            eta, mu = now
             dissipated = eta * sum(jnp.vdot(G, G) for G in gradients)
-            weights = [W - eta * G for W, G in zip(weights, gradients, strict=True)]
+            given = [jnp.where(eta > 0, G, 0.0) for G in gradients] if carried else gradients
+            carried, ahead = _steps(carried, given, mu, nesterov)
+            weights = [W - eta * V for W, V in zip(weights, ahead, strict=True)]
             P, gradients = backpropagate(argument.loss, weights, scale)
-            return (weights, gradients), (weights, P, dissipated)
+            return (weights, carried, gradients), ([*weights, *carried], P, dissipated)
 
-        return jax.lax.scan(step, (weights, gradients), etas)
+        return jax.lax.scan(step, (weights, carried, gradients), steps)
 
     return jax.jit(scan)
 

@@ -73,8 +73,11 @@ def method_named(
     atol: float = ATOL,
     step_size: float | None = None,
     backend: Literal["numpy", "jax"] = "numpy",
+    momentum: float = 0.0,
+    nesterov: bool = False,
 ) -> Method:
-    """The method of that name (a key of METHODS). Gradient descent needs step_size; backend concerns it alone.
+    """The method of that name (a key of METHODS). Gradient descent needs step_size; backend, momentum and nesterov
+    concern it alone.
 
     Raises InputError for an unknown name (listing the known), or settings that the method cannot use.
 
@@ -89,7 +92,9 @@ def method_named(
     if not entry.kind.adaptive and step_size is None:
         raise InputError(f"Argument `step_size` must be given for {key}, which has no error estimate.")
     if key == "gd":
-        return GradientDescent(step_size, backend)  # type: ignore[arg-type]
+        return GradientDescent(step_size, backend, momentum, nesterov)  # type: ignore[arg-type]
     if backend != "numpy":
         raise InputError(f"Argument `backend` must be numpy for method {key}: only gradient descent has a choice.")
+    if momentum or nesterov:
+        raise InputError(f"Argument `momentum` must not be given for method {key}: only gradient descent has it.")
     return entry.make(rtol=rtol, atol=atol, step_size=step_size)

@@ -82,7 +82,7 @@ def certify(
 
     subject: a Problem, or a network, full or compressed. method: what it is trained with; of GradientDescent only
     `xu-2023`, `descent-ball` and `descent-path` have a rate, and of every other theorem it is said that it is one on
-    the flow.
+    the flow; none is on momentum.
 
     No alpha exceeds lambda_min(T) by rounding: eigenvalues count as smaller or larger by what they are uncertain by.
     tolerance: an eigenvalue of D_l within tolerance max(||W_l||_F^2, ||W_{l+1}||_F^2) of 0 counts as 0 where a theorem
@@ -115,7 +115,8 @@ def certify(
     with np.errstate(over="ignore", invalid="ignore", under="ignore"), threads_for(max(network.dims)):
         entries = [theorem(network, loss, tolerance) for theorem in THEOREMS.values()]
         if method is not None and method.kind.discrete:
-            own = [theorem(network, loss, method.settings.step_size) for theorem in DESCENTS]
+            step = method.plain_step_size
+            own = [] if step is None else [theorem(network, loss, step) for theorem in DESCENTS]
             entries = [*own, *(_of_the_flow(entry) for entry in entries)]
         return Certificates(network.dims, network.lambda_min_T, tuple(entries))
 

@@ -47,6 +47,8 @@ def write(trajectory: Trajectory, path: str | Path) -> None:
     }
     states = ("checkpoint_time", "weight"), trajectory.checkpoints.states
     dataset = dataset_of(trajectory).assign(checkpoint_state=states)
+    if len(trajectory.checkpoints.beside):
+        dataset = dataset.assign(checkpoint_momentum=(("checkpoint_time", "weight"), trajectory.checkpoints.beside))
     dataset = dataset.assign(
         {name: ((f"{name}_row", f"{name}_column"), value) for name, value in arrays.items()}
     ).assign_attrs(flowsim=_as_json(configuration))

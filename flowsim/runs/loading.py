@@ -136,7 +136,7 @@ def _restored(
         gradient_norm=arrays.sizes("gradient_norm", saved),
         imbalance_change=arrays.sizes("imbalance_change", saved, len(contents.dims) - 2),
         steps=Steps(step_time, arrays.get("step_excess_loss", steps), arrays.sizes("dissipated", steps)),
-        checkpoints=Checkpoints(kept, arrays.get("checkpoint_state", len(kept), None)),
+        checkpoints=_checkpoints(kept, arrays),
         reduction=Reduction(compressed, arrays.sizes("error_estimate", saved), contents.reduction.reason),
         stats=record["stats"],
         provenance=contents.provenance,
@@ -144,6 +144,13 @@ def _restored(
     )
     _check_times(run, path)
     return run
+
+
+def _checkpoints(times: np.ndarray, arrays: Arrays) -> Checkpoints:
+    states = arrays.get("checkpoint_state", len(times), None)
+    if "checkpoint_momentum" not in arrays:
+        return Checkpoints(times, states)
+    return Checkpoints(times, states, arrays.get("checkpoint_momentum", len(times), states.shape[1]))
 
 
 def _network(

@@ -65,13 +65,23 @@ class Work(TypedDict):
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """States kept at some of the saved times, the first and the last among them."""
+    """States kept at some of the saved times, the first and the last among them.
+
+    times (C); states (C, size): the weights as one vector; beside (C, size), or empty: what the method keeps beside
+    them, the momentum.
+    """
 
     times: np.ndarray
     states: np.ndarray
+    beside: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
 
     def __post_init__(self) -> None:
         _guard(self)
+
+
+    def whole(self, place: int) -> np.ndarray:
+        """All that the method goes on from at one of the times."""
+        return np.concatenate([self.states[place], self.beside[place]]) if len(self.beside) else self.states[place]
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ class Recorder:
     stopping: Stopping
     progress: Progress | None
     model: Model = field(init=False)
+    size: int = 0
     status: str = ""
     detail: str = ""
     steps: int = 0
@@ -132,7 +133,7 @@ class Recorder:
         if len(times) < 2:
             return
         t, h = self.reached[0], float(np.median(np.diff(times)))
-        state = self.reached[1](np.array([t]))[0]
+        state = self._weights(self.reached[1](np.array([t]))[0])
         self.detail = stiffness(self.model.problem, self.method, state, h, t1 - t)
         if self.stopping.max_steps is None and self.status == "step_limit":
             there = f"At t = {t:.4g} the loss no longer falls, and {t1:.3g} is {(t1 - t) / h:.1e} steps away: lower t1."
@@ -142,13 +143,26 @@ class Recorder:
         """Go on with a finer model; what was kept so far is expressed in its coordinates."""
         self._flush()
         coarse, self.model = self.model, refused.finer
-        state = coarse.convert(self.model, refused.state)
+        self.size = self.model.problem.network.size
+        state = self._converted(coarse, refused.state)
         thinner = self._stride_for(state) // self.stride or 1
         self.stride *= thinner
-        self.checkpoints = [(t, coarse.convert(self.model, kept)) for t, kept in self.checkpoints[::thinner]]
-        self.final = self.final[0], coarse.convert(self.model, self.final[1])
+        self.checkpoints = [(t, self._converted(coarse, kept)) for t, kept in self.checkpoints[::thinner]]
+        self.final = self.final[0], self._converted(coarse, self.final[1])
         self.reached = refused.t, lambda _: state[None]
         return state
+
+    def _converted(self, coarse: Model, whole: np.ndarray) -> np.ndarray:
+        """A state of a coarser model, and what is kept beside the weights, in this model's coordinates."""
+        state = whole[: coarse.problem.network.size]
+        found, beside = coarse.convert(self.model, state), whole[len(state) :]
+        if not len(beside):
+            return found
+        return np.concatenate([found, coarse.convert(self.model, state + beside) - found])  # affine in the weights
+
+    def _weights(self, whole: np.ndarray) -> np.ndarray:
+        """Of a state (or a stack), without what the method keeps beside them."""
+        return whole[..., : self.size]
 
     def _stride_for(self, state: np.ndarray) -> int:
         """One of how many saved states can be kept as a checkpoint."""
@@ -180,9 +194,10 @@ class Recorder:
         """Stand at the end of a trajectory, with all that it recorded."""
         reduction = run.reduction
         record = run.time, run.error_estimate
-        model, states = resumed_model(
-            run.problem, run.method, reduction.network, reduction.reason, record, run.checkpoints.states
-        )
+        kept, beside = run.checkpoints.states, run.checkpoints.beside
+        stack = np.concatenate([kept, beside]) if len(beside) else kept
+        model, stack = resumed_model(run.problem, run.method, reduction.network, reduction.reason, record, stack)
+        states = np.hstack([stack[: len(kept)], stack[len(kept) :]]) if len(beside) else stack
         self._use(model)
         steps, change = run.steps, np.diff(run.steps.dissipated, prepend=0.0)
         self.log.append((steps.time, steps.excess, change))
@@ -198,7 +213,7 @@ class Recorder:
         return self.final
 
     def _use(self, model: Model) -> None:
-        self.model = model
+        self.model, self.size = model, model.problem.network.size
         self.limit = growth_limit(self.problem)
         if isinstance(self.problem.stacked_loss, Adapted):
             self.problem.stacked_loss.failure = None
@@ -281,10 +296,10 @@ class Recorder:
         return float(brentq(above, left, right, xtol=1e-14 * right, rtol=1e-14))
 
     def _excess(self, state: np.ndarray) -> float:
-        return float(self.problem.excess(self.model.problem.products(state)))
+        return float(self.problem.excess(self.model.problem.products(self._weights(state))))
 
     def _gradient_norm(self, state: np.ndarray) -> float:
-        return float(np.linalg.norm(self.model.problem.velocity(state)))
+        return float(np.linalg.norm(self.model.problem.velocity(self._weights(state))))
 
     def _save(self, times: np.ndarray, states: np.ndarray) -> None:
         self.pending += zip(times.tolist(), states, strict=True)
@@ -297,7 +312,8 @@ class Recorder:
         if not self.pending:
             return
         before = sum(len(row[0]) for row in self.rows)
-        times, states = np.array([t for t, _ in self.pending]), np.array([state for _, state in self.pending])
+        times = np.array([t for t, _ in self.pending])
+        states = np.array([self._weights(state) for _, state in self.pending])
         with np.errstate(over="ignore", invalid="ignore"):
             self.rows.append((times, *self.model.diagnose(times, states)))
         self.checkpoints += [entry for k, entry in enumerate(self.pending, before) if k % self.stride == 0]
@@ -308,6 +324,13 @@ class Recorder:
         """What a user's own loss failed by, where the run ended for it."""
         loss = self.problem.stacked_loss
         return (loss.failure or "") if self.status == "diverged" and isinstance(loss, Adapted) else ""
+
+    def _kept(self) -> Checkpoints:
+        size = self.size
+        times, states = zip(*self.checkpoints, strict=True)
+        longest = max(map(len, states))
+        whole = np.array([np.pad(state, (0, longest - len(state))) for state in states])  # no momentum at the start
+        return Checkpoints(np.array(times), whole[:, :size], whole[:, size:] if longest > size else np.zeros((0, 0)))
 
     def _trajectory(self) -> Trajectory:
         if self.checkpoints[-1][0] < self.final[0]:
@@ -324,7 +347,7 @@ class Recorder:
             gradient_norm=norms,
             imbalance_change=drift,
             steps=Steps(step_time, step_excess, np.cumsum(dissipated)),
-            checkpoints=Checkpoints(*(np.array(column) for column in zip(*self.checkpoints, strict=True))),
+            checkpoints=self._kept(),
             reduction=Reduction(
                 self.model.network if isinstance(self.model, CompressedModel) else None, error, self.model.reason
             ),

@@ -22,6 +22,10 @@ Reduce = Literal["auto", "always", "never"]
 """What the settings of a run can be, for every schema that has them."""
 
 
+OF_THE_METHOD = ("step_size", "rtol", "atol", "backend", "momentum", "nesterov")
+"""The settings that are the method's; the others are simulate's."""
+
+
 class RunConfig(BaseModel):
     """How a problem is simulated; every field is a flag of `flowsim simulate`."""
 
@@ -39,6 +43,8 @@ class RunConfig(BaseModel):
     wall_limit: WallLimit = None
     reduce: Reduce = "auto"
     backend: Literal["numpy", "jax"] = "numpy"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    nesterov: bool = False
 
     @classmethod
     def build(cls, **values: Any) -> RunConfig:
@@ -51,8 +57,9 @@ class RunConfig(BaseModel):
 
     def method_value(self) -> Method:
         """The method with its settings. Raises InputError for an unknown one."""
-        return method_named(self.method, rtol=self.rtol, atol=self.atol, step_size=self.step_size, backend=self.backend)
+        own = {name: getattr(self, name) for name in OF_THE_METHOD}
+        return method_named(self.method, **own)
 
     def simulate_arguments(self, but: Collection[str] = ()) -> Json:
         """The keyword arguments of simulate that are neither the problem nor the method (nor one of `but`)."""
-        return self.model_dump(exclude={"method", "step_size", "rtol", "atol", "backend", *but})
+        return self.model_dump(exclude={"method", *OF_THE_METHOD, *but})

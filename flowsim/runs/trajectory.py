@@ -164,11 +164,11 @@ class Trajectory(Record, Value, Shown):
                 f"Argument `t` must be one of the {len(times)} checkpoints, but it is {t:g}: the file does not hold the"
                 " user's own loss; pass it to load(path, loss=...)."
             )
-        integrator = self.method.start(self.simulated, float(times[index]), self.checkpoints.states[index], end)
+        integrator = self.method.start(self.simulated, float(times[index]), self.checkpoints.whole(index), end)
         while True:
             segment = integrator.advance()
             if segment.times[-1] >= t:
-                return segment.evaluate(np.array([t]))[0]
+                return segment.evaluate(np.array([t]))[0, : self.checkpoints.states.shape[1]]
 
     @cached_property
     def dataset(self) -> xarray.Dataset:

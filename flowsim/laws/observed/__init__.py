@@ -154,6 +154,8 @@ def a_posteriori(
         raise InputError(
             "Argument `trajectory` must not be recorded elsewhere: what its steps should have done is not known."
         )
+    if trajectory.method.kind.discrete and trajectory.method.plain_step_size is None:
+        raise InputError("Argument `trajectory` must be without momentum: no bound on its steps is known.")
     if trajectory.method.kind.discrete:
         return _of_descent(trajectory, deadline, progress)
     with following(progress, end) as tell, threads_for(max(*network.dims, network.dims[0] * network.dims[-1])):
