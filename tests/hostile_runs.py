@@ -57,7 +57,7 @@ VALUES: tuple[Any, ...] = (
     {},
     {"a": None},
 )
-NAMES = ("drawn", "labelled", "masked", "narrow", "projected", "wide")
+NAMES = ("drawn", "labelled", "masked", "moving", "narrow", "projected", "wide")
 Place = tuple[Any, ...]
 
 
@@ -76,6 +76,7 @@ def runs() -> dict[str, bytes]:
         "drawn": fs.simulate(drawn, t1=1e-7, save_points=3),
         "labelled": fs.simulate(labelled, fs.GaussLegendre(2, step_size=0.1), t1=0.5, save_points=3),
         "masked": fs.simulate(masked, fs.GradientDescent(1e-2), t1=0.1, save_points=3),
+        "moving": fs.simulate(masked, fs.GradientDescent(1e-2, momentum=0.9), t1=0.1, save_points=3),
         "projected": fs.simulate(masked, "projected-rk45", t1=0.1, save_points=3),
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -158,6 +159,10 @@ def may_be(record: dict[str, Any], path: Place, value: Any) -> bool:
         "method.atol": lambda: value is MISSING or (number and value >= 0) or value == 1e308,
         "method.stages": lambda: value == 3 or value is MISSING,
         "method.step_size": lambda: adaptive and (value in (None, MISSING, 1e308) or (number and value > 0.1)),
+        "method.momentum": lambda: (
+            number and 0 < value < 1 if record["method"]["momentum"] else value is MISSING or (number and value == 0)
+        ),
+        "method.nesterov": lambda: value is MISSING or (value is True and record["method"]["momentum"] > 0),
         "method.backend": lambda: value is MISSING,
         "method.name": lambda: value is MISSING,
     }

@@ -124,6 +124,11 @@ class Method(ABC):
         return None
 
     @property
+    def carries(self) -> bool:
+        """Whether it keeps something beside the weights, such as momentum."""
+        return False
+
+    @property
     def gain(self) -> float:
         """How much further than for the flow a wrong gradient moves the weights."""
         return 1.0

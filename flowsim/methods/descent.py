@@ -76,6 +76,11 @@ class GradientDescent(Method):
         return None if self.momentum else self.step_size
 
     @property
+    def carries(self) -> bool:
+        """With momentum."""
+        return self.momentum > 0
+
+    @property
     def gain(self) -> float:
         """A wrong gradient moves the weights 1 / (1 - momentum) times as far in the end."""
         return 1 / (1 - self.momentum)

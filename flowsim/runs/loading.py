@@ -143,6 +143,8 @@ def _restored(
         restarts=tuple(contents.restarts),
     )
     _check_times(run, path)
+    if bool(len(run.checkpoints.beside)) != run.method.carries:
+        raise damaged(path, "checkpoint_momentum must be there where the method has momentum, and nowhere else")
     return run
 
 
@@ -150,7 +152,10 @@ def _checkpoints(times: np.ndarray, arrays: Arrays) -> Checkpoints:
     states = arrays.get("checkpoint_state", len(times), None)
     if "checkpoint_momentum" not in arrays:
         return Checkpoints(times, states)
-    return Checkpoints(times, states, arrays.get("checkpoint_momentum", len(times), states.shape[1]))
+    beside = arrays.get("checkpoint_momentum", len(times), states.shape[1])
+    if not np.isfinite((beside**2).sum()):
+        raise damaged(arrays.path, "checkpoint_momentum must be of numbers whose squares are finite")
+    return Checkpoints(times, states, beside)
 
 
 def _network(
