@@ -54,10 +54,13 @@ from .named_problems import problem_named as problem_named
 from .network import LinearNetwork as LinearNetwork
 from .plots import plot as plot
 from .plots import plot_drift as plot_drift
+from .plots import plot_effective_rank as plot_effective_rank
 from .plots import plot_energy as plot_energy
 from .plots import plot_gradient_norm as plot_gradient_norm
+from .plots import plot_kernel_distance as plot_kernel_distance
 from .plots import plot_quantiles as plot_quantiles
 from .plots import plot_rate as plot_rate
+from .plots import plot_sharpness as plot_sharpness
 from .plots import plot_singular_values as plot_singular_values
 from .plots import plot_work_precision as plot_work_precision
 from .plots import sweep_figure as sweep_figure

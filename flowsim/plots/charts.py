@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -197,6 +197,30 @@ def singular_values_chart(trajectory: Trajectory) -> Chart:
     return Chart("singular-values", title, label, words, times, tuple(curves), False, before, from_zero=True)
 
 
+def sharpness_chart(trajectory: Trajectory) -> Chart:
+    """The largest eigenvalue of Hess L; of gradient descent also 2 / step_size, the edge of stability."""
+    curves, step_size = [Curve("sharpness", trajectory.sharpness())], trajectory.method.settings.step_size
+    if trajectory.method.kind.discrete and step_size:
+        edge = np.full(len(trajectory.checkpoints.times), 2 / float(step_size))
+        curves.append(Curve("2 / step size", edge, "bound"))
+    label, words = r"sharpness $\lambda_{\max}(\nabla^2 L(t))$ / time$^{-1}$", "sharpness λ_max(∇²L(t)) / time⁻¹"
+    return _at_checkpoints(trajectory, "sharpness", "Sharpness", label, words, curves)
+
+
+def kernel_distance_chart(trajectory: Trajectory) -> Chart:
+    """||T(t) - T(0)||_F / ||T(0)||_F."""
+    label = r"$\Vert T(t) - T(0)\Vert_F\ /\ \Vert T(0)\Vert_F$"
+    words = "‖T(t) − T(0)‖_F / ‖T(0)‖_F"
+    curves = [Curve("distance", trajectory.kernel_distance())]
+    return _at_checkpoints(trajectory, "kernel-distance", "Distance of the kernel", label, words, curves)
+
+
+def effective_rank_chart(trajectory: Trajectory) -> Chart:
+    """exp(entropy of the normalised singular values) of the product W(t)."""
+    words, curves = "effective rank of W(t)", [Curve("effective rank", trajectory.effective_rank())]
+    return _at_checkpoints(trajectory, "effective-rank", "Effective rank", "effective rank of $W(t)$", words, curves)
+
+
 def gradient_chart(trajectory: Trajectory) -> Chart:
     """||grad L||_F at the saved times."""
     norm = trajectory.gradient_norm
@@ -249,6 +273,17 @@ def _rate_of_bound(certificate: Certificate, time: np.ndarray) -> np.ndarray:
     if certificate.law == "exponential":
         return np.full(len(time), rate)
     return excess * rate / (1 + excess * rate * time)
+
+
+def _at_checkpoints(
+    trajectory: Trajectory, key: str, title: str, label: str, words: str, curves: Sequence[Curve]
+) -> Chart:
+    """Curves over the checkpoints' times, on a linear axis from 0; thinned by the first one."""
+    keep, times = thinned(curves[0].values), trajectory.checkpoints.times
+    shown = tuple(replace(curve, values=curve.values[keep]) for curve in curves)
+    missing = None if np.isfinite(curves[0].values).any() else "not finite at any checkpoint"
+    before = _before(keep, times)
+    return Chart(key, title, label, words, times[keep], shown, False, before, missing=missing, from_zero=True)
 
 
 def _before(keep: np.ndarray, everything: np.ndarray) -> int | None:

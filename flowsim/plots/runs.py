@@ -13,10 +13,13 @@ from flowsim.plots.charts import (
     Curve,
     bounds_of,
     drift_chart,
+    effective_rank_chart,
     energy_chart,
     gradient_chart,
+    kernel_distance_chart,
     loss_chart,
     rate_chart,
+    sharpness_chart,
     singular_values_chart,
 )
 from flowsim.plots.style import COLOURS, COLUMN, LINES, STYLE, Look, colours, legend_above, own_axes
@@ -138,6 +141,52 @@ def plot_energy(trajectory: Trajectory, ax: Axes | None = None, **style: Any) ->
     True
     """
     return _draw(energy_chart(as_trajectory(trajectory)), ax, **style)
+
+
+def plot_sharpness(trajectory: Trajectory, ax: Axes | None = None, **style: Any) -> Axes:
+    """The largest eigenvalue of Hess L at the checkpoints against t; for gradient descent 2 / step_size dashed.
+
+    trajectory: a run of `simulate`. Raises InputError where it was loaded without its own loss.
+
+    >>> from matplotlib.figure import Figure
+    >>> import flowsim as fs
+    >>> problem = fs.Problem(fs.SquaredLoss([[3.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
+    >>> run = fs.simulate(problem, fs.GradientDescent(0.1), t1=1.0)
+    >>> ax = fs.plot_sharpness(run, Figure().subplots())
+    >>> [(line.get_label(), round(float(line.get_ydata()[0]), 6)) for line in ax.lines]
+    [('sharpness', 10.0), ('2 / step size', 20.0)]
+    """
+    return _draw(sharpness_chart(as_trajectory(trajectory)), ax, **style)
+
+
+def plot_kernel_distance(trajectory: Trajectory, ax: Axes | None = None, **style: Any) -> Axes:
+    """||T(t) - T(0)||_F / ||T(0)||_F at the checkpoints against t, T the tangent kernel of the product.
+
+    trajectory: a run of `simulate`.
+
+    >>> from matplotlib.figure import Figure
+    >>> import flowsim as fs
+    >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[2.0]], [[0.0]])))
+    >>> ax = fs.plot_kernel_distance(fs.simulate(problem, t1=9.0), Figure().subplots())
+    >>> round(float(ax.lines[0].get_ydata()[-1]), 6)
+    0.414214
+    """
+    return _draw(kernel_distance_chart(as_trajectory(trajectory)), ax, **style)
+
+
+def plot_effective_rank(trajectory: Trajectory, ax: Axes | None = None, **style: Any) -> Axes:
+    """The effective rank of W(t), exp(entropy of its normalised singular values), at the checkpoints against t.
+
+    trajectory: a run of `simulate`.
+
+    >>> from matplotlib.figure import Figure
+    >>> import flowsim as fs
+    >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
+    >>> ax = fs.plot_effective_rank(fs.simulate(problem, t1=0.5), Figure().subplots())
+    >>> float(ax.lines[0].get_ydata()[0])
+    1.0
+    """
+    return _draw(effective_rank_chart(as_trajectory(trajectory)), ax, **style)
 
 
 _PANELS: dict[str, Callable[[Trajectory, Axes | None, Certificates], Axes]] = {

@@ -18,7 +18,7 @@ from flowsim.methods.citations import citation
 from flowsim.network import LinearNetwork, unflatten
 from flowsim.problem import Problem
 from flowsim.rates import Certificates, certify
-from flowsim.runs import derived, words
+from flowsim.runs import derived, series, words
 from flowsim.runs.record import Record
 from flowsim.runs.tail import Tail
 from flowsim.values import Layer, Value, sealed
@@ -150,6 +150,85 @@ class Trajectory(Record, Value, Shown):
     def singular_values(self) -> np.ndarray:
         """(C, min(n, m)): the singular values of W(t), descending, at checkpoints.times."""
         return sealed(np.linalg.svd(self.products, compute_uv=False))
+
+    def sharpness(self) -> np.ndarray:
+        """(C): the largest eigenvalue of the Hessian of L in all weights, at checkpoints.times, in 1 / [time].
+
+        Gradient descent is stable about a minimum where step_size times it is below 2 (Cohen et al., ICLR 2021). NaN
+        where the Hessian is not finite.
+
+        Where the width was compressed it is that of the directions in the levels of the bases, which the run does not
+        leave. For two layers and a convex f these have the largest eigenvalue of all (proved in runs/series.py). For
+        more, levels are added until it changes by 1e-6 of itself; it comes from below. Two things can be missed: what
+        the ends never reach, where the bases are complete; and, where weights are small far from a minimum, some 1e-3
+        to 1e-2 of it in very wide networks, since the eigenvector spreads over more levels than are tried.
+        Raises InputError where the loss was not saved with a loaded run.
+
+        Scalar weights, L = (w_1 w_2 - y)^2 / 2: at the minimum it is w_1^2 + w_2^2.
+
+        >>> import flowsim as fs
+        >>> problem = fs.Problem(fs.SquaredLoss([[3.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
+        >>> fs.simulate(problem, t1=0.1).sharpness()[0].round(9).item()
+        10.0
+        """
+        return series.sharpness(self)
+
+    def kernel_distance(self) -> np.ndarray:
+        """(C): ||T(t) - T(0)||_F / ||T(0)||_F at checkpoints.times: how far training is from that of a fixed kernel.
+
+        T is the operator of LinearNetwork.apply_T, the tangent kernel of the product. Not a number where T(0) = 0.
+
+        >>> import flowsim as fs
+        >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[2.0]], [[0.0]])))
+        >>> flow = fs.simulate(problem, t1=9.0)  # T = w_1^2 + w_2^2, w_1^2 - w_2^2 = 4 and w_1 w_2 -> 2
+        >>> flow.kernel_distance().round(6)[[0, -1]].tolist()  # sqrt(4^2 + 4 2^2) / 4 - 1
+        [0.0, 0.414214]
+        """
+        return series.kernel_distance(self)
+
+    def effective_rank(self) -> np.ndarray:
+        """(C): exp(-sum_k p_k log p_k), p_k = sigma_k / (sigma_1 + sigma_2 + ...), of the singular values of W(t).
+
+        From 1 (rank one) to min(n, m) (all equal); 0 where W = 0. Roy, Vetterli, "The effective rank: a measure of
+        effective dimensionality", EUSIPCO 2007, Definition 1.
+
+        >>> import numpy as np
+        >>> import flowsim as fs
+        >>> problem = fs.Problem(fs.SquaredLoss(np.diag([4.0, 0.0])), fs.balanced((2, 2, 2), scale=0.5, seed=0))
+        >>> fs.simulate(problem, t1=20.0).effective_rank()[-1].round(1).item()
+        1.0
+        """
+        return series.effective_rank(self)
+
+    def layer_singular_values(self, layer: int) -> np.ndarray:
+        """(C, min(h_{l-1}, h_l)): the singular values of W_l(t), descending, at checkpoints.times, l = layer = 1 .. L.
+
+        W_1 and W_L are known whatever was compressed; a hidden layer is lifted to its full width. Raises InputError
+        where layer is no number from 1 to L, and for a hidden layer that is not at hand as an array: of a network drawn
+        or loaded in compressed form, or with operators as layers.
+
+        >>> import flowsim as fs
+        >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))
+        >>> fs.simulate(problem, t1=0.1).layer_singular_values(1)[0].tolist()
+        [3.0]
+        """
+        return series.layer_singular_values(self, layer)
+
+    def alignment(self) -> np.ndarray:
+        """(C, L-1): |<v_l, u_{l+1}>| at checkpoints.times, v_l the top right singular vector of W_l(t), u_{l+1} the
+        top left one of W_{l+1}(t).
+
+        1 where the layers are aligned, as they come to be on separable data: Ji, Telgarsky, "Gradient descent aligns
+        the layers of deep linear networks", ICLR 2019. It means nothing where the largest singular value of a layer is
+        not simple. Raises InputError for three layers or more that are not all at hand as arrays: of a network drawn or
+        loaded in compressed form, or with operators as layers.
+
+        >>> import flowsim as fs
+        >>> problem = fs.Problem(fs.SquaredLoss([[2.0], [1.0]]), fs.balanced((2, 4, 3, 1), seed=0))
+        >>> fs.simulate(problem, t1=0.1).alignment()[-1].round(6).tolist()
+        [1.0, 1.0]
+        """
+        return series.alignment(self)
 
     def _state_at(self, t: float) -> np.ndarray:
         end = float(self.time[-1])
