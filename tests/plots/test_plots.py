@@ -178,7 +178,26 @@ def test_gradient_and_energy(flow):
     assert shown[1:] == pytest.approx(np.abs(flow.energy_residual[1:]))
 
 
-@pytest.mark.parametrize("draw", [fs.plot, fs.plot_drift, fs.plot_rate, fs.plot_singular_values, fs.plot_energy])
+@pytest.mark.parametrize("name", ["sharpness", "kernel_distance", "effective_rank"])
+def test_series_at_the_checkpoints(name, flow):
+    (line,) = getattr(fs, f"plot_{name}")(flow).lines
+    assert (line.get_xdata() == flow.checkpoints.times).all()
+    assert line.get_ydata() == pytest.approx(getattr(flow, name)())
+
+
+def test_the_edge_of_stability_stands_beside_the_sharpness_of_descent(descent):
+    sharpness, edge = fs.plot_sharpness(descent).lines
+    assert sharpness.get_ydata() == pytest.approx(descent.sharpness())
+    assert set(edge.get_ydata()) == {2 / 1e-3}
+    assert edge.get_linestyle() == "--"
+
+
+SERIES = [fs.plot_sharpness, fs.plot_kernel_distance, fs.plot_effective_rank]
+
+
+@pytest.mark.parametrize(
+    "draw", [fs.plot, fs.plot_drift, fs.plot_rate, fs.plot_singular_values, fs.plot_energy, *SERIES]
+)
 def test_a_run_that_failed_at_its_first_step_is_drawn(draw):
     run = fs.simulate(fs.Problem(LOSS, fs.fan_out((2, 9, 11, 1), seed=0)), fs.GradientDescent(1e3), t1=1e6)
     assert len(run.time) == 1
