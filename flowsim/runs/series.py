@@ -93,8 +93,7 @@ def _largest(problem: Problem, state: np.ndarray, near: np.ndarray) -> tuple[flo
 
     size = len(state)
     if size <= DENSE:
-        H = -problem.jacobian_product(state, np.eye(size))
-        values, vectors = np.linalg.eigh(0.5 * (H + H.T))
+        values, vectors = np.linalg.eigh(-problem.jacobian_product(state, np.eye(size)))
         return float(values[-1]), vectors[:, -1]
     hessian = LinearOperator((size, size), lambda v: -problem.jacobian_product(state, v.ravel()), dtype=float)
     start = near + FRESH * np.random.default_rng(0).standard_normal(size) / size**0.5
@@ -129,17 +128,16 @@ def effective_rank(run: Trajectory) -> np.ndarray:
     from scipy.special import entr
 
     values = run.singular_values
-    greatest = values[:, :1]
+    total = values.sum(axis=1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
-        relative = values / greatest
-        shares = relative / relative.sum(axis=1, keepdims=True)
-    return np.where(greatest[:, 0] > 0, np.exp(entr(shares).sum(axis=1)), 0.0)
+        entropy = entr(values / total).sum(axis=1)
+    return np.where(total[:, 0] > 0, np.exp(entropy), 0.0)
 
 
 def layer_singular_values(run: Trajectory, layer: int) -> np.ndarray:
     """(C, min(h_{l-1}, h_l)): the singular values of W_l, descending."""
     network = run.problem.network
-    if not 1 <= as_count(layer, "layer") <= network.depth:
+    if as_count(layer, "layer") > network.depth:
         raise InputError(f"Argument `layer` must be at most {network.depth}, but it is {layer}.")
     at_end = layer in (1, network.depth)
     layers = _integrated(run, layer) if at_end else _whole(run, layer)
@@ -165,16 +163,11 @@ def _integrated(run: Trajectory, layer: int) -> Iterator[np.ndarray]:
 
 
 def _whole(run: Trajectory, layer: int) -> Iterator[np.ndarray]:
-    """W_l at the checkpoints in full. Raises InputError where it is not at hand as an array."""
+    """W_l at the checkpoints in full. Raises InputError where it is not at hand as an array, as weights and lift do."""
     compressed, network = run.reduction.network, run.problem.network
     if compressed is None:
         yield from _integrated(run, layer)
         return
-    if compressed.bases.vectors is None:
-        raise InputError(
-            f"The run has no full hidden layers: with dims {network.dims} its network was drawn or loaded in"
-            " compressed form; draw it in full, or pass it to load(path, network=...)."
-        )
     initial = network.weights[layer - 1]
     if not isinstance(initial, np.ndarray):
         raise InputError(f"W{layer} is not at hand as an array, but of type {type(initial).__name__}.")

@@ -69,6 +69,16 @@ def test_the_largest_eigenvalue_is_followed_where_it_comes_to_another_eigenvecto
     assert set(modes) == {False, True}, "the top eigenvector moved from the one to the other"
 
 
+def test_a_search_that_begins_within_invariant_directions_leaves_them():
+    """Diagonal weights: the Hessian maps changes of the first 30 diagonal places to such, and the last is sharpest."""
+    sizes = np.append(np.linspace(1, 2, 30), 3.0)
+    problem = fs.Problem(fs.SquaredLoss(np.diag(sizes)), fs.LinearNetwork((np.diag(sizes), np.eye(31))))
+    near = np.tile(np.diag(np.append(np.ones(30), 0.0)).ravel(), 2)
+    value, vector = series._largest(problem, problem.initial_state, near / np.linalg.norm(near))
+    assert value == pytest.approx(3**2 + 1)  # w_1^2 + w_2^2 of the last
+    assert abs(problem.jacobian_product(problem.initial_state, vector) + value * vector).max() < 1e-7
+
+
 @pytest.mark.parametrize("size", [0.01, 1.0])
 def test_two_layers_have_the_sharpness_of_their_core(size):
     network = fs.fan_in((2, 40, 3), seed=1, scale=size)
@@ -103,6 +113,17 @@ def test_the_core_alone_is_less_sharp_far_from_a_minimum():
     run = fs.simulate(problem, t1=0.1, save_points=2, reduce="always")
     core = series._sharpness_along(run.simulated, run.checkpoints.states)
     assert (core < run.sharpness() * (1 - 1e-3)).all()
+
+
+@pytest.mark.parametrize(("width", "most", "cores"), [(10**9, 10**9, 4), (10**9, 0, 2), (30, 10**9, 3)])
+def test_levels_are_added_until_they_end_or_the_core_is_large(width, most, cores, monkeypatch):
+    network = fs.sample_compressed("xavier", (2, width, width, 1), seed=0, scale=0.3)
+    run = fs.simulate(fs.Problem(fs.SquaredLoss(2 * np.ones((2, 1))), network), t1=0.01, save_points=2, reduce="always")
+    sizes, along = [], series._sharpness_along
+    monkeypatch.setattr(series, "_sharpness_along", lambda p, s: sizes.append(p.network.size) or along(p, s))
+    monkeypatch.setattr(series, "MOST_WEIGHTS", most)
+    assert np.isfinite(run.sharpness()).all()
+    assert len(sizes) == len(set(sizes)) == cores
 
 
 def test_the_sharpness_of_a_network_of_width_10_to_the_9():
@@ -181,7 +202,7 @@ def test_the_distance_of_the_kernel_is_that_of_dense_T(dims, reduce, rng):
 
 
 def test_a_kernel_that_hardly_moves_is_told_from_one_that_does_not():
-    """T = w_1^2 + w_2^2 grows at first by 4 w_1 w_2 (y - w_1 w_2) t = -12 t, of 10: no difference of squares shows it."""
+    """T = w_1^2 + w_2^2 = 10 changes at first by 4 w_1 w_2 (y - w_1 w_2) t = -12 t: squares do not show it."""
     run = fs.simulate(scalar_problem(3.0, 1.0, 2.0), t1=1e-11, save_points=2)
     assert run.kernel_distance()[-1] == pytest.approx(1.2e-11, rel=1e-4)
 
@@ -219,8 +240,9 @@ def test_singular_values_of_the_layers(dims, reduce, rng):
 
 def test_a_layer_of_low_rank_has_singular_values_zero(rng):
     first = np.outer([1.0, 2, 3], rng.standard_normal(40))
-    network = fs.LinearNetwork((first, rng.standard_normal((40, 41)) / 6, np.ones((41, 1))))
+    network = fs.LinearNetwork((first, np.ones((40, 1))))
     run = fs.simulate(fs.Problem(fs.SquaredLoss(np.ones((3, 1))), network), t1=1e-6, save_points=2, reduce="always")
+    assert run.core_at(0.0).dims[1] == 2
     assert run.layer_singular_values(1)[0] == pytest.approx([np.linalg.norm(first), 0, 0], abs=1e-12)
 
 
