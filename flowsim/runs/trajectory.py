@@ -159,9 +159,11 @@ class Trajectory(Record, Value, Shown):
 
         Where the width was compressed it is that of the directions in the levels of the bases, which the run does not
         leave. For two layers and a convex f these have the largest eigenvalue of all (proved in runs/series.py). For
-        more, levels are added until it changes by 1e-6 of itself; it comes from below. Two things can be missed: what
-        the ends never reach, where the bases are complete; and, where weights are small far from a minimum, some 1e-3
-        to 1e-2 of it in very wide networks, since the eigenvector spreads over more levels than are tried.
+        more, levels are added until it changes by 1e-6 of itself (with three layers it only grows). Two things can be
+        missed: what the ends never reach, where the bases are complete; and, where weights are small far from a
+        minimum, some 1e-3 to 1e-2 of it in very wide networks, since the eigenvector spreads over more levels than are
+        tried.
+
         Raises InputError where the loss was not saved with a loaded run.
 
         Scalar weights, L = (w_1 w_2 - y)^2 / 2: at the minimum it is w_1^2 + w_2^2.
