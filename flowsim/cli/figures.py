@@ -11,12 +11,16 @@ from cyclopts import Parameter
 from flowsim.cli.inputs import Json
 from flowsim.cli.output import note, show
 
+KIND = (
+    "loss, drift, rate, singular-values, or all four; gradient, energy, sharpness, kernel-distance, effective-rank."
+)
+
 
 def plot(
     run: Path,
     *,
     out: Annotated[Path | None, Parameter(help=".png, .pdf or .svg; beside the run unless given.")] = None,
-    kind: Annotated[str, Parameter(help="loss, drift, rate, singular-values or all.")] = "all",
+    kind: Annotated[str, Parameter(help=KIND)] = "all",
     json_: Json = False,
 ) -> int:
     """Draw a saved run: the loss with its certified bounds, the drift of D_l, the rate, the singular values."""

@@ -196,16 +196,21 @@ _PANELS: dict[str, Callable[[Trajectory, Axes | None, Certificates], Axes]] = {
     "singular-values": lambda trajectory, ax, _: plot_singular_values(trajectory, ax),
     "gradient": lambda trajectory, ax, _: plot_gradient_norm(trajectory, ax),
     "energy": lambda trajectory, ax, _: plot_energy(trajectory, ax),
+    "sharpness": lambda trajectory, ax, _: plot_sharpness(trajectory, ax),
+    "kernel-distance": lambda trajectory, ax, _: plot_kernel_distance(trajectory, ax),
+    "effective-rank": lambda trajectory, ax, _: plot_effective_rank(trajectory, ax),
 }
-KINDS = ("loss", "drift", "rate", "singular-values")
+KINDS = tuple(_PANELS)
+FOUR = ("loss", "drift", "rate", "singular-values")
+"""The panels of kind "all"."""
 
 
 def run_figure(trajectory: Trajectory, kind: str, certificates: Certificates) -> Figure:
-    """One panel at column width, or for kind "all" the four of KINDS; for printing, 8 points."""
+    """One panel of KINDS at column width, or for kind "all" the FOUR; for printing, 8 points."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    kinds = KINDS if kind == "all" else (kind,)
+    kinds = FOUR if kind == "all" else (kind,)
     rows = columns = round(len(kinds) ** 0.5)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(COLUMN[0] * columns, COLUMN[1] * rows), layout="constrained")

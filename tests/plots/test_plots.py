@@ -9,7 +9,7 @@ import xarray
 
 import flowsim as fs
 from flowsim import cli
-from flowsim.plots import instantaneous_rate, thinned
+from flowsim.plots import KINDS, instantaneous_rate, thinned
 
 LOSS = fs.SquaredLoss(np.ones((2, 1)))
 
@@ -246,8 +246,9 @@ def test_thinning_keeps_the_ends_and_the_extremes():
     assert thinned(np.zeros((5, 2))).tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("kind", ["loss", "drift", "rate", "singular-values", "all"])
-@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+@pytest.mark.parametrize(
+    ("kind", "suffix"), [*((kind, "png") for kind in (*KINDS, "all")), ("all", "pdf"), ("rate", "svg")]
+)
 def test_the_command_draws_a_saved_run(kind, suffix, flow, tmp_path, capsys):
     flow.save(tmp_path / "run.nc")
     out = tmp_path / f"figure.{suffix}"
