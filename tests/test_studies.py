@@ -107,7 +107,7 @@ def test_travel(monkeypatch, capsys):
         run("travel.py", monkeypatch)
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    assert "200 random networks" in printed
+    assert "60 random networks" in printed
     assert ": 0 violations" in printed
     assert printed.count("uphill") == 3
     assert ": 0 above their bounds" in printed

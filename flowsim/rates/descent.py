@@ -50,7 +50,7 @@ BALL, PATH = "descent-ball", "descent-path"
 ELSEWHERE = f"{NEEDS}, and with a known smoothness"
 UNKNOWN = "lambda_min(T) may be 0, or layers are not at hand"
 Rough = Callable[[np.ndarray], tuple[float, float]]
-PRECISION = 1e-3
+PRECISION = 1e-2
 """Of the greatest step, over the greatest that could be certified, 2 / (K |T|)."""
 
 
@@ -111,7 +111,7 @@ DESCENTS = (xu_2023, descent_ball, descent_path)
 
 
 def greatest_step(network: Network, loss: Loss | None) -> float | None:
-    """The greatest step size that one of DESCENTS certifies, to a thousandth of 2 / (K |T|); None where none is."""
+    """The greatest step size that one of DESCENTS certifies, to a hundredth of 2 / (K |T|); None where none is."""
     start = _start(network, loss)
     small = network.core if isinstance(network, CompressedNetwork) else network
     assert isinstance(small, LinearNetwork)

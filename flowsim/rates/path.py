@@ -43,8 +43,9 @@ from flowsim.rates.layer_norms import layer_norms
 from flowsim.rates.words import EPS, Words
 
 NAME = "path"
-LONGEST = 11
-"""Words of at most min(2 L + 1, LONGEST) letters are followed: more cost more than they bring."""
+LONGEST, LONGEST_DISTURBED = 11, 9
+"""Words of at most min(2 L + 1, LONGEST) letters are followed: more cost more than they bring, the more so of descent,
+whose words grow by a disturbance besides."""
 STEPS = 96
 """Steps that the loss would take if lambda_min(T) stayed; it falls, and there are more."""
 MOST_STEPS = 16 * STEPS
@@ -245,7 +246,8 @@ _KNOWN: WeakKeyDictionary[Network, dict[bool, Words]] = WeakKeyDictionary()
 def _words(network: Network, small: LinearNetwork, norms: list[float], disturbed: bool) -> Words:
     known = _KNOWN.setdefault(network, {})
     if disturbed not in known:
-        known[disturbed] = Words(small.weights, norms, _longest(network), disturbed)
+        longest = min(_longest(network), LONGEST_DISTURBED) if disturbed else _longest(network)
+        known[disturbed] = Words(small.weights, norms, longest, disturbed)
     return known[disturbed]
 
 
