@@ -15,7 +15,7 @@ import numpy as np
 
 from flowsim.checks import as_choice, as_count, as_float_array, as_number
 from flowsim.errors import InputError
-from flowsim.losses import StackedLoss
+from flowsim.losses import StackedLoss, is_built_in
 from flowsim.losses.base import BuiltIn
 from flowsim.methods.base import Method
 from flowsim.methods.diffrax import Diffrax
@@ -214,6 +214,7 @@ def model(problem: Problem, args: Args) -> tuple[StackedLoss, Array]:
     if isinstance(loss, BuiltIn):
         for name in data:
             as_choice(name, "args", ("scale", *loss.data_parts))
+    if is_built_in(loss):  # jax's arrays, in the precision that it computes in
         parts = loss.parts().items()
         loss = loss.from_parts({name: jnp.asarray(one) if isinstance(one, np.ndarray) else one for name, one in parts})
     scale = data.pop("scale", problem.network.scale)

@@ -201,35 +201,28 @@ ADJOINTS = {
     [*((kind, "default") for kind in LOSSES), (fs.SquaredLoss, "direct"), (fs.SquaredLoss, "backsolve")],
 )
 def test_gradients_are_those_of_the_simulated_flow(kind, adjoint, rng):
-    problem, t1 = problem_of(kind, 3, rng), 0.6
-    dims, scale = problem.network.dims, problem.network.scale
-    rng = np.random.default_rng(20230724)  # the data that problem_of has drawn
-    data = data_of(kind, dims[0], dims[-1], rng)
-    name = "X" if "X" in data else "Y"
-    args = {"scale": jnp.asarray(scale), **({} if kind is fs.SquaredLoss else data)}
-    flow = fs.FlowMap(problem, TIGHT, t1=t1, adjoint=ADJOINTS[adjoint])
-    along = [rng.standard_normal(W.shape) for W in problem.network.weights]
-    aside = rng.standard_normal(data[name].shape)
+    """In the weights, in every array of the loss (but labels, which are signs), and in the scale."""
+    dims, t1 = DIMS[3], 0.6
+    data, network = data_of(kind, dims[0], dims[-1], rng), random_network(rng, dims, scale=0.7)
+    weights, flow = (
+        network.weights,
+        fs.FlowMap(fs.Problem(kind(**data), network), TIGHT, t1=t1, adjoint=ADJOINTS[adjoint]),
+    )
+    arrays = {"scale": 0.7, **data}
+    by_weights, by_args = jax.grad(flow.loss, argnums=(0, 1))(
+        tuple(map(jnp.asarray, weights)), {name: jnp.asarray(array) for name, array in arrays.items()}
+    )
 
-    by_weights, by_args = jax.grad(flow.loss, argnums=(0, 1))(in_jax(problem), {**args, name: jnp.asarray(data[name])})
-    weights = quotient(
-        lambda h: simulated_loss(
-            fs.Problem(
-                problem.loss,
-                problem.network.with_weights([W + h * V for W, V in zip(problem.network.weights, along, strict=True)]),
-            ),
-            t1,
-        )
-    )
-    target = quotient(
-        lambda h: simulated_loss(fs.Problem(kind(**{**data, name: data[name] + h * aside}), problem.network), t1)
-    )
-    scaled = quotient(
-        lambda h: simulated_loss(fs.Problem(problem.loss, fs.LinearNetwork(problem.network.weights, scale + h)), t1)
-    )
-    assert np.vdot(vector(by_weights), vector(along)) == pytest.approx(weights, rel=1e-6)
-    assert np.vdot(by_args[name], aside) == pytest.approx(target, rel=1e-6)
-    assert float(by_args["scale"]) == pytest.approx(scaled, rel=1e-6)
+    def simulated(layers, scale, **data):
+        return simulated_loss(fs.Problem(kind(**data), fs.LinearNetwork(tuple(layers), scale)), t1)
+
+    along = [rng.standard_normal(W.shape) for W in weights]
+    found = quotient(lambda h: simulated([W + h * V for W, V in zip(weights, along, strict=True)], **arrays))
+    assert np.vdot(vector(by_weights), vector(along)) == pytest.approx(found, rel=1e-6)
+    for name in sorted(set(arrays) - {"y"}):
+        aside = rng.standard_normal(np.shape(arrays[name])) * (np.asarray(arrays[name]) != 0)  # a mask stays >= 0
+        found = quotient(lambda h, name=name, V=aside: simulated(weights, **{**arrays, name: arrays[name] + h * V}))
+        assert np.vdot(by_args[name], aside) == pytest.approx(found, rel=1e-6), name
 
 
 def test_the_derivative_of_the_map_is_the_same_forwards_and_backwards_and_side_by_side(rng):
