@@ -196,9 +196,7 @@ def _controller(method: Diffrax, ts: np.ndarray | None) -> Tree:
 
 def as_layers(problem: Problem, weights: Sequence[Array]) -> Layers:
     """The layers as arrays of jax. Raises InputError where their shapes are not those of the problem's network."""
-    import jax.numpy as jnp
-
-    layers, wanted = tuple(map(jnp.asarray, weights)), list(pairwise(problem.network.dims))
+    layers, wanted = tuple(map(_in_jax, weights)), list(pairwise(problem.network.dims))
     found = [W.shape for W in layers]
     if found != wanted:
         raise InputError(f"Argument `weights` must be layers of shapes {wanted}, but they are of shapes {found}.")
@@ -207,16 +205,14 @@ def as_layers(problem: Problem, weights: Sequence[Array]) -> Layers:
 
 def model(problem: Problem, args: Args) -> tuple[StackedLoss, Array]:
     """The loss, as jax traces it, and the scale, with args in the place of the problem's own."""
-    import jax.numpy as jnp
-
     loss: Any = problem.loss
-    data = {name: jnp.asarray(value) for name, value in (args or {}).items()}
+    data = {name: _in_jax(value) for name, value in (args or {}).items()}
     if isinstance(loss, BuiltIn):
         for name in data:
             as_choice(name, "args", ("scale", *loss.data_parts))
     if is_built_in(loss):  # jax's arrays, in the precision that it computes in
         parts = loss.parts().items()
-        loss = loss.from_parts({name: jnp.asarray(one) if isinstance(one, np.ndarray) else one for name, one in parts})
+        loss = loss.from_parts({name: _in_jax(one) if isinstance(one, np.ndarray) else one for name, one in parts})
     scale = data.pop("scale", problem.network.scale)
     if not data:
         return loss, scale
@@ -226,6 +222,13 @@ def model(problem: Problem, args: Args) -> tuple[StackedLoss, Array]:
             " no with_data, which would give the loss of other data."
         )
     return loss.with_data(data), scale
+
+
+def _in_jax(array: Array) -> Array:
+    """An array of jax. Of NumPy's it gets a copy: jax may hold one that it has met to the precision it had then."""
+    import jax.numpy as jnp
+
+    return jnp.asarray(np.array(array) if isinstance(array, np.ndarray) else array)
 
 
 def check_traceable(problem: Problem, name: str) -> None:
