@@ -24,20 +24,14 @@ class Recorder(Plain):
 
     Raises InputError for a model with biases, with layers that are not linear, or an optimizer with several rates.
 
-    >>> torch = __import__("pytest").importorskip("torch")
-    >>> import flowsim as fs
-    >>> from flowsim.torch import Recorder
-    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8, bias=False), torch.nn.Linear(8, 2, bias=False)).double()
-    >>> optimizer, X = torch.optim.SGD(model.parameters(), lr=0.01), torch.eye(3, dtype=torch.float64)
-    >>> recorder = Recorder(model, optimizer)
-    >>> for _ in range(5):
-    ...     optimizer.zero_grad()
-    ...     loss = 0.5 * ((model(X) - 1) ** 2).sum()
-    ...     loss.backward()
-    ...     _ = optimizer.step()
-    >>> run = recorder.observe(fs.SquaredLoss([[1.0] * 2] * 3))
-    >>> len(run.time), bool(abs(run.loss[4] - loss.item()) < 1e-12)
-    (6, True)
+    From a training loop:
+
+        recorder = fs.torch.Recorder(model, optimizer)
+        for _ in range(1000):
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(model(X), Y).backward()
+            optimizer.step()
+        run = recorder.observe(fs.LeastSquares(X.numpy(), Y.numpy()), loss_scale=2 / Y.numel())
     """
 
     def __init__(self, model: Torch, optimizer: Torch, every: int = 1) -> None:

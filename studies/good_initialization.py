@@ -96,7 +96,7 @@ judgements = {"mine": report("mine", mine)}
 for scheme in ("fan_in", "fan_out", "xavier", "ntk", "orthogonal", "balanced"):
     judgements[scheme] = report(scheme, fs.initialize(scheme, DIMS, seed=0))
 judgements["fan_in x 0.1"] = report("fan_in x 0.1", fs.fan_in(DIMS, seed=0, scale=0.1))
-assert judgements["balanced"][0].name == "theorem-2-product"
+assert judgements["balanced"][0].alpha > 0.05
 assert max(judgements, key=lambda name: judgements[name][0].alpha) == "fan_out"
 slower = judgements["fan_in x 0.1"][2].time[-1] / judgements["fan_in"][2].time[-1]
 print(f"with weights ten times smaller T(0) is 10^4 times smaller, the flow takes {slower:.0f} times as long")

@@ -24,7 +24,7 @@ def run(name, monkeypatch, *arguments):
         ("descent_vs_flow", "diverged", ()),
         ("initialization", "160 draws, 0 failed", ()),
         ("quickstart", "every law that was checked holds", ()),
-        ("good_initialization", "best: theorem-2", ()),
+        ("good_initialization", "best: combined", ()),
         ("which_solver", "greatest drift of the D_l", ()),
         ("how_wide", "slopes of the error", ()),
         ("how_fast", "certified at the start: 0", ()),

@@ -119,8 +119,8 @@ def test_step_sizes_are_certified_up_to_the_greatest():
         assert "not certified" in refused.reason
 
 
-@settings(max_examples=60)
-@given(st.integers(0, 10**6), st.floats(0.02, 1.0), st.sampled_from(KINDS))
+@settings(max_examples=40)
+@given(st.integers(0, 10**6), st.floats(0.02, 0.5), st.sampled_from(KINDS))
 def test_two_layers_far_from_balance_are_certified_by_their_imbalance(seed, share, kind):
     """Narrow networks and large losses, where neither ball nor path says anything."""
     rng = np.random.default_rng(seed)
@@ -132,10 +132,7 @@ def test_two_layers_far_from_balance_are_certified_by_their_imbalance(seed, shar
         2 * rng.standard_normal((n, m)), rng.uniform(0.5, 1.5, (n, m))
     )
     problem = fs.Problem(loss, fs.LinearNetwork(tuple(weights), scale=float(rng.uniform(0.5, 1.5))))
-    greatest = greatest_step(problem.network, problem.loss)
-    if greatest is None:
-        return
-    eta = share * greatest
+    eta = share / float(np.linalg.eigvalsh(problem.network.dense_T())[-1])
     certificate = xu_2023(problem.network, problem.loss, eta)
     if certificate.applies:
         descent = fs.simulate(problem, fs.GradientDescent(eta), t1=400 * eta, save_points=5)
