@@ -17,6 +17,7 @@ from flowsim.network import unflatten
 
 EIGHT = fs.Diffrax("Dopri8")
 DIMS = {2: (3, 5, 2), 3: (2, 4, 5, 3), 4: (3, 4, 5, 4, 2)}
+FEW_STAGES = fs.Diffrax("Bosh3", rtol=1e-3, atol=1e-5)
 TIGHT = fs.Diffrax("Tsit5", rtol=1e-11, atol=1e-13)
 
 
@@ -136,12 +137,10 @@ def test_where_jax_computes_in_float32_the_field_does_and_nothing_of_it_stays(rn
         found = field(0.0, weights, {"scale": problem.network.scale})
         assert {W.dtype for W in found} == {np.dtype(np.float32)}
         assert near(vector(found), velocity, 1e-5)
-        coarse = fs.FlowMap(problem, fs.Diffrax("Tsit5", rtol=1e-5, atol=1e-6), t1=0.3)
-        slope = jax.grad(coarse.loss)(in_jax(problem))
+        coarse = fs.FlowMap(problem, fs.Diffrax("Tsit5", rtol=1e-5, atol=1e-6), t1=0.3).loss(in_jax(problem))
         with pytest.raises(InputError, match=r"rtol of at least 1\.2e-06 for weights in float32.*jax_enable_x64"):
             fs.FlowMap(problem, t1=0.3)(in_jax(problem))
-    gradient = jax.grad(fs.FlowMap(problem, TIGHT, t1=0.3).loss)(in_jax(problem))
-    assert near(vector(slope), vector(gradient), 1e-3)
+    assert float(coarse) == pytest.approx(float(fs.FlowMap(problem, TIGHT, t1=0.3).loss(in_jax(problem))), rel=1e-4)
     assert {W.dtype for W in field(0.0, tuple(W.astype(np.float32) for W in weights))} == {np.dtype(np.float32)}
     assert near(vector(field(0.0, weights)), velocity, 1e-14)
 
@@ -234,12 +233,14 @@ def test_the_derivative_of_the_map_is_the_same_forwards_and_backwards_and_side_b
     problem = random_problem(rng, (2, 3, 2))
     along = tuple(jnp.asarray(rng.standard_normal(W.shape)) for W in problem.network.weights)
     back, weights = tuple(2 * V for V in along[::-1])[::-1], in_jax(problem)
-    _, forwards = jax.jvp(fs.FlowMap(problem, TIGHT, t1=0.5, adjoint=diffrax.DirectAdjoint()), (weights,), (along,))
-    _, pull = jax.vjp(fs.FlowMap(problem, TIGHT, t1=0.5, ts=[0.2, 0.5]), weights)
+    direct = fs.FlowMap(problem, FEW_STAGES, t1=0.5, ts=[0.2, 0.5], adjoint=diffrax.DirectAdjoint(), max_steps=64)
+    _, forwards = jax.jvp(direct, (weights,), (along,))
+    _, pull = jax.vjp(fs.FlowMap(problem, FEW_STAGES, t1=0.5, ts=[0.2, 0.5], max_steps=64), weights)
     seen = tuple(jnp.stack([0 * V, V]) for V in back)
-    assert np.vdot(vector(forwards), vector(back)) == pytest.approx(np.vdot(vector(pull(seen)[0]), vector(along)))
+    ahead = np.vdot(vector([W[-1] for W in forwards]), vector(back))
+    assert ahead == pytest.approx(np.vdot(vector(pull(seen)[0]), vector(along)))
 
-    slope = jax.grad(fs.FlowMap(problem, TIGHT, t1=0.5).loss)
+    slope = jax.grad(fs.FlowMap(problem, FEW_STAGES, t1=0.5, max_steps=64).loss)
     stacks = tuple(jnp.stack([W, 0.5 * W]) for W in weights)
     both = jax.jit(jax.vmap(slope))(stacks)
     for k, factor in enumerate((1.0, 0.5)):
