@@ -22,7 +22,8 @@ class Recorder(Plain):
     steps.
     `close` ends the recording. observe(loss): the run, with X W_1 ... W_L the model on the rows of X.
 
-    Raises InputError for a model with biases, with layers that are not linear, or an optimizer with several rates.
+    Raises InputError for a model with biases, with layers that are not linear or used twice, an optimizer with several
+    rates, or one that leaves a layer at rest.
 
     From a training loop:
 
@@ -37,6 +38,13 @@ class Recorder(Plain):
     def __init__(self, model: Torch, optimizer: Torch, every: int = 1) -> None:
         super().__init__(every)
         self.layers, self.optimizer = linear_layers(model), optimizer
+        moved = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        still = [place for place, layer in enumerate(self.layers, 1) if id(layer.weight) not in moved]
+        if still:
+            raise InputError(
+                f"Argument `optimizer` must train every layer, but not layer {still[0]}: with a layer at rest training"
+                " follows no gradient flow of the loss in all weights."
+            )
         self.start(self._weights())
         self.handle = optimizer.register_step_post_hook(lambda *_: self.step(self._weights(), self._rate()))
 
@@ -63,11 +71,16 @@ def linear_layers(model: Torch) -> list[Torch]:
 
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"Argument `model` must be a torch.nn.Module, but it is of type {type(model).__name__}.")
-    found = []
-    for name, module in model.named_modules():
+    found: list[Torch] = []
+    for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, torch.nn.Linear):
             if module.bias is not None:
                 raise InputError(f"Argument `model` must have no biases, but {name or 'it'} has; use bias=False.")
+            if any(module.weight is other.weight for other in found):
+                raise InputError(
+                    f"Argument `model` must not use a layer twice, but {name} is an earlier one: tied weights are not"
+                    " a product of layers of their own."
+                )
             found.append(module)
         elif type(module).__name__ not in PASSED:
             raise InputError(

@@ -57,7 +57,7 @@ def simulate(
     momentum: Annotated[float, Parameter(help="Of gradient descent: 0.9, say.")] = 0.0,
     nesterov: Annotated[bool, Parameter(negative="", help="Momentum as Nesterov has it.")] = False,
     resume: Annotated[Path | None, Parameter(help="Go on with this saved run to t1.")] = None,
-    global_error: Annotated[bool, Parameter(help="Say how far the run is from the exact flow.")] = False,
+    global_error: Annotated[bool, Parameter(negative="", help="Say how far the run is from the exact flow.")] = False,
     out: Annotated[Path | None, Parameter(help="Write the trajectory there as NetCDF.")] = None,
     json_: Json = False,
 ) -> int:
@@ -65,6 +65,7 @@ def simulate(
     from dataclasses import replace
 
     from flowsim.files import NETCDF, check_writable
+    from flowsim.runs.record import exit_code_of
     from flowsim.runs.settings import RunConfig
 
     config = RunConfig.build(
@@ -83,7 +84,7 @@ def simulate(
         momentum=momentum,
         nesterov=nesterov,
     )
-    if global_error and config.method_value().kind.discrete:
+    if config.method_value().kind.discrete and global_error:
         raise InputError("Argument `--global-error` is for the methods of the flow: descent has no error of its own.")
     check_loss_flags(target, data, loss, mask)
     if out is not None:
@@ -101,12 +102,14 @@ def simulate(
         trajectory.save(out)
     if trajectory.exit_code:
         note(trajectory.message)
-    told, summary = {**simulation_json(trajectory), "method": trajectory.method.key}, trajectory.summary
-    if global_error:
-        error = trajectory.global_error(progress=sys.stderr.isatty(), wall_limit=wall_limit)
-        told, summary = {**told, "global_error": error.to_json()}, lambda: f"{trajectory.summary()}\n{error.summary()}"
-    show(told, json_, summary)
-    return trajectory.exit_code
+    told = {**simulation_json(trajectory), "method": trajectory.method.key}
+    if not global_error:
+        show(told, json_, trajectory.summary)
+        return trajectory.exit_code
+    error = trajectory.global_error(progress=sys.stderr.isatty(), wall_limit=wall_limit)
+    told["global_error"] = error.to_json()
+    show(told, json_, lambda: f"{trajectory.summary()}\n{error.summary()}")
+    return trajectory.exit_code or exit_code_of(error.status)
 
 
 def _simulated(

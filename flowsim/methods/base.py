@@ -124,6 +124,11 @@ class Method(ABC):
         return None
 
     @property
+    def edge(self) -> float | None:
+        """The curvature beyond which gradient descent is unstable; None of any other method."""
+        return None
+
+    @property
     def carries(self) -> bool:
         """Whether it keeps something beside the weights, such as momentum."""
         return False

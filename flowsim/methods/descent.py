@@ -76,6 +76,15 @@ class GradientDescent(Method):
         return None if self.momentum else self.step_size
 
     @property
+    def edge(self) -> float:
+        """The curvature beyond which steps on a quadratic grow: 2 (1 + mu) / step_size, nesterov: that over 1 + 2 mu.
+
+        Of v <- mu v + s w, w <- w - v (s = step_size times the curvature) the eigenvalues solve
+        z^2 - (1 + mu - s) z + mu = 0, and with nesterov z^2 - (1 + mu)(1 - s) z + mu (1 - s) = 0: one is -1 there.
+        """
+        return 2 * (1 + self.momentum) / (self.step_size * (1 + 2 * self.momentum * self.nesterov))
+
+    @property
     def carries(self) -> bool:
         """With momentum."""
         return self.momentum > 0

@@ -42,6 +42,6 @@ class Observed(Method):
     def begin(self, problem: Problem, t: float, state: np.ndarray, t1: float) -> Integrator:
         """Raises InputError: between and beyond the recorded times nothing is known."""
         raise InputError(
-            f"Argument `t` must be one of the recorded times, of which the last up to t = {t1:.6g} is {t:.6g}: the"
+            f"Argument `t` must be one of the recorded times, such as {t:.6g}, but it lies between two of them: the"
             " weights were recorded elsewhere. To go on, simulate(Problem(loss, run.network_at(run.time[-1])))."
         )

@@ -198,11 +198,12 @@ def singular_values_chart(trajectory: Trajectory) -> Chart:
 
 
 def sharpness_chart(trajectory: Trajectory) -> Chart:
-    """The largest eigenvalue of Hess L; of gradient descent also 2 / step_size, the edge of stability."""
-    curves, step_size = [Curve("sharpness", trajectory.sharpness())], trajectory.method.settings.step_size
-    if trajectory.method.kind.discrete and step_size:
-        edge = np.full(len(trajectory.checkpoints.times), 2 / float(step_size))
-        curves.append(Curve("2 / step size", edge, "bound"))
+    """The largest eigenvalue of Hess L; of gradient descent also its edge of stability, 2 / step_size without
+    momentum."""
+    curves, method = [Curve("sharpness", trajectory.sharpness())], trajectory.method
+    if method.edge is not None:
+        edge = np.full(len(trajectory.checkpoints.times), method.edge)
+        curves.append(Curve("edge of stability" if method.carries else "2 / step size", edge, "bound"))
     label, words = r"sharpness $\lambda_{\max}(\nabla^2 L(t))$ / time$^{-1}$", "sharpness λ_max(∇²L(t)) / time⁻¹"
     return _at_checkpoints(trajectory, "sharpness", "Sharpness", label, words, curves)
 

@@ -78,8 +78,9 @@ class Certificate(Shown):
         if self.law == "exponential":
             times, exponents = np.array(self.knots)
             when = np.asarray(t, float)
-            beyond = np.maximum(when - times[-1], 0.0)
-            return self.excess * np.exp(-(np.interp(when, times, exponents) + self.rate * beyond))
+            with np.errstate(over="ignore"):
+                beyond = self.rate * np.maximum(when - times[-1], 0.0)
+            return self.excess * np.exp(-(np.interp(when, times, exponents) + beyond))
         return self.excess / (1 + self.excess * self.rate * np.asarray(t))
 
     def shown(self) -> Table:

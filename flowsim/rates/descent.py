@@ -172,11 +172,13 @@ def _travel(
     weights: Moving, around: Ball, start: Start, step_size: float
 ) -> tuple[np.ndarray, np.ndarray, float] | None:
     """(e, kappa lambda, how far the weights move) along the clock; None where the weights may move too far."""
-    e, cap, alpha, K = start.e, start.cap, weights.least, float(start.K or 0.0)
-    if alpha <= 0:
+    e, cap, K, gone, radius = start.e, start.cap, float(start.K or 0.0), 0.0, 0.0
+    beta = weights.greatest(weights.y)
+    kept = kappa(step_size, K, beta, around.lipschitz(step_size * sqrt(beta) * _size(start, e)), _size(start, e))
+    if not (weights.least > 0 and kept > 0):
         return None
-    h = e / (alpha * STEPS)
-    known, gone, radius = [(e, alpha)], 0.0, 0.0
+    h = e / (weights.least * STEPS)
+    known = [(e, kept * weights.least)]
     for _ in range(MOST_STEPS):
         if e <= 0:
             levels, alphas = np.array(known).T

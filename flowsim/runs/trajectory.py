@@ -340,6 +340,7 @@ class Trajectory(Record, Value, Shown):
         fallen = f" (L - f* to {words.ratio(self)} of its start)" if known else f" ({words.ratio(self)})"
         flow, tail = " of the flow" if self.method.kind.discrete else "", words.tail(self)
         recorded = self.method.kind.recorded
+        balanced = not (recorded or self.method.carries)  # else what is dissipated is another sum
         certified += " for the flow from its start" if recorded and self.certificates.best else ""
         return Table(
             [
@@ -358,7 +359,7 @@ class Trajectory(Record, Value, Shown):
                 (
                     "drift",
                     f"imbalance {words.number(float(self.imbalance_drift.max()))}"
-                    + ("" if recorded else f", energy{flow} {np.abs(self.energy_residual).max():.3g}"),
+                    + (f", energy{flow} {np.abs(self.energy_residual).max():.3g}" if balanced else ""),
                 ),
             ]
         )

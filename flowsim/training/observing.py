@@ -170,9 +170,12 @@ def _trajectory(problem: Problem, times: np.ndarray, states: np.ndarray, setting
         if not np.isfinite(state).all():
             raise InputError(f"Argument `weights`, record {place}: it must be finite, but it is not.")
     with np.errstate(over="ignore", invalid="ignore"):
-        found = [problem.gradients(unflatten(state, problem.network.dims)) for state in states]
-        excess = problem.excess(np.array([W for W, _ in found]))
-        norms = np.array([float(joint_norm(gradients)) for _, gradients in found])
+        products, sizes = [], []
+        for state in states:  # one after another: gradients are as large as the weights
+            W, gradients = problem.gradients(unflatten(state, problem.network.dims))
+            products.append(W)
+            sizes.append(float(joint_norm(gradients)))
+        excess, norms = problem.excess(np.array(products)), np.array(sizes)
     if not (np.isfinite(excess).all() and np.isfinite(norms).all()):
         raise InputError("Argument `weights`: the loss or its gradient is not finite at a record; scale them down.")
     spent = 0.5 * np.diff(times) * (norms[1:] ** 2 + norms[:-1] ** 2)

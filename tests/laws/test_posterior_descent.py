@@ -5,6 +5,7 @@ import pytest
 
 import flowsim as fs
 from flowsim.errors import InputError
+from flowsim.laws.observed import descent
 from flowsim.laws.observed.descent import SHARE, Steps
 from flowsim.losses import constants_of
 from flowsim.runs.tight import Deadline
@@ -80,9 +81,11 @@ def test_places_are_few_and_cover_the_steps(monkeypatch):
     problem = fs.Problem(fs.SquaredLoss(np.ones((5, 1))), fs.fan_out((5, 60, 80, 1), seed=0))
     run = fs.simulate(problem, fs.GradientDescent(1e-5), t1=0.02)
     steps = Steps(run, constants_of(problem.loss), Deadline(None))
-    values = [least for least, _ in steps]
+    made = []
+    monkeypatch.setattr(descent, "_Place", lambda *given, make=descent._Place: made.append(make(*given)) or made[-1])
+    values = [least for least, _, _ in steps]
     assert len(values) == len(run.step_time)
-    assert 1 < len(steps.kappas) - 1 < len(values) / 4
+    assert 1 < len(made) - 1 < len(values) / 4
     for place in (0, 700, 1500):
         true = run.core_at(run.step_time[place]).lambda_min_T
         assert 0.99 * true <= values[place] <= true * SLACK
@@ -94,9 +97,29 @@ def test_what_is_refused_and_what_ends_it():
     early = fs.a_posteriori(run, wall_limit=1e-9)
     assert early.status == "wall_limit"
     assert early.least == 0
-    assert (run.excess <= early.bound * SLACK).all()
+    assert early.bound.tolist() == [np.inf] * len(run.time)
     X, labels = np.eye(3), np.ones((3, 1))
     network = fs.fan_in((3, 5, 1), seed=0)
     descent = fs.simulate(fs.Problem(fs.ExponentialLoss(X, labels), network), fs.GradientDescent(1e-3), t1=0.1)
     with pytest.raises(InputError, match="smoothness"):
         fs.a_posteriori(descent)
+
+
+def test_what_the_compression_may_be_off_by_is_taken_off(monkeypatch):
+    problem = fs.Problem(fs.SquaredLoss(np.ones((5, 1))), fs.fan_out((5, 60, 80, 1), seed=0))
+    run = fs.simulate(problem, fs.GradientDescent(1e-5), t1=0.005, save_points=6, reduce="always")
+    from dataclasses import replace
+
+    off = replace(run, reduction=replace(run.reduction, error=np.linspace(0, 1e-3, 6)))
+    exact, unsure = fs.a_posteriori(run), fs.a_posteriori(off)
+    assert unsure.integral == pytest.approx(exact.integral, rel=1e-12)
+    assert (unsure.error[1:] > 1e3 * exact.error[1:]).all()
+    assert (unsure.bound[1:] > exact.bound[1:]).all()
+
+
+def test_a_run_that_leaves_float64_is_followed_to_its_end():
+    problem = problem_of("squared")
+    run = fs.simulate(problem, fs.GradientDescent(50.0), t1=500.0, save_points=11)
+    assert run.status == "diverged"
+    if run.time[-1] > 0:
+        assert (fs.a_posteriori(run).bound >= run.excess / SLACK).all()

@@ -149,3 +149,30 @@ def test_small_steps_follow_the_flow_in_a_longer_time():
         run = fs.simulate(problem, fs.GradientDescent(eta, momentum=mu), t1=1 - mu, save_points=2)
         apart.append(np.linalg.norm(run.checkpoints.states[-1] - flow.checkpoints.states[-1]))
     assert apart[0] / apart[1] == pytest.approx(2, rel=0.05)
+
+
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), *KINDS])
+def test_the_edge_is_where_steps_on_a_quadratic_begin_to_grow(momentum, nesterov):
+    """L = (2 w_2 - 1)^2 / 2 with w_1 = 2 held nearly still by its size: near the minimum, of curvature w_1^2."""
+    curvature = 4.0
+    problem = fs.Problem(fs.SquaredLoss([[1e-9]]), fs.LinearNetwork(([[2.0]], [[0.0]])))
+    edge = fs.GradientDescent(1.0, momentum=momentum, nesterov=nesterov).edge
+    for share, grows in ((0.98, False), (1.02, True)):
+        method = fs.GradientDescent(share * edge / curvature, momentum=momentum, nesterov=nesterov)
+        assert method.edge == pytest.approx(curvature / share)
+        run = fs.simulate(problem, method, t1=400 * method.step_size)
+        assert (run.excess[-1] > run.excess[0]) == grows
+
+
+def test_the_summary_tells_no_energy_of_what_is_no_flow():
+    problem = problem_of((3, 6, 5, 2))
+    assert "energy" not in fs.simulate(problem, fs.GradientDescent(0.01, momentum=0.9), t1=1.0).summary()
+    assert "energy" in fs.simulate(problem, fs.GradientDescent(0.01), t1=1.0).summary()
+
+
+def test_members_of_an_ensemble_have_it_too():
+    method, loss = fs.GradientDescent(0.01, momentum=0.9), fs.SquaredLoss(np.ones((2, 1)))
+    many = fs.ensemble(lambda seed: fs.Problem(loss, fs.fan_in((2, 4, 1), seed=seed)), 3, method=method, t1=1.0)
+    for member, seed in enumerate(np.random.SeedSequence(0).spawn(3)):
+        one = fs.simulate(fs.Problem(loss, fs.fan_in((2, 4, 1), seed=seed)), method, t1=1.0)
+        assert many.scalars["final_loss"][member] == pytest.approx(float(one.loss[-1]))

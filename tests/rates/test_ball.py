@@ -212,3 +212,24 @@ def test_where_nothing_is_certified():
     assert ball(network, fs.SquaredLoss(50 * np.eye(3))).alpha == 0
     narrow = fs.LinearNetwork(([[2.0], [0.0]], [[1.0, 0.0]]))
     assert ball(narrow, fs.SquaredLoss(np.eye(2))).alpha == 0
+
+
+@pytest.mark.parametrize("eta", [1e-3, 0.4, 1.0, 50.0, 1e8])
+@pytest.mark.parametrize("kind", ["squared", "masked"])
+def test_at_the_minimum_only_steps_that_stay_stable_are_certified(eta, kind):
+    """No loss is left, so nothing moves; a rate there is one of what a rounding error would do."""
+    network = fs.LinearNetwork((np.eye(2), np.eye(2)))
+    loss = fs.SquaredLoss(np.eye(2)) if kind == "squared" else fs.MaskedSquaredLoss(np.ones((2, 2)), np.eye(2))
+    found = fs.certify(fs.Problem(loss, network), method=fs.GradientDescent(eta))
+    for certificate in found:
+        if certificate.applies and certificate.rate is not None:
+            assert np.isfinite(certificate.rate)
+            assert eta < 1  # |T| = 2
+    assert (found.best is not None) == (eta < 1)
+
+
+def test_bounds_at_times_beyond_float64_are_0():
+    problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3e60]], [[1e60]])))
+    for certificate in fs.certify(problem):
+        if certificate.rate:
+            assert certificate.bound([1e300]) == 0

@@ -84,5 +84,12 @@ def test_the_command_says_it(tmp_path, capsys):
     assert len(told["weights"]) == 101
     assert main(asked) == 0
     assert "weights off by about" in capsys.readouterr().out
+    assert main([*asked, "--wall-limit", "1e-9"]) == 3
+    capsys.readouterr()
     assert main([*asked, "--method", "gd", "--step-size", "0.01"]) == 2
     assert "--global-error" in capsys.readouterr().err
+
+
+def test_a_bad_method_is_refused_before_anything_is_read(tmp_path, capsys):
+    assert main(["simulate", str(tmp_path / "none.npz"), "--t1", "1", "--method", "nothing"]) == 2
+    assert "method" in capsys.readouterr().err

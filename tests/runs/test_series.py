@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from conftest import random_network, random_problem
+from losses_of_ones_own import Ones
 from scipy.sparse import random_array
 
 import flowsim as fs
@@ -143,22 +144,13 @@ def test_a_saved_run_has_the_same_sharpness(tmp_path):
 
 
 def test_no_sharpness_without_the_loss(tmp_path):
-    class Own:
-        shape, minimum = (2, 1), 0.0
-
-        def value(self, W):
-            return 0.5 * np.sum((W - 1) ** 2)
-
-        def gradient(self, W):
-            return W - 1
-
-    run = fs.simulate(fs.Problem(Own(), fs.fan_in((2, 4, 1), seed=0)), t1=1.0, save_points=3)
+    run = fs.simulate(fs.Problem(Ones(), fs.fan_in((2, 4, 1), seed=0)), t1=1.0, save_points=3)
     run.save(tmp_path / "run.nc")
     back = fs.load(tmp_path / "run.nc")
     with pytest.raises(InputError, match="own loss"):
         back.sharpness()
     assert back.kernel_distance() == pytest.approx(run.kernel_distance())
-    assert fs.load(tmp_path / "run.nc", loss=Own()).sharpness() == pytest.approx(run.sharpness())
+    assert fs.load(tmp_path / "run.nc", loss=Ones()).sharpness() == pytest.approx(run.sharpness())
 
 
 def test_a_hessian_that_vanishes_or_is_not_finite(monkeypatch):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from losses_of_ones_own import Ones
 
 import flowsim as fs
 from flowsim import cli
@@ -61,16 +62,7 @@ def test_the_command(tmp_path, capsys):
 
 
 def test_an_unknown_loss_has_no_tail(tmp_path):
-    class Own:
-        shape, minimum = (2, 1), 0.0
-
-        def value(self, W):
-            return 0.5 * np.sum((W - 1) ** 2)
-
-        def gradient(self, W):
-            return W - 1
-
-    run = fs.simulate(fs.Problem(Own(), fs.fan_in((2, 4, 1), seed=0)), t1=1.0)
+    run = fs.simulate(fs.Problem(Ones(), fs.fan_in((2, 4, 1), seed=0)), t1=1.0)
     assert run.certify_tail().certificate is None
     run.save(tmp_path / "run.nc")
     with pytest.raises(fs.errors.InputError, match="own loss"):

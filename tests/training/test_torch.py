@@ -49,6 +49,7 @@ def test_a_trained_model_is_its_run():
         (lambda: torch.nn.Sequential(torch.nn.Identity()), "Linear layers"),
         (lambda: torch.nn.Conv1d(1, 1, 1), "Conv1d"),
         (lambda: 3, "Module"),
+        (lambda: torch.nn.Sequential(*[torch.nn.Linear(3, 3, bias=False)] * 2), "twice"),
     ],
 )
 def test_what_is_not_linear_is_refused(model, words):
@@ -67,3 +68,9 @@ def test_layers_with_rates_of_their_own_are_refused():
     model(torch.ones(1, 3, dtype=torch.float64)).sum().backward()
     with pytest.raises(InputError, match="one learning rate"):
         optimizer.step()
+
+
+def test_a_layer_at_rest_is_refused():
+    model = stack(3, 4, 2)
+    with pytest.raises(InputError, match="every layer, but not layer 1"):
+        fs.torch.Recorder(model, torch.optim.SGD(model[1].parameters(), lr=0.1))

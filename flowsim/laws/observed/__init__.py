@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
@@ -19,7 +18,7 @@ from flowsim.laws.observed.quadrature import Integral
 from flowsim.losses import constants_of
 from flowsim.methods.steps import IntegrationFailure
 from flowsim.progress import Progress, following
-from flowsim.runs.tight import ROUND_OFF, Deadline, WallLimit
+from flowsim.runs.tight import Deadline, WallLimit
 from flowsim.runs.trajectory import Trajectory, as_trajectory
 from flowsim.threads import threads_for
 
@@ -128,7 +127,7 @@ def a_posteriori(
 
     Gradient descent takes its steps again. Each shrinks the excess by at least what `laws.observed.descent` proves of a
     step of that size, and `integral` is -log of the product of these factors over gamma: as if it were a flow's. Steps
-    beyond 2 / |T|, which may raise the loss, raise the bound.
+    beyond 2 / |T|, which may raise the loss, raise the bound; where the work ends early it is inf from there on.
 
     Raises InputError for a run without a step, one that was loaded without its loss, gradient descent on a loss of
     unknown smoothness, and for an argument out of range.
@@ -200,7 +199,7 @@ def _padded(path: Path, integral: Integral, count: int) -> tuple[np.ndarray, np.
     values = np.pad(np.array(path.saved[:reached]), (0, beyond))
     found = np.pad([0.0, *integral.at[: reached - 1]], (0, beyond), mode="edge")
     quadrature = np.pad([0.0, *integral.errors[: reached - 1]], (0, beyond), mode="edge")
-    flow = _error(path.run, np.array(path.distances), path.sensitivity, values)
+    flow = _flow_error(path, values)
     return found, values, quadrature + np.minimum(flow, flow[reached - 1])
 
 
@@ -220,14 +219,14 @@ def _of_descent(run: Trajectory, deadline: Deadline, progress: Progress | bool |
         )
     steps, status = Steps(run, constants, deadline), "completed"
     saved = np.round(run.time / steps.eta).astype(int)
-    values, found = np.zeros(len(saved)), np.zeros(len(saved))
+    values, found, certain = np.zeros((3, len(saved)))
     least, reached = np.inf, 0
     with following(progress, float(run.time[-1])) as tell, threads_for(max(run.simulated.network.dims)):
         try:
-            for k, (value, exponent) in enumerate(steps):
+            for k, (value, exponent, sure) in enumerate(steps):
                 least = min(least, value)
                 if k == saved[reached]:
-                    values[reached], found[reached] = value, exponent
+                    values[reached], found[reached], certain[reached] = value, exponent, sure
                     if tell is not None:
                         tell(float(run.time[reached]), float(run.excess[reached]), float(run.excess[0]))
                     reached += 1
@@ -235,27 +234,25 @@ def _of_descent(run: Trajectory, deadline: Deadline, progress: Progress | bool |
             status = "interrupted"
         except WallLimit:
             status = "wall_limit"
-    found[reached:] = found[max(reached - 1, 0)]
-    apart = ROUND_OFF * np.linalg.norm(run.checkpoints.states, axis=1)
-    error = _error(run, apart, steps.sensitivity, values)
-    if status != "completed":
-        least = 0.0
-    law, bound = _bound(run, found - error)
-    return PosteriorRate(run, values, found, error, least, law, bound, status)
+    for array in (found, certain):
+        array[reached:] = array[max(reached - 1, 0)]
+    law, bound = _bound(run, certain)
+    if bound is not None:
+        bound[reached:] = np.inf  # a step that was not looked at may raise the loss
+    least = least if status == "completed" else 0.0
+    return PosteriorRate(run, values, found, found - certain, least, law, bound, status)
 
 
-def _error(
-    run: Trajectory, apart: np.ndarray, sensitivity: Callable[[float], float], values: np.ndarray
-) -> np.ndarray:
+def _flow_error(path: Path, values: np.ndarray) -> np.ndarray:
     """What the integral up to each saved time may lose to the errors of the weights, the compression's among them.
 
-    apart: the distance from the exact weights at the checkpoints, as far as it is known; the greater of those at the
-    ends of an interval counts all along it.
+    The distance from the tight solve at the ends of an interval between checkpoints, the greater, counts all along it.
     """
-    kept = run.checkpoints.times
-    apart = np.pad(apart, (0, len(kept) - len(apart)), mode="edge")
+    run, kept = path.run, path.run.checkpoints.times
+    apart = np.pad(path.distances, (0, len(kept) - len(path.distances)), mode="edge")
     distance = np.interp(kept, run.time, run.error_estimate) + apart
-    lost = loss_of_eigenvalue(np.interp(kept, run.time, values), sensitivity(float(distance.max())), distance)
+    kappa = path.sensitivity(float(distance.max()))
+    lost = loss_of_eigenvalue(np.interp(kept, run.time, values), kappa, distance)
     steps = np.diff(kept) * np.maximum(lost[1:], lost[:-1])
     return np.interp(run.time, kept, np.append(0.0, np.cumsum(steps)))
 

@@ -10,7 +10,7 @@ change by H times the distance at most: they are computed anew when that may hav
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import log1p, sqrt
 
 import numpy as np
@@ -36,41 +36,41 @@ class Steps:
         self.K, self.gamma = float(constants.K or 0.0), float(constants.gamma or 0.0)
         self.quadratic = constants.dominance == "quadratic"
         self.certain = Certain(self.problem.network.scale)
-        self.kappas = [0.0]
 
-    def __iter__(self) -> Iterator[tuple[float, float]]:
-        """(lambda_min(T), the exponent) at k = 0 .. count: what the integral of lambda_min(T) is for a flow.
+    def __iter__(self) -> Iterator[tuple[float, float, float]]:
+        """(lambda_min(T), the exponent, what of it is certain) at k = 0 .. count.
 
-        Raises WallLimit.
+        The exponent is what the integral of lambda_min(T) is for a flow. Certain is what is left where the weights are
+        as far from the exact ones as rounding and the compression may have taken them. Raises WallLimit.
         """
-        state, there, exponent = self.run.checkpoints.states[0], _Place(self, self.run.checkpoints.states[0], 0.0), 0.0
+        state = self.run.checkpoints.states[0]
+        there, exponent, certain = _Place(self, state, 0.0), 0.0, 0.0
+        apart = np.interp(self.eta * np.arange(self.count + 1), self.run.time, self.run.error_estimate)
         for k in range(self.count + 1):
             self.deadline.look()
             step = self.eta * self.problem.velocity(state)
             length = float(np.linalg.norm(step))
             if k == 0 or not there.covers(state, length):
                 there = _Place(self, state, length)
-                self.kappas.append(there.H)
-            least, norm = there.at(state)
-            yield least, exponent
-            exponent += self._gained(state, least, norm, there.H, length)
-            state = state + step
+            off = float(apart[k]) + ROUND_OFF * float(np.linalg.norm(state))
+            (least, norm), (sure, _) = there.at(state), there.at(state, off)
+            yield least, exponent, certain
+            gained = self._gain(state, norm, there.H, length)
+            exponent, certain, state = exponent + gained(least), certain + gained(sure), state + step
 
-    def _gained(self, state: np.ndarray, least: float, norm: float, H: float, length: float) -> float:
-        W = self.problem.products(state)
-        loss, q, gamma = self.problem.loss, length / self.eta, self.gamma
+    def _gain(self, state: np.ndarray, norm: float, H: float, length: float) -> Callable[[float], float]:
+        """lambda_min(T) -> what a step of that length adds to the exponent."""
+        W, loss, gamma, q = self.problem.products(state), self.problem.loss, self.gamma, length / self.eta
         kept = kappa(self.eta, self.K, norm, H, float(np.linalg.norm(loss.gradient(W))))
+        if kept > 0 and self.quadratic:
+            return lambda least: -log1p(-min(gamma * self.eta * kept * least, 1 - ROUND_OFF)) / gamma
         if kept > 0:
-            fallen = self.eta * kept * least
-            return -log1p(-min(gamma * fallen, 1 - ROUND_OFF)) / gamma if self.quadratic else fallen
+            return lambda least: self.eta * kept * least
         above, raised = float(excess(loss, W)), -self.eta * kept * q**2
         if not above > 0:
-            return 0.0
-        return -log1p(raised / above) / gamma if self.quadratic else -raised / (above * (above + raised)) / gamma**2
-
-    def sensitivity(self, radius: float) -> float:
-        """The greatest H met."""
-        return max(self.kappas)
+            return lambda least: 0.0
+        lost = log1p(raised / above) / gamma if self.quadratic else raised / (above * (above + raised)) / gamma**2
+        return lambda least: -lost
 
 
 class _Place:
@@ -91,7 +91,7 @@ class _Place:
         away = float(np.linalg.norm(state - self.state))
         return away <= self.reach and away + length <= self.sure
 
-    def at(self, state: np.ndarray) -> tuple[float, float]:
-        """(lambda_min(T) at least, |T| at most) at a state that is covered."""
-        change = self.H * float(np.linalg.norm(state - self.state))
+    def at(self, state: np.ndarray, off: float = 0.0) -> tuple[float, float]:
+        """(lambda_min(T) at least, |T| at most) at a state that is covered, or so far off it."""
+        change = self.H * (float(np.linalg.norm(state - self.state)) + off)
         return max(self.sigma - change, 0.0) ** 2, (self.norm + change) ** 2
