@@ -280,7 +280,7 @@ def main() -> None:
     small = options.small
     if options.only_networks:
         sys.exit(1 if violations(options.networks, options.seed) else 0)
-    tightness(2 if small else 20)
+    tightness(1 if small else 20)
     descent(2 if small else 20)
     tails(8 if small else 200)
     times(2 if small else 20)

@@ -110,7 +110,7 @@ class FlowMap(Value):
     >>> import jax, jax.numpy as jnp
     >>> import flowsim as fs
     >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[0.1]], [[0.1]])))
-    >>> flow = fs.FlowMap(problem, fs.Diffrax("Dopri8", rtol=1e-11, atol=1e-13), t1=1.0)
+    >>> flow = fs.FlowMap(problem, fs.Diffrax("Tsit5", rtol=1e-11, atol=1e-13), t1=1.0)
     >>> def loss(c):
     ...     return flow.loss([c * W for W in problem.network.weights])
     >>> with jax.enable_x64(True):
