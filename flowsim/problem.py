@@ -1,16 +1,18 @@
-"""A problem: minimise L(W_1, ..., W_L) = f(scale W_1 ... W_L)."""
+"""A problem: minimise L(W_1, ..., W_L) = f(scale W_1 ... W_L), with or without weight decay."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
+from flowsim.checks import as_number
 from flowsim.errors import InputError, NumericalFailure
 from flowsim.losses import Adapted, Loss, StackedLoss, adapted, check_loss
 from flowsim.network import Network, backpropagate, flatten, hessian_product, product, unflatten
-from flowsim.values import Value
+from flowsim.values import Array, Value
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -18,7 +20,8 @@ class Problem(Value):
     """A loss on the product of a network, with the network's weights as the initial point: a frozen value.
 
     network: a LinearNetwork, or a CompressedNetwork where the full weights are not there or not wanted. loss: one of
-    flowsim's, or a user's own (see Loss).
+    flowsim's, or a user's own (see Loss). weight_decay x >= 0: the objective is L + x/2 sum_l ||W_l||_F^2; `excess`
+    stays f(W) - f*, that of the loss alone.
 
     Raises InputError when the loss is not one, does not keep to the contract of Loss at the initial product, or its
     shape is not that of the network's product; and for a subclass that overrides the equations, which the compiled
@@ -35,8 +38,10 @@ class Problem(Value):
 
     loss: Loss
     network: Network
+    weight_decay: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "weight_decay", as_number(self.weight_decay, "weight_decay", least=0.0))
         changed = [name for name in EQUATIONS if getattr(type(self), name) is not getattr(Problem, name)]
         if changed:
             raise InputError(
@@ -59,7 +64,8 @@ class Problem(Value):
         _ = self.stacked_loss  # a user's own that does not keep to the contract is refused here
 
     def __repr__(self) -> str:
-        return f"Problem({type(self.loss).__name__}, {self.network!r})"
+        decay = f", weight_decay={self.weight_decay:g}" if self.weight_decay else ""
+        return f"Problem({type(self.loss).__name__}, {self.network!r}{decay})"
 
     @property
     def initial_state(self) -> np.ndarray:
@@ -81,24 +87,30 @@ class Problem(Value):
         """W of a state, the weights as one vector (size), or of states, a stack (..., size)."""
         return np.asarray(product(unflatten(states, self.network.dims), self.network.scale))
 
-    def gradients(self, weights: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-        """The product W and [dL/dW_1, ..., dL/dW_L] at the given weights, or at stacks (..., rows, columns) of them."""
-        return backpropagate(self.stacked_loss, weights, self.network.scale)
+    def gradients(self, weights: Sequence[Array]) -> tuple[Array, list[Array]]:
+        """The product W and [dL/dW_1 + weight_decay W_1, ...] at the given weights, or at stacks (..., rows, columns)
+        of them."""
+        return gradients(self.stacked_loss, weights, self.network.scale, self.weight_decay)
+
+    def hessian_product(self, weights: Sequence[Array], directions: Sequence[Array]) -> list[Array]:
+        """The derivative of the gradients along directions (one a layer, or stacks of them)."""
+        found = hessian_product(self.stacked_loss, weights, directions, self.network.scale)
+        return _plus(found, self.weight_decay, directions)
 
     def velocity(self, state: np.ndarray) -> np.ndarray:
-        """Gradient flow dW_l/dt = -dL/dW_l ([MVM23], section 2) at a state (size), as one vector; for a stack (...,
-        size) a stack."""
-        _, gradients = self.gradients(unflatten(state, self.network.dims))
-        return -flatten(gradients)
+        """Gradient flow dW_l/dt = -dL/dW_l - weight_decay W_l ([MVM23], section 2) at a state (size), as one vector;
+        for a stack (..., size) a stack."""
+        _, found = self.gradients(unflatten(state, self.network.dims))
+        return -flatten(found)
 
     def jacobian_product(self, state: np.ndarray, directions: np.ndarray) -> np.ndarray:
-        """The derivative of the velocity at a state (size) along directions (..., size): minus the Hessian of L.
+        """The derivative of the velocity at a state (size) along directions (..., size): minus the Hessian.
 
         Raises NumericalFailure where it is not finite, which no linear algebra takes.
         """
         dims = self.network.dims
         moved = unflatten(state, dims), unflatten(directions, dims)
-        found = -flatten(hessian_product(self.stacked_loss, *moved, self.network.scale))
+        found = -flatten(self.hessian_product(*moved))
         if not np.isfinite(found).all():
             raise NumericalFailure("The Hessian of the loss is not finite at a state that the method came to.")
         return found
@@ -113,11 +125,26 @@ class Problem(Value):
         return float(self.excess(self.network.product))
 
 
+def gradients(
+    loss: StackedLoss, weights: Sequence[Array], scale: Array | float = 1.0, weight_decay: Array | float = 0.0
+) -> tuple[Array, list[Array]]:
+    """The product W, and the gradients of f(W) + weight_decay / 2 sum_l ||W_l||_F^2; NumPy's and jax's arrays alike."""
+    W, found = backpropagate(loss, weights, scale)
+    return W, _plus(found, weight_decay, weights)
+
+
+def _plus(found: list[Array], weight_decay: Array | float, weights: Sequence[Array]) -> list[Array]:
+    if isinstance(weight_decay, float) and not weight_decay:
+        return found
+    return [G + weight_decay * W for G, W in zip(found, weights, strict=True)]
+
+
 EQUATIONS = (
     "initial_state",
     "stacked_loss",
     "products",
     "gradients",
+    "hessian_product",
     "velocity",
     "jacobian_product",
     "excess",
