@@ -1,5 +1,6 @@
 """Every public name and its home; read by type checkers, and when a name is first used."""
 
+from . import dynamics as dynamics
 from . import errors as errors
 from . import exact as exact
 from . import initialization as initialization
@@ -12,6 +13,11 @@ from .comparison import compare as compare
 from .compression import CompressedNetwork as CompressedNetwork
 from .compression import compress as compress
 from .compression import sample_compressed as sample_compressed
+from .dynamics import Dynamics as Dynamics
+from .dynamics import GradientFlow as GradientFlow
+from .dynamics import HeavyBall as HeavyBall
+from .dynamics import ModifiedFlow as ModifiedFlow
+from .dynamics import Nesterov as Nesterov
 from .files import read_weights as read_weights
 from .files import save_weights as save_weights
 from .initialization import balanced as balanced
@@ -41,6 +47,7 @@ from .methods import RKC as RKC
 from .methods import Diffrax as Diffrax
 from .methods import GaussLegendre as GaussLegendre
 from .methods import GradientDescent as GradientDescent
+from .methods import Leapfrog as Leapfrog
 from .methods import Method as Method
 from .methods import Projected as Projected
 from .methods import Scipy as Scipy

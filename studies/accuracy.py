@@ -1,7 +1,8 @@
 """How accurate is each method, measured against closed forms and against the others?
 
 Five tables. Orders: every method at fixed steps on a two-layer network with D_1 = 0.5 I, whose flow has a closed form
-(a Riccati equation); the slope of log(error) in log(step) should be the nominal order. LSODA and BDF vary their order,
+(a Riccati equation; those for momentum on its heavy ball, against a solve at rtol 1e-13); the slope of log(error) in
+log(step) should be the nominal order. LSODA and BDF vary their order,
 so their error stands against rtol. Gradient descent: its distance from the flow is proportional to the step size.
 Drift law: one step changes D_l by exactly eta^2 (G_l^T G_l - G_{l+1} G_{l+1}^T). Cross-check: scipy's DOP853 against
 diffrax's Tsit5 at rtol 1e-8 on random problems of depth 2 to 5. Takes about two minutes, most of it jax compiling for
@@ -44,6 +45,8 @@ STEPS: dict[str, tuple[int, ...]] = {
     "projected-rk45": (32, 48, 64, 96),
     "projected-dop853": (6, 8, 10, 12),
     "projected-midpoint": (32, 48, 64, 96),
+    "leapfrog": (32, 48, 64, 96),
+    "leapfrog-4": (16, 24, 32, 48),
     "gd": (1000, 2000, 4000, 8000),
 }
 """method -> numbers of steps at which its error is neither round-off nor far from the limit."""
@@ -64,11 +67,21 @@ def error_at_one(problem: fs.Problem, method: Method) -> float:
     return float(np.linalg.norm(run.product_at(run.time[-1]) - riccati(problem.network, problem.loss.Y, 1.0)[0]))
 
 
+def momentum_error_at_one(problem: fs.Problem, method: Method) -> float:
+    """||W(1) - a far tighter solve||_F of the heavy ball with friction 1/2."""
+    runs = [
+        fs.simulate(problem, m, t1=1.0, dynamics=fs.HeavyBall(0.5), save_points=2)
+        for m in (method, fs.Scipy("DOP853", 1e-13, 1e-15))
+    ]
+    return float(np.linalg.norm(runs[0].product_at(runs[0].time[-1]) - runs[1].product_at(1.0)))
+
+
 def measured_orders() -> list[tuple[str, int, float, float, float]]:
     """(method, nominal order, measured order, least error, greatest error)."""
     problem, rows = homogeneous_problem(), []
     for name, counts in STEPS.items():
-        errors = [error_at_one(problem, fs.method_named(name, step_size=1 / count)) for count in counts]
+        error = momentum_error_at_one if METHODS[name].kind.inertial else error_at_one
+        errors = [error(problem, fs.method_named(name, step_size=1 / count)) for count in counts]
         slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
         rows.append((name, METHODS[name][1].order or 0, float(slope), min(errors), max(errors)))
     return rows

@@ -11,11 +11,20 @@ import pytest
 import xarray
 
 import flowsim as fs
-from flowsim import cli, initialization, losses, methods, rates
+from flowsim import cli, dynamics, initialization, losses, methods, rates
 
 TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", TEXT, flags=re.DOTALL))
-TABLES = methods.METHODS, methods.Method.FAMILIES, losses.LOSSES, losses.STORED, rates.THEOREMS, initialization.SCHEMES
+TABLES = (
+    methods.METHODS,
+    methods.Method.FAMILIES,
+    dynamics.DYNAMICS,
+    dynamics.Dynamics.FAMILIES,
+    losses.LOSSES,
+    losses.STORED,
+    rates.THEOREMS,
+    initialization.SCHEMES,
+)
 
 
 @pytest.fixture
@@ -39,8 +48,8 @@ def problem(examples):
     return fs.Problem(examples["huber"].PseudoHuber([[2.0]]), network)
 
 
-def test_all_four_are_there(examples):
-    assert set(FILES) == {"kutta", "huber", "trace", "signs"}
+def test_all_are_there(examples):
+    assert set(FILES) == {"kutta", "cooling", "huber", "trace", "signs"}
     assert {"kutta"} < set(methods.METHODS)
     assert {"trace"} < set(rates.THEOREMS)
 
@@ -104,6 +113,64 @@ def test_the_command_by_name(examples, tmp_path, capsys):
     assert cli.main([*words, "--method", "kutta", "--step-size", "0.02", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["status"], found["method"]) == ("completed", "kutta")
+
+
+RATE = 0.5
+EVERY_KIND = ["dop853", "lsoda", "radau", "kutta", "tsit5", "kvaerno5", "projected-rk45"]
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_a_dynamics_of_ones_own_by_every_kind_of_method(problem, examples, name):
+    """Its clock is log(1 + rate t) / rate: the same path as that of gradient flow."""
+    step = 0.01 if name == "kutta" else None
+    cooling = examples["cooling"].Cooling(RATE)
+    method = fs.method_named(name, step_size=step)
+    run = fs.simulate(problem, method, t1=2.0, dynamics=cooling, save_points=11)
+    flow = fs.simulate(problem, fs.Scipy(rtol=1e-12, atol=1e-14), t1=np.log1p(2.0 * RATE) / RATE)
+    assert run.products[-1] == pytest.approx(flow.products[-1], rel=1e-5)
+    assert run.imbalance_drift.max() < 1e-5
+    assert abs(run.energy_residual).max() < 1e-3
+    if name != "kvaerno5":  # diagnosed by many compilations
+        assert fs.diagnose(run).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["rkc", "gauss-legendre", "leapfrog", "gd"])
+def test_methods_for_other_structures_refuse_it(problem, examples, name):
+    step = 0.1 if name in ("leapfrog", "gd") else None
+    with pytest.raises(fs.errors.InputError, match="Cooling"):
+        fs.simulate(problem, fs.method_named(name, step_size=step), t1=1.0, dynamics=examples["cooling"].Cooling(RATE))
+
+
+def test_a_dynamics_of_ones_own_compressed_saved_resumed_and_by_name(problem, examples, tmp_path, capsys):
+    cooling = examples["cooling"].Cooling(RATE)
+    wide = fs.Problem(fs.SquaredLoss([[1.0, 0.5]]), fs.fan_out((1, 60, 80, 2), seed=0))
+    full, small = (fs.simulate(wide, t1=0.2, dynamics=cooling, reduce=reduce) for reduce in ("never", "always"))
+    assert small.reduction.network is not None
+    apart = np.linalg.norm(
+        np.concatenate([(a - b).ravel() for a, b in zip(small.weights_at(0.2), full.weights_at(0.2), strict=True)])
+    )
+    assert apart < 1e-7
+    small.save(tmp_path / "run.nc")
+    back = fs.load(tmp_path / "run.nc")
+    assert back.dynamics == cooling
+    assert fs.resume(back, t1=0.3).products[-1] == pytest.approx(
+        fs.simulate(wide, t1=0.3, dynamics=cooling, reduce="always").products[-1], rel=1e-6
+    )
+    fs.save_weights(tmp_path / "w.npz", wide.network)
+    np.save(tmp_path / "y.npy", wide.loss.Y)
+    words = ["simulate", f"{tmp_path}/w.npz", "--target", f"{tmp_path}/y.npy", "--t1", "0.2", "--json"]
+    assert cli.main([*words, "--dynamics", f"cooling:{RATE}"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"][-1] == pytest.approx(small.loss[-1], rel=1e-6)
+    rows = fs.compare(wide, ["rk45", "rkc"], t1=0.2, rtols=(1e-6,), repeats=1, dynamics=cooling).rows
+    assert [row.status for row in rows] == ["completed", "failed"]
+    assert rows[0].error_worst < 1e-4
+
+
+def test_a_dynamics_that_is_not_defined_is_told_when_a_file_is_read(problem, examples, tmp_path):
+    fs.simulate(problem, t1=0.1, dynamics=examples["cooling"].Cooling(RATE)).save(tmp_path / "run.nc")
+    del dynamics.Dynamics.FAMILIES["Cooling"]
+    with pytest.raises(fs.errors.InputError, match=r"dynamics\.family.*Cooling"):
+        fs.load(tmp_path / "run.nc")
 
 
 def test_a_class_must_not_take_the_name_of_one_of_flowsims():

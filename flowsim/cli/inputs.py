@@ -23,7 +23,10 @@ Target = Annotated[Path | None, Parameter(help="Target Y (n x m) as .npy or .csv
 Data = Annotated[Path | None, Parameter(help="Data X (rows x n) and Y (rows x m) as .npz, or .csv with columns y... .")]
 Loss = Annotated[str, Parameter(help="On data: squared, or with labels Y = +-1 exponential or logistic.")]
 Mask = Annotated[Path | None, Parameter(help="With a target: weights >= 0 of its entries as .npy, 0 where unseen.")]
-
+WeightDecay = Annotated[float, Parameter(help="x of the objective L + x/2 sum of all squared weights.")]
+Dynamics = Annotated[
+    str | None, Parameter(help="gradient-flow, heavy-ball:FRICTION, nesterov or modified-flow:STEP_SIZE.")
+]
 Layers = Annotated[
     str | None, Parameter(help="Of a PyTorch or .safetensors file: the layers in their order, with commas.")
 ]
@@ -98,9 +101,17 @@ def network_of(weights: Path, layers: str | None) -> Network:
 
 
 def subject_of(
-    subject: str, target: Path | None, data: Path | None, kind: str, mask: Path | None, layers: str | None
+    subject: str,
+    target: Path | None,
+    data: Path | None,
+    kind: str,
+    mask: Path | None,
+    layers: str | None,
+    weight_decay: float,
 ) -> Problem | NamedProblem:
     """A named problem, or the problem of a file of weights and the flags."""
+    from dataclasses import replace
+
     from flowsim.checks import as_choice
     from flowsim.named_problems import PROBLEMS, problem_named
     from flowsim.problem import Problem
@@ -111,11 +122,13 @@ def subject_of(
                 f"Arguments `--target`, `--data`, `--mask` and `--layers` must not be given: {subject} brings its loss"
                 " and its network."
             )
-        return problem_named(subject)
+        named = problem_named(subject)
+        decaying = Problem(named.problem.loss, named.problem.network, weight_decay=weight_decay)
+        return replace(named, problem=decaying) if weight_decay else named
     path = Path(subject)
     if not path.exists() and not path.suffix:
         as_choice(subject, "subject", ("a file of weights", *PROBLEMS))
     network, chosen = network_of(path, layers), loss_of(path, target, data, kind, mask)
     if chosen is None:
         raise InputError(f"Argument `--target` or `--data` must be given: {path} has no key Y.")
-    return Problem(chosen, network)
+    return Problem(chosen, network, weight_decay=weight_decay)

@@ -12,11 +12,13 @@ from cyclopts import Parameter
 
 from flowsim.cli.inputs import (
     Data,
+    Dynamics,
     Json,
     Layers,
     Loss,
     Mask,
     Target,
+    WeightDecay,
     Whole,
     check_loss_flags,
     loss_of,
@@ -56,6 +58,8 @@ def simulate(
     backend: Annotated[str, Parameter(help="numpy or jax, for gradient descent.")] = "numpy",
     momentum: Annotated[float, Parameter(help="Of gradient descent: 0.9, say.")] = 0.0,
     nesterov: Annotated[bool, Parameter(negative="", help="Momentum as Nesterov has it.")] = False,
+    weight_decay: WeightDecay = 0.0,
+    dynamics: Dynamics = None,
     resume: Annotated[Path | None, Parameter(help="Go on with this saved run to t1.")] = None,
     global_error: Annotated[bool, Parameter(negative="", help="Say how far the run is from the exact flow.")] = False,
     out: Annotated[Path | None, Parameter(help="Write the trajectory there as NetCDF.")] = None,
@@ -83,6 +87,8 @@ def simulate(
         backend=backend,
         momentum=momentum,
         nesterov=nesterov,
+        weight_decay=weight_decay,
+        dynamics=dynamics,
     )
     if config.method_value().kind.discrete and global_error:
         raise InputError("Argument `--global-error` is for the methods of the flow: descent has no error of its own.")
@@ -130,7 +136,7 @@ def _simulated(
     if chosen is None:
         raise InputError(f"Argument `--target` or `--data` must be given: {weights} has no key Y.")
     return run(
-        Problem(chosen, network),
+        Problem(chosen, network, weight_decay=config.weight_decay),
         config.method_value(),
         progress=progress(config.t1),
         **config.simulate_arguments(),
@@ -140,16 +146,16 @@ def _simulated(
 def _resumed(path: Path, config: RunConfig, inputs: Mapping[str, object]) -> Trajectory:
     """The saved run gone on with; what it brings itself must not be given."""
     from flowsim.runs.loading import load
-    from flowsim.runs.settings import OF_THE_METHOD, RunConfig
+    from flowsim.runs.settings import OF_THE_METHOD, OF_THE_PROBLEM, RunConfig
     from flowsim.runs.simulation import resume as run
 
     usual = RunConfig.build(t1=config.t1)
-    own = ("method", "reduce", *OF_THE_METHOD)
+    own = ("method", "reduce", "dynamics", *OF_THE_METHOD, *OF_THE_PROBLEM)
     given = [name for name in own if getattr(config, name) != getattr(usual, name)]
     given += [name for name, value in inputs.items() if value not in (None, "squared")]
     if given:
         raise InputError(f"Argument `{given[0]}` must not be given with --resume: the saved run brings its own.")
-    return run(load(path), progress=progress(config.t1), **config.simulate_arguments(but={"reduce"}))
+    return run(load(path), progress=progress(config.t1), **config.simulate_arguments(but={"reduce", "dynamics"}))
 
 
 def compare(
@@ -168,6 +174,8 @@ def compare(
     repeats: Annotated[int, Whole, Parameter(help="How often a quick run is timed after a warm-up.")] = 3,
     time_limit: Annotated[float, Parameter(help="Seconds for one run; the reference may take ten times that.")] = 60.0,
     reduce: Annotated[str, Parameter(help="Compress the width: auto, always or never.")] = "auto",
+    weight_decay: WeightDecay = 0.0,
+    dynamics: Dynamics = None,
     out: Annotated[Path | None, Parameter(help="Folder for compare.json, compare.nc and compare.png.")] = None,
     json_: Json = False,
 ) -> int:
@@ -185,10 +193,13 @@ def compare(
         "repeats": repeats,
         "time_limit": time_limit,
         "reduce": reduce,
+        "dynamics": dynamics,
     }
     folder = None if out is None else make_folder(out)
-    result = run(subject_of(subject, target, data, loss, mask, layers), note=note, **settings)
-    printed = {"subject": subject, **result.to_json(), "configuration": {**settings, "loss": loss}}
+    asked = subject_of(subject, target, data, loss, mask, layers, weight_decay)
+    result = run(asked, note=note, **settings)
+    options = {**settings, "loss": loss, "weight_decay": weight_decay}
+    printed = {"subject": subject, **result.to_json(), "configuration": options}
     if folder is not None:
         from flowsim.plots import work_precision_figure
 

@@ -11,6 +11,7 @@ import numpy as np
 from flowsim.checks import as_choice, as_count, as_number, check_memory
 from flowsim.comparison.reference import REFERENCE_SHARE, Reference, solve_reference, weights_of
 from flowsim.comparison.result import Comparison, Row
+from flowsim.dynamics import Dynamics, Motion, as_dynamics
 from flowsim.errors import InputError
 from flowsim.methods import METHODS, Method, method_named
 from flowsim.methods.guard import MEMBER_FAILURES
@@ -45,6 +46,7 @@ def compare(
     repeats: int = 3,
     time_limit: float = 60.0,
     reduce: Reduce = "auto",
+    dynamics: Dynamics | str | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Work against precision: every method at every tolerance, from problem.network's weights at t = 0 to t1.
@@ -58,8 +60,8 @@ def compare(
 
     A method that fails gives a row with its status and reason; Ctrl-C ends with the rows so far. The reference is
     DOP853 at rtol 1e-13 on the full weights (on the core of a network that has no others); Gauss-Legendre collocation
-    checks it.
-    reduce: as for simulate.
+    checks it (Radau where the dynamics is neither a gradient flow nor has momentum).
+    reduce, dynamics: as for simulate. Methods that are not made for the dynamics give rows that say so.
     Raises InputError for arguments out of range and for a t1 that the reference does not reach in its time,
     NumericalFailure where no reference can be had.
 
@@ -92,14 +94,15 @@ def compare(
     if not runs:
         raise InputError("Argument `methods` must name at least one method.")
     limits = as_count(repeats, "repeats"), as_number(time_limit, "time_limit", above=0.0)
+    motion = Motion(problem, as_dynamics(dynamics))
     as_choice(reduce, "reduce", ("auto", "always", "never"))
     with threads_for(max(problem.network.dims)):
-        reference, rows = solve_reference(problem, grid, REFERENCE_SHARE * limits[1]), []
+        reference, rows = solve_reference(motion, grid, REFERENCE_SHARE * limits[1]), []
         for method in runs:
             if note is not None:
                 setting = method.tolerances[0] if method.tolerances else method.settings.step_size
                 note(f"{method.key} at {setting:g}")
-            rows.append(_row(name, problem, method, reference, *limits, reduce))
+            rows.append(_row(name, motion, method, reference, *limits, reduce))
             if rows[-1].status == "interrupted":
                 break
     return Comparison(tuple(rows), reference, end)
@@ -117,12 +120,12 @@ def _expanded(method: str | Method, rtols: Sequence[float], step_sizes: Sequence
 
 
 def _row(
-    name: str, problem: Problem, method: Method, reference: Reference, repeats: int, time_limit: float, reduce: Reduce
+    name: str, motion: Motion, method: Method, reference: Reference, repeats: int, time_limit: float, reduce: Reduce
 ) -> Row:
     rtol, atol = method.tolerances or (None, None)
     settings = name, method.key, rtol, atol, method.settings.step_size
     try:
-        run, seconds = _timed(problem, method, reference.times, repeats, time_limit, reduce)
+        run, seconds = _timed(motion, method, reference.times, repeats, time_limit, reduce)
         if run.status != "completed":
             return Row(*settings, run.status, reason=run.message, seconds=seconds)
         errors = reference.errors(weights_of(run))
@@ -148,14 +151,22 @@ def _row(
 
 
 def _timed(
-    problem: Problem, method: Method, times: np.ndarray, repeats: int, limit: float, reduce: Reduce
+    motion: Motion, method: Method, times: np.ndarray, repeats: int, limit: float, reduce: Reduce
 ) -> tuple[Trajectory, float]:
     """(the first run, with its compile time; the least seconds of the later ones, or its own where it is slow)."""
     deadline = clock.perf_counter() + limit
     first, fastest = None, np.inf
     for _ in range(repeats + 1):
         left = max(deadline - clock.perf_counter(), 1e-3)
-        run = simulate(problem, method, t1=float(times[-1]), save_points=times, wall_limit=left, reduce=reduce)
+        run = simulate(
+            motion.problem,
+            method,
+            t1=float(times[-1]),
+            dynamics=motion.dynamics,
+            save_points=times,
+            wall_limit=left,
+            reduce=reduce,
+        )
         if run.status == "interrupted":
             return run, float(run.stats["seconds"])
         if first is None:

@@ -9,15 +9,17 @@ from itertools import pairwise
 
 import numpy as np
 
+from flowsim.dynamics import Motion, as_motion
 from flowsim.errors import InputError, NumericalFailure
 from flowsim.methods import GaussLegendre, Method, Scipy
-from flowsim.network import unflatten
 from flowsim.problem import Problem
 from flowsim.runs.simulation import simulate
 from flowsim.runs.trajectory import Trajectory
 
 REFERENCE = Scipy("DOP853", 1e-13, 1e-15)
 CHECK = GaussLegendre(4, 1e-12, 1e-14)
+OTHER_CHECK = Scipy("Radau", 1e-11, 1e-13)
+"""For a dynamics that is neither a gradient flow nor has momentum."""
 REFERENCE_SHARE = 10
 """A comparison's reference may take as long as this many of its runs."""
 
@@ -26,13 +28,14 @@ REFERENCE_SHARE = 10
 class Reference:
     """The weights at the times of comparison, from a far tighter solve, and how far a second method is from it.
 
-    uncertainty: the greatest ||W - V||_F over the times, over the change of the weights.
+    uncertainty: the greatest ||W - V||_F over the times, over the change of the weights; check: the second method.
     """
 
     times: np.ndarray
     weights: list[list[np.ndarray]]
     change: float
     uncertainty: float
+    check: Method = CHECK
 
     def errors(self, weights_at: Callable[[float], list[np.ndarray]]) -> np.ndarray:
         """||W(t) - W_ref(t)||_F over all layers, over the change of the weights, at each time."""
@@ -44,27 +47,30 @@ class Reference:
         )
 
 
-def solve_reference(problem: Problem, times: np.ndarray, time_limit: float = np.inf) -> Reference:
+def solve_reference(motion: Motion | Problem, times: np.ndarray, time_limit: float = np.inf) -> Reference:
     """The weights at the times (the first 0) by DOP853 at rtol 1e-13, on the full weights where there are any; their
     uncertainty from a second method.
 
     Every time is the end of a step: dense output is less accurate than steps are where stability limits these.
     Raises InputError where either method needs more than time_limit seconds, NumericalFailure where one breaks down.
     """
-    check = weights_of(_solved(problem, CHECK, times, time_limit))
-    if getattr(problem.network, "is_dense", False):
-        weights = _landed(problem, times, time_limit)
+    motion = as_motion(motion)
+    checking = OTHER_CHECK if motion.structure == "general" else CHECK
+    check = weights_of(_solved(motion, checking, times, time_limit))
+    if getattr(motion.problem.network, "is_dense", False):
+        weights = _landed(motion, times, time_limit)
     else:
-        found = weights_of(_solved(problem, REFERENCE, times, time_limit))
+        found = weights_of(_solved(motion, REFERENCE, times, time_limit))
         weights = [found(float(t)) for t in times]
     change = _distance(weights[-1], weights[0]) or 1.0
     gaps = [_distance(check(float(t)), W) / change for t, W in zip(times, weights, strict=True)]
-    return Reference(times, weights, change, max(gaps))
+    return Reference(times, weights, change, max(gaps), checking)
 
 
-def _solved(problem: Problem, method: Method, times: np.ndarray, time_limit: float) -> Trajectory:
+def _solved(motion: Motion, method: Method, times: np.ndarray, time_limit: float) -> Trajectory:
     limit = None if np.isinf(time_limit) else time_limit
-    run = simulate(problem, method, t1=float(times[-1]), save_points=times, wall_limit=limit)
+    end, dynamics = float(times[-1]), motion.dynamics
+    run = simulate(motion.problem, method, t1=end, dynamics=dynamics, save_points=times, wall_limit=limit)
     if run.status == "interrupted":
         raise KeyboardInterrupt
     if run.status in ("wall_limit", "step_limit"):
@@ -81,17 +87,17 @@ def _too_far(times: np.ndarray, reached: float, time_limit: float) -> InputError
     )
 
 
-def _landed(problem: Problem, times: np.ndarray, time_limit: float) -> list[list[np.ndarray]]:
+def _landed(motion: Motion, times: np.ndarray, time_limit: float) -> list[list[np.ndarray]]:
     """The weights at the times, each the end of a step of REFERENCE."""
-    states, deadline = [problem.initial_state], clock.perf_counter() + time_limit
+    states, deadline = [motion.initial_state], clock.perf_counter() + time_limit
     for t, end in pairwise(times):
-        integrator = REFERENCE.start(problem, float(t), states[-1], float(end))
+        integrator = REFERENCE.start(motion, float(t), states[-1], float(end))
         while integrator.t < integrator.t1:
             if clock.perf_counter() > deadline:
                 raise _too_far(times, integrator.t, time_limit)
             segment = integrator.advance()
         states.append(segment.evaluate(segment.times[-1:])[0])
-    return [unflatten(state, problem.network.dims) for state in states]
+    return [motion.split(state)[: motion.problem.network.depth] for state in states]
 
 
 def weights_of(run: Trajectory) -> Callable[[float], list[np.ndarray]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flowsim.comparison.reference import CHECK, REFERENCE, Reference
+from flowsim.comparison.reference import REFERENCE, Reference
 from flowsim.display import Shown, Table
 from flowsim.values import Json
 
@@ -110,7 +110,11 @@ class Comparison(Shown):
         """The object that `flowsim compare --json` prints."""
         return {
             "t1": self.t1,
-            "reference": {"method": repr(REFERENCE), "check": repr(CHECK), "uncertainty": self.reference.uncertainty},
+            "reference": {
+                "method": repr(REFERENCE),
+                "check": repr(self.reference.check),
+                "uncertainty": self.reference.uncertainty,
+            },
             "rows": [asdict(row) for row in self.rows],
             "slopes": self.slopes(),
         }

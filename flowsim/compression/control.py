@@ -10,6 +10,7 @@ import numpy as np
 from flowsim.compression.bases import KrylovBases
 from flowsim.compression.core import CompressedNetwork, first_level
 from flowsim.compression.regrown import regrown
+from flowsim.dynamics import Motion
 from flowsim.errors import InputError
 from flowsim.methods.base import LEAST_COMPRESSION_RTOL, Method
 from flowsim.methods.steps import DENSE_JACOBIAN_LIMIT, Segment
@@ -46,30 +47,31 @@ class Refused:
 class FullModel:
     """The network's own weights."""
 
-    def __init__(self, problem: Problem, reason: str, error: float = 0.0) -> None:
+    def __init__(self, whole: Motion, method: Method, reason: str, error: float = 0.0) -> None:
+        problem = whole.problem
         if not isinstance(problem.network, LinearNetwork) or not problem.network.is_dense:
             raise InputError(
                 "Argument `reduce` must not be never for a network without full weights (drawn in compressed form, or"
                 " with operators as layers); use auto."
             )
-        self.problem, self.reason, self.error = problem, reason, error
+        self.motion, self.method, self.reason, self.error = whole, method, reason, error
 
     @property
-    def initial_state(self) -> np.ndarray:
-        """The weights at t = 0."""
-        return self.problem.initial_state
+    def problem(self) -> Problem:
+        """The problem that is integrated."""
+        return self.motion.problem
 
     def watch(self, segment: Segment, count: int, end: float) -> Refused | None:
         """Nothing to watch."""
         return None
 
-    def convert(self, finer: Model, state: np.ndarray) -> np.ndarray:
+    def convert(self, finer: Model, t: float, state: np.ndarray) -> np.ndarray:
         """The same state: there is no finer model."""
         return state
 
     def diagnose(self, times: np.ndarray, states: np.ndarray) -> tuple[np.ndarray, ...]:
-        """L - f*, ||grad L||_F, ||D_l - D_l(0)||_F and the compression error at the states."""
-        drift = imbalance_changes(self.problem, None, states)
+        """L - f*, ||grad L||_F, ||D_l - q^2 D_l(0)||_F and the compression error at the states, weights alone."""
+        drift = imbalance_changes(self.problem, None, states, self.method.remaining(self.motion, times)[0])
         return *_loss_and_gradient(self.problem, states), drift, np.full(len(times), self.error)
 
 
@@ -77,30 +79,34 @@ class FullModel:
 class CompressedModel:
     """The core of a compressed network, and the estimate e(t) = integral of the defect of the lifted trajectory.
 
-    gain: how much further than for the flow a wrong gradient moves the weights.
     refused: where the last refused segment began and the mean defect along it; a refusal at the same place that is
     hardly smaller shows that more Krylov steps do not help.
     """
 
-    whole: Problem
+    whole: Motion
+    method: Method
     network: CompressedNetwork
-    rtol: float
-    atol: float
     may_give_up: bool
-    gain: float = 1.0
+    end: float = np.inf
     refinements: int = 0
     refused: tuple[float, float] = (-1.0, np.inf)
     times: list[np.ndarray] = field(default_factory=lambda: [np.zeros(1)])
     errors: list[np.ndarray] = field(default_factory=lambda: [np.zeros(1)])
 
     def __post_init__(self) -> None:
-        self.problem = self.network.problem(self.whole.loss)
+        self.rtol, self.atol = self.method.compression_tolerances
+        core = self.network.problem(self.whole.problem.loss, self.whole.problem.weight_decay)
+        self.motion = Motion(core, self.whole.dynamics)
         self.reason = "compressed: " + ("exact" if self.network.exact else f"{self.network.steps} Krylov steps")
 
     @property
-    def initial_state(self) -> np.ndarray:
-        """The core's weights at t = 0."""
-        return self.problem.initial_state
+    def problem(self) -> Problem:
+        """The problem that is integrated: the core's."""
+        return self.motion.problem
+
+    def kept(self, times: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+        """(q, q') at the times: what decay leaves of the weights that the loss does not reach."""
+        return self.method.remaining(self.whole, np.asarray(times))
 
     def watch(self, segment: Segment, count: int, end: float) -> Refused | None:
         """Add the defect along the segment to the estimate, or refuse the segment where that exceeds the tolerance."""
@@ -108,7 +114,7 @@ class CompressedModel:
             return None
         nodes = np.append(segment.times[:count], end)
         if segment.discrete:
-            nodes = nodes[np.unique(np.linspace(0, count, round(WATCHED * self.gain) + 1).astype(int))]
+            nodes = nodes[np.unique(np.linspace(0, count, round(WATCHED * self.method.gain) + 1).astype(int))]
         whole = segment.evaluate(nodes)
         states = whole[:, : self.problem.network.size]
         increments = self._integral(self.network, nodes, states)
@@ -125,17 +131,23 @@ class CompressedModel:
         return None
 
     def diagnose(self, times: np.ndarray, states: np.ndarray) -> tuple[np.ndarray, ...]:
-        """L - f*, ||grad L||_F, ||D_l - D_l(0)||_F and the estimate e at the states of the core."""
-        drift = imbalance_changes(self.problem, self.network, states)
+        """L - f*, ||grad L||_F, ||D_l - q^2 D_l(0)||_F and the estimate e at states of the core, weights alone."""
+        drift = imbalance_changes(self.problem, self.network, states, self.kept(times)[0])
         error = np.interp(times, np.concatenate(self.times), np.concatenate(self.errors))
         return *_loss_and_gradient(self.problem, states), drift, error
 
-    def convert(self, finer: Model, state: np.ndarray) -> np.ndarray:
-        """A state of this core as a state of a finer model."""
+    def convert(self, finer: Model, t: float, state: np.ndarray) -> np.ndarray:
+        """A state of this core at time t as a state of a finer model: its weights, and what is kept beside them."""
+        size = self.problem.network.size
+        parts = [state[start : start + size] for start in range(0, len(state), size)]
+        kept = (float(share) for share in self.kept(t))
+        return np.concatenate([self._convert(finer, part, share) for part, share in zip(parts, kept, strict=False)])
+
+    def _convert(self, finer: Model, part: np.ndarray, kept: float) -> np.ndarray:
         if isinstance(finer, CompressedModel):
-            return self.network.embed(finer.network, state)
-        weights = self.whole.network.weights
-        return flatten([self.network.lift(state, layer, W) for layer, W in enumerate(weights, start=1)])
+            return self.network.embed(finer.network, part, kept)
+        weights = self.whole.problem.network.weights
+        return flatten([self.network.lift(part, layer, W, kept) for layer, W in enumerate(weights, start=1)])
 
     @property
     def _allowance(self) -> float:
@@ -143,13 +155,14 @@ class CompressedModel:
         return min(1.0, first * ALLOWANCE_GROWTH**self.refinements)
 
     def _tolerance(self, states: np.ndarray) -> np.ndarray:
-        return self.rtol * np.linalg.norm(states - self.initial_state, axis=1) + self.atol
+        return self.rtol * np.linalg.norm(states - self.problem.initial_state, axis=1) + self.atol
 
     def _integral(self, network: CompressedNetwork, nodes: np.ndarray, states: np.ndarray) -> np.ndarray:
         """The integral of the defect up to each node, by the trapezoidal rule."""
         with np.errstate(over="ignore", invalid="ignore"):
-            defects = network.defect(self.whole.stacked_loss, states)
-            return self.gain * np.append(0.0, np.cumsum(0.5 * np.diff(nodes) * (defects[1:] + defects[:-1])))
+            defects = network.defect(self.whole.problem.stacked_loss, states, self.kept(nodes)[0])
+            defects *= self.whole.dynamics.reach(nodes, self.end)
+            return self.method.gain * np.append(0.0, np.cumsum(0.5 * np.diff(nodes) * (defects[1:] + defects[:-1])))
 
     def _finer(self, nodes: np.ndarray, states: np.ndarray, increment: float, allowed: float, stuck: bool) -> Model:
         """More steps: as many as the decay from one step fewer to these suggests, at least one."""
@@ -166,55 +179,67 @@ class CompressedModel:
         network = self.network.with_steps(self.network.steps + more)
         if self.may_give_up and (stuck or not pays(network)):
             why = f"{self.network.steps} Krylov steps are no better than fewer" if stuck else _why_not(network)
-            return FullModel(self.whole, f"full weights from t = {nodes[0]:.3g}: {why}", self.errors[-1][-1])
+            return FullModel(
+                self.whole, self.method, f"full weights from t = {nodes[0]:.3g}: {why}", self.errors[-1][-1]
+            )
         return replace(self, network=network, refinements=self.refinements + 1, refused=(float(nodes[0]), rate))
 
 
 Model = FullModel | CompressedModel
 
 
-def choose_model(problem: Problem, method: Method, reduce: str) -> Model:
-    """What to integrate for simulate's `reduce`. Raises InputError where that is impossible."""
-    network = problem.network
+def choose_model(motion: Motion, method: Method, reduce: str, end: float = np.inf) -> Model:
+    """What to integrate for simulate's `reduce`, until the time `end`. Raises InputError where that is impossible."""
+    network = motion.problem.network
     if reduce == "never":
-        return FullModel(problem, "full weights, as asked")
+        return FullModel(motion, method, "full weights, as asked")
     may_give_up = reduce == "auto" and isinstance(network, LinearNetwork) and network.is_dense
+    if not motion.dynamics.compressible and network.depth > 2:
+        if not may_give_up:
+            raise InputError(
+                f"Argument `reduce` must be never for {motion.dynamics.name}, which is not known to commute with"
+                " changes of the hidden bases, and the network must have full weights."
+            )
+        return FullModel(motion, method, f"full weights: {motion.dynamics.name} is not known to keep to the bases")
     may_give_up = may_give_up and (not method.kind.dense_jacobian or network.size <= DENSE_JACOBIAN_LIMIT)
     least = WORTH_COMPRESSING if method.kind.explicit and network.depth > 2 else WORTH_COMPRESSING_SOON
     if may_give_up and network.size < least:
-        return FullModel(problem, f"full weights: {network.size} are too few for compression to pay")
+        return FullModel(motion, method, f"full weights: {network.size} are too few for compression to pay")
     if isinstance(network, LinearNetwork):
         level = first_level(network.depth)
         compressed = CompressedNetwork(KrylovBases(network.weights), level, network.scale, network.origin)
         if may_give_up and not pays(compressed):
-            return FullModel(problem, f"full weights: {_why_not(compressed)}")
+            return FullModel(motion, method, f"full weights: {_why_not(compressed)}")
     else:
         assert isinstance(network, CompressedNetwork)
         compressed = network
-    return CompressedModel(problem, compressed, *method.compression_tolerances, may_give_up, method.gain)
+    return CompressedModel(motion, method, compressed, may_give_up, end)
 
 
 def resumed_model(
-    problem: Problem,
+    motion: Motion,
     method: Method,
     compressed: CompressedNetwork | None,
     reason: str,
     record: tuple[np.ndarray, np.ndarray],
     states: np.ndarray,
+    end: float,
 ) -> tuple[Model, np.ndarray]:
     """What goes on being integrated at the end of a run, and the run's states (S, size) in its coordinates.
 
-    compressed, reason: the run's; record: its saved times with the error estimate at these. Raises InputError where the
-    width was compressed in bases that cannot grow any more.
+    compressed, reason: the run's; record: its saved times with the error estimate at these; end: the new one. Raises
+    InputError where the width was compressed in bases that cannot grow any more.
     """
     times, errors = record
     if compressed is None:
-        return FullModel(problem, reason, float(errors[-1])), states
-    whole = problem.network
+        return FullModel(motion, method, reason, float(errors[-1])), states
+    whole = motion.problem.network
     growing, states = regrown(compressed, whole, states)
     may_give_up = isinstance(whole, LinearNetwork) and whole.is_dense
-    model = CompressedModel(problem, growing, *method.compression_tolerances, may_give_up, method.gain)
-    model.times, model.errors = [times], [errors]
+    model = CompressedModel(motion, method, growing, may_give_up, end)
+    middle = np.array(0.5 * times[-1])
+    further = motion.dynamics.reach(middle, end) / motion.dynamics.reach(middle, float(times[-1]))
+    model.times, model.errors = [times], [errors * further]
     return model, states
 
 
@@ -232,14 +257,18 @@ def _why_not(network: CompressedNetwork) -> str:
     return f"compressed widths {network.widths[1:-1]} are too near the widths {network.dims[1:-1]} to pay"
 
 
-def imbalance_changes(problem: Problem, compressed: CompressedNetwork | None, states: np.ndarray) -> np.ndarray:
-    """(S, L-1): ||D_l - D_l(0)||_F at states (S, size) of what was integrated in a problem's place: its own weights, or
-    the core of its compressed form."""
+def imbalance_changes(
+    problem: Problem, compressed: CompressedNetwork | None, states: np.ndarray, kept: np.ndarray | float = 1.0
+) -> np.ndarray:
+    """(S, L-1): ||D_l - q^2 D_l(0)||_F at states (S, size) of what was integrated in a problem's place: its own
+    weights, or the core of its compressed form; kept: q at their times, 1 without weight decay."""
     if compressed is not None:
-        return imbalance_change(compressed.surroundings, compressed.changes(states))
-    initial = problem.initial_state
-    start, changes = unflatten(initial, problem.network.dims), unflatten(states - initial, problem.network.dims)
-    return np.array([imbalance_change(start, [C[k] for C in changes]) for k in range(len(states))])
+        start, changes = list(compressed.surroundings), compressed.changes(states, kept)
+    else:
+        initial, dims = problem.initial_state, problem.network.dims
+        start, changes = unflatten(initial, dims), unflatten(states - np.multiply.outer(kept, initial), dims)
+    kept = np.broadcast_to(kept, len(states))
+    return np.array([imbalance_change([q * W for W in start], [C[k] for C in changes]) for k, q in enumerate(kept)])
 
 
 def _loss_and_gradient(problem: Problem, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

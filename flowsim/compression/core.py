@@ -33,8 +33,9 @@ class CompressedNetwork(Value):
 
     A frozen value: its bases find further levels when they are asked for, which changes no level below, and which
     copies, pickles and hashes of pickles leave out. The core has the same product and loss. Its trajectory lifts to
-    W_l(0) + P_{l-1} (What_l(t) - What_l(0)) P_l^T, which fails the full flow by the defect: exactly 0 for two layers or
-    complete bases, else super-exponentially small in `steps`. The true widths are in `dims`.
+    q W_l(0) + P_{l-1} (What_l(t) - q What_l(0)) P_l^T, which fails the full flow by the defect: exactly 0 for two
+    layers or complete bases, else super-exponentially small in `steps`. Here q(t) is what weight decay leaves of
+    weights that the loss does not reach (Dynamics.remaining), 1 without decay. The true widths are in `dims`.
     scale, origin: those of the whole network.
 
     >>> import numpy as np
@@ -101,9 +102,9 @@ class CompressedNetwork(Value):
         weights = self.bases.coordinates(max(self.steps, self.depth - 2))
         return LinearNetwork(tuple(weights), self.scale).lambda_min_T
 
-    def problem(self, loss: Loss) -> CoreProblem:
-        """What is integrated in the place of the network: its core with the loss."""
-        return CoreProblem(loss, self.core, self)
+    def problem(self, loss: Loss, weight_decay: float = 0.0) -> CoreProblem:
+        """What is integrated in the place of the network: its core with the loss and the weight_decay."""
+        return CoreProblem(loss, self.core, self, weight_decay=weight_decay)
 
     @property
     def halo(self) -> int:
@@ -120,13 +121,26 @@ class CompressedNetwork(Value):
         """The weights in the levels 0 .. steps + halo, in which the defect and the drift of the imbalance live."""
         return tuple(frozen(M) for M in self.bases.coordinates(self.steps + self.halo))
 
-    def changes(self, states: np.ndarray) -> list[np.ndarray]:
-        """W_l(t) - W_l(0) in the coordinates of `surroundings`, for states of the core, stacked or single."""
-        deltas = unflatten(states - flatten(self.core.weights), self.core.dims)
+    def changes(self, states: np.ndarray, kept: np.ndarray | float = 1.0) -> list[np.ndarray]:
+        """W_l(t) - q W_l(0) in the coordinates of `surroundings`, for states of the core, stacked or single.
+
+        kept: q at the states' times, one number or one a state.
+        """
+        deltas = unflatten(states - self._initial(kept), self.core.dims)
         return [_padded(delta, M.shape) for delta, M in zip(deltas, self.surroundings, strict=True)]
 
-    def defect(self, loss: StackedLoss, states: np.ndarray) -> np.ndarray:
-        """||F(lifted state) - lifted F(core state)||_F for states of the core (count, size): F is the full flow.
+    def _initial(self, kept: np.ndarray | float) -> np.ndarray:
+        """q times the core's initial weights, a row for each q of an array."""
+        return np.asarray(np.multiply.outer(kept, flatten(self.core.weights)))
+
+    def lifted(self, states: np.ndarray, kept: np.ndarray | float = 1.0) -> list[np.ndarray]:
+        """W_l(t) in the coordinates of `surroundings`, for states of the core, stacked or single; kept as `changes`."""
+        share = np.asarray(kept)[..., None, None]
+        return [share * M + change for M, change in zip(self.surroundings, self.changes(states, kept), strict=True)]
+
+    def defect(self, loss: StackedLoss, states: np.ndarray, kept: np.ndarray | float = 1.0) -> np.ndarray:
+        """||F(lifted state) - lifted F(core state)||_F for states of the core (count, size): F is the full flow (of the
+        loss: decay makes no difference); kept: q at their times.
 
         For L = 3, with R = (I - P_2 P_2^T) W_2^T P_1, S = (I - P_1 P_1^T) W_2 P_2 and E = grad f(W), that is
         (||E What_3^T S^T||^2 + ||R What_1^T E||^2)^(1/2); beyond, the lifted state's own right-hand side in the
@@ -134,8 +148,7 @@ class CompressedNetwork(Value):
         """
         if self.exact:
             return np.zeros(len(states))
-        lifted = [M + change for M, change in zip(self.surroundings, self.changes(states), strict=True)]
-        _, whole = backpropagate(loss, lifted, self.scale)
+        _, whole = backpropagate(loss, self.lifted(states, kept), self.scale)
         _, inner = backpropagate(loss, unflatten(states, self.core.dims), self.scale)
         rest = (G - _padded(H, G.shape[-2:]) for G, H in zip(whole, inner, strict=True))
         return np.sqrt(sum((D * D).sum((-2, -1)) for D in rest))
@@ -148,12 +161,13 @@ class CompressedNetwork(Value):
         """The same network with at least so many Krylov steps, as far as its bases go."""
         return self.with_steps(max(self.steps, steps)) if self.bases.can_grow else self
 
-    def embed(self, other: CompressedNetwork, states: np.ndarray) -> np.ndarray:
-        """States of this core as states of the core of `other`, which has more levels of the same bases."""
-        deltas = unflatten(states - flatten(self.core.weights), self.core.dims)
+    def embed(self, other: CompressedNetwork, states: np.ndarray, kept: np.ndarray | float = 1.0) -> np.ndarray:
+        """States of this core as states of the core of `other`, which has more levels of the same bases; kept: q at
+        their times. Of velocities: with q' in the place of q."""
+        deltas = unflatten(states - self._initial(kept), self.core.dims)
         grown = [_padded(delta, W.shape) for delta, W in zip(deltas, other.core.weights, strict=True)]
         flat = np.concatenate([delta.reshape(*delta.shape[:-2], -1) for delta in grown], axis=-1)
-        return flatten(other.core.weights) + flat
+        return other._initial(kept) + flat
 
     def restrict(self, other: CompressedNetwork, states: np.ndarray) -> np.ndarray:
         """States of this core as states of the core of `other`, which has fewer levels of the same bases."""
@@ -161,24 +175,24 @@ class CompressedNetwork(Value):
         cut = [W[..., : V.shape[0], : V.shape[1]] for W, V in zip(weights, other.core.weights, strict=True)]
         return np.concatenate([W.reshape(*W.shape[:-2], -1) for W in cut], axis=-1)
 
-    def lift(self, state: np.ndarray, layer: int, initial: Layer) -> Layer:
-        """W_l = W_l(0) + P_{l-1} (What_l - What_l(0)) P_l^T for l = layer, from the core's state and `initial`,
-        W_l(0).
+    def lift(self, state: np.ndarray, layer: int, initial: Layer, kept: float = 1.0) -> Layer:
+        """W_l = q W_l(0) + P_{l-1} (What_l - q What_l(0)) P_l^T for l = layer, from the core's state, W_l(0), which is
+        `initial`, and q at the state's time, which is `kept`.
 
         An array where W_l(0) is one, else a LinearOperator. Raises InputError where the bases are not at hand.
         """
         vectors = self.bases.vectors
         if vectors is None:
             raise InputError("Argument `layer` cannot be lifted without bases; use the core's weights.")
-        delta = unflatten(state - flatten(self.core.weights), self.core.dims)[layer - 1]
+        delta = unflatten(state - self._initial(kept), self.core.dims)[layer - 1]
         if layer > 1:
             delta = vectors[layer - 2][:, : delta.shape[0]] @ delta
         right = np.eye(self.dims[-1]) if layer == self.depth else vectors[layer - 1][:, : delta.shape[1]]
         if isinstance(initial, np.ndarray):
-            return initial + delta @ right.T
+            return kept * initial + delta @ right.T
         from scipy.sparse.linalg import aslinearoperator
 
-        return aslinearoperator(initial) + aslinearoperator(delta) @ aslinearoperator(right.T)
+        return kept * aslinearoperator(initial) + aslinearoperator(delta) @ aslinearoperator(right.T)
 
     @property
     def imbalance_norms(self) -> tuple[float, ...]:

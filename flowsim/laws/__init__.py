@@ -90,37 +90,34 @@ def _checks(trajectory: Trajectory, deadline: Deadline, tell: Count | None) -> l
     compression = _Check([laws.COMPRESSION], lambda: laws.compression(trajectory))
     if isinstance(trajectory.problem.loss, UnknownLoss):
         reason = "the file does not hold the user's own loss; pass it to load(path, loss=...)"
-        return [_Check([], lambda: Law(*laws.FLOW, None, None, None, reason=reason)), compression]
+        return [_Check([], lambda: Law(*laws.flow(trajectory), None, None, None, reason=reason)), compression]
     if trajectory.method.kind.recorded:
         return [_Check([], lambda: recorded.laws_of(trajectory))]
     case = Levels(trajectory, deadline, tell)
-    record, monotone, proved = (
-        _Check([laws.RECORD], lambda: laws.record(case)),
-        _Check([laws.MONOTONE], lambda: laws.monotone(case)),
-        _Check([laws.RATES], lambda: laws.rates(case)),
-    )
+    record, proved = _Check([laws.RECORD], lambda: laws.record(case)), _Check([laws.RATES], lambda: laws.rates(case))
     if case.descends:
         recurrence = _Check([descent.RECURRENCE], lambda: descent.recurrence(case))
         if trajectory.method.plain_step_size is None:
             return [record, recurrence, compression]
         drift = _Check(descent.drifts(trajectory), lambda: descent.drift_laws(case))
+        monotone = _Check([laws.MONOTONE], lambda: laws.monotone(case))
         return [record, recurrence, drift, monotone, proved, compression]
-    return [
-        record,
-        _Check([laws.FLOW], lambda: laws.motion(case)),
-        _Check(laws.conserved(trajectory), lambda: laws.imbalances(case)),
-        _Check([laws.ENERGY], lambda: laws.energy(case)),
-        monotone,
-        proved,
-        compression,
-    ]
+    found = [record, _Check([laws.flow(trajectory)], lambda: laws.motion(case))]
+    if trajectory.dynamics.keeps_imbalance:
+        found.append(_Check(laws.conserved(trajectory), lambda: laws.imbalances(case)))
+    if titles := laws.told(case):
+        found.append(_Check(titles, lambda: laws.of_the_dynamics(case)))
+    for energy, falls in laws.energies(trajectory):
+        found.append(_Check([energy], lambda: laws.energy(case)))
+        found.append(_Check([falls], lambda: laws.monotone(case)))
+    return [*found, proved, compression]
 
 
 def _judge(trajectory: Trajectory, checks: list[_Check]) -> Diagnosis:
     """The laws in order; judged are first those that cost least."""
     status: Literal["completed", "interrupted", "wall_limit"] = "completed"
     found: dict[int, list[Law]] = {}
-    for place in sorted(range(len(checks)), key=lambda k: _cost(checks[k])):
+    for place in sorted(range(len(checks)), key=lambda k: _cost(checks[k], laws.flow(trajectory)[0])):
         if status == "completed":
             try:
                 found[place] = checks[place].judged()
@@ -134,9 +131,9 @@ def _judge(trajectory: Trajectory, checks: list[_Check]) -> Diagnosis:
     return diagnosis if diagnosis.broken else replace(diagnosis, tail=words.tail(trajectory))
 
 
-def _cost(check: _Check) -> int:
+def _cost(check: _Check, flow_name: str) -> int:
     """The order in which laws are judged: what needs no solve, one repeated run, the flow between checkpoints."""
     names = {name for name, _ in check.titles}
     if names <= {laws.RECORD[0], laws.COMPRESSION[0]}:
         return 0
-    return 2 if names & {laws.FLOW[0], descent.RECURRENCE[0]} else 1
+    return 2 if names & {flow_name, descent.RECURRENCE[0]} else 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import numpy as np
 
+from flowsim.dynamics import GradientFlow
 from flowsim.laws.levels import LOCAL_ERRORS, MARGIN, Levels
 from flowsim.laws.result import Law, worst
 from flowsim.methods.steps import IntegrationFailure
@@ -15,9 +17,10 @@ from flowsim.runs.trajectory import Trajectory
 
 UNREMARKABLE = 0.01
 """Errors below this share of the tolerance are never held against a method."""
-FLOW = "flow", "dW_l/dt = -dL/dW_l"
 ENERGY = "energy", "L(0) - L(t) = integral of ||grad L||_F^2"
 MONOTONE = "monotone loss", "sqrt(L - f*) falls from step to step"
+ALL_ENERGY = "energy", "E(0) - E(t) = integral of the power, E = L - f* and what is stored beside"
+MONOTONE_ENERGY = "monotone energy", "sqrt(E) falls from step to step"
 RATES = "rate", "sqrt(L - f*) <= sqrt of every certificate's bound"
 RECORD = "record", "saved losses and gradients are those of the saved weights"
 COMPRESSION = "compression", "estimated error <= rtol ||W(t) - W(0)||_F + atol"
@@ -42,18 +45,18 @@ def record(case: Levels) -> Law:
 def motion(case: Levels) -> Law:
     """Between checkpoints: the greatest difference of any weight from a far tighter solve."""
     if not case.end:
-        return Law(*FLOW, None, None, None, reason=NO_STEP)
+        return Law(*flow(case.run), None, None, None, reason=NO_STEP)
     try:
         missed, own = case.missed, case.own
     except IntegrationFailure as failure:
-        if np.isfinite(case.states).all():
-            return Law(*FLOW, None, None, None, reason=f"there is no far tighter solve: {failure}")
+        if np.isfinite(case.whole).all():
+            return Law(*flow(case.run), None, None, None, reason=f"there is no far tighter solve: {failure}")
         missed = own = np.full(len(case.times) - 1, np.nan)
-    size = np.abs(case.states).max(axis=1)[1:]
+    size = np.abs(case.whole).max(axis=1)[1:]
     limit = LOCAL_ERRORS * np.maximum(1, case.steps) * case.tolerance[1:]
     expected = np.minimum(MARGIN * own, limit) + UNREMARKABLE * case.tolerance[1:]
     expected += ROUND_OFF * size + MARGIN * case.compression
-    return worst(*FLOW, missed, expected, case.times[1:])
+    return worst(*flow(case.run), missed, expected, case.times[1:])
 
 
 def imbalances(case: Levels) -> list[Law]:
@@ -64,7 +67,7 @@ def imbalances(case: Levels) -> list[Law]:
     sizes = np.sqrt(np.array(largest_square_norms(case)))
     allowed = np.full(drift.shape, ROUND_OFF)
     allowed += 2 * MARGIN * np.interp(case.times, run.time, run.error_estimate)[:, None] * sizes / norms
-    if not case.method.kind.keeps_invariants and case.end:
+    if not case.method.keeps_invariants(case.motion) and case.end:
         steps = np.append(0, np.cumsum(np.maximum(1, case.steps)))
         step = 2 * np.maximum.accumulate(case.tolerance)[:, None] * sizes / norms
         limit = LOCAL_ERRORS * steps[:, None] * step
@@ -78,7 +81,52 @@ def imbalances(case: Levels) -> list[Law]:
 
 def conserved(run: Trajectory) -> list[tuple[str, str]]:
     """The names and equations of the imbalance laws."""
-    return [(f"imbalance D_{layer}", f"D_{layer}(t) = D_{layer}(0)") for layer in range(1, run.problem.network.depth)]
+    x = run.problem.weight_decay
+    factor = f"exp(-{2 * x:g} t) " if x else ""
+    layers = range(1, run.problem.network.depth)
+    return [(f"imbalance D_{layer}", f"D_{layer}(t) = {factor}D_{layer}(0)") for layer in layers]
+
+
+def flow(run: Trajectory) -> tuple[str, str]:
+    """The name and equation of what the weights obey."""
+    decay = f" - {run.problem.weight_decay:g} W_l" if run.problem.weight_decay else ""
+    plain = f"dW_l/dt = -dL/dW_l{decay}"
+    return ("flow", plain) if isinstance(run.dynamics, GradientFlow) else (run.dynamics.name, run.dynamics.line)
+
+
+def energies(run: Trajectory) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+    """The energy law and that it falls, named; nothing where the dynamics knows of no energy."""
+    if run.motion.is_plain:
+        return [(ENERGY, MONOTONE)]
+    return [] if run.dynamics.power(np.zeros(())) is None else [(ALL_ENERGY, MONOTONE_ENERGY)]
+
+
+def told(case: Levels) -> list[tuple[str, str]]:
+    """The names and equations of the laws that the dynamics itself tells of."""
+    return list(case.motion.residuals(0.0, case.whole[0]))
+
+
+def of_the_dynamics(case: Levels) -> list[Law]:
+    """The residuals that the dynamics itself tells of, at the checkpoints, against those of an undisturbed run."""
+    if not case.end:
+        return [Law(*title, None, None, None, reason=NO_STEP) for title in told(case)]
+    size = np.linalg.norm(case.whole, axis=1)
+    floor = UNREMARKABLE * case.tolerance.max() * size + ROUND_OFF * size**2
+    again = case.again
+    own = None if again is None else [again.checkpoints.whole(k) for k in range(len(again.checkpoints.times))]
+    laws = []
+    for title in told(case):
+        missed = _residuals(case, title, case.times, case.whole)
+        if again is None or own is None:
+            laws.append(Law(*title, float(missed.max()), None, None, reason="the run cannot be repeated"))
+            continue
+        allowed = MARGIN * _residuals(case, title, again.checkpoints.times, own).max()
+        laws.append(worst(*title, missed, floor + allowed, case.times))
+    return laws
+
+
+def _residuals(case: Levels, title: tuple[str, str], times: np.ndarray, states: Iterable[np.ndarray]) -> np.ndarray:
+    return np.array([case.motion.residuals(float(t), y)[title] for t, y in zip(times, states, strict=True)])
 
 
 def largest_square_norms(case: Levels) -> list[float]:
@@ -89,22 +137,25 @@ def largest_square_norms(case: Levels) -> list[float]:
 
 
 def energy(case: Levels) -> Law:
-    """|L(0) - L(t) - integral of ||grad L||_F^2| / (L(0) - f*) at all steps."""
+    """|E(0) - E(t) - what was dissipated| / E(0) at all steps; E = L - f* of gradient flow."""
     run = case.run
     missed = np.abs(run.energy_residual)
-    slope = run.gradient_norm.max() / (run.excess[0] or 1.0)
+    slope = (run.gradient_norm.max() + case.speed) / (run.steps.energy[0] or 1.0)
     step = slope * case.tolerance.max()
     limit = LOCAL_ERRORS * step * np.arange(1, len(missed) + 1)
     own = np.inf if case.again is None else np.abs(case.again.energy_residual).max()
     expected = ROUND_OFF + UNREMARKABLE * step + np.minimum(MARGIN * own, limit)
-    return worst(*ENERGY, missed, expected, run.step_time)
+    return worst(*energies(run)[0][0], missed, expected, run.step_time)
 
 
 def monotone(case: Levels) -> Law:
-    """The greatest rise of sqrt(L - f*) in a step, against what the method's error of a step can make of it."""
-    roots = np.sqrt(np.maximum(case.run.steps.excess, 0.0))
+    """The greatest rise of sqrt(E) in a step, against what the method's error of a step can make of it; E = L - f* of
+    gradient flow and descent."""
+    descends = case.descends and not case.problem.weight_decay
+    title = MONOTONE if descends else energies(case.run)[0][1]
+    roots = np.sqrt(np.maximum(case.run.steps.excess if descends else case.run.steps.energy, 0.0))
     rises = np.append(0.0, np.maximum(np.diff(roots), 0.0))
-    law = worst(*MONOTONE, rises, case.noise + ROUND_OFF * roots[0], case.run.step_time)
+    law = worst(*title, rises, case.noise + ROUND_OFF * roots[0], case.run.step_time)
     return _judged(case, law, roots[0])
 
 

@@ -29,9 +29,12 @@ class Levels:
     """
 
     def __init__(self, trajectory: Trajectory, deadline: Deadline, tell: Count | None = None) -> None:
-        self.run, self.problem, self.method = trajectory, trajectory.simulated, trajectory.method
+        self.run, self.motion, self.method = trajectory, trajectory.simulated_motion, trajectory.method
+        self.problem = self.motion.problem
         self.deadline, self.tell = deadline, tell
-        self.times, self.states = trajectory.checkpoints.times, trajectory.checkpoints.states
+        kept = trajectory.checkpoints
+        self.times, self.states = kept.times, kept.states
+        self.whole = np.array([kept.whole(place) for place in range(len(kept.times))])
         self.end = float(self.times[-1])
         self.descends = self.method.kind.discrete
         self.steps = np.histogram(trajectory.step_time[1:], self.times)[0] if self.end else np.zeros(0)
@@ -48,7 +51,10 @@ class Levels:
         first, *later = *self.run.restarts, self.end
         try:
             again = self._simulated(
-                lambda **same: simulate(self.problem, self.method, t1=first, reduce="never", **same), first
+                lambda **same: simulate(
+                    self.problem, self.method, t1=first, dynamics=self.motion.dynamics, reduce="never", **same
+                ),
+                first,
             )
             for end in later:
                 again = self._simulated(lambda so_far=again, end=end, **same: resume(so_far, t1=end, **same), end)
@@ -58,9 +64,7 @@ class Levels:
         return again
 
     def _simulated(self, simulated: Callable[..., Trajectory], end: float) -> Trajectory:
-        run = simulated(
-            save_points=self.times[self.times <= end], wall_limit=self.deadline.left, progress=self._passed
-        )
+        run = simulated(save_points=self.times[self.times <= end], wall_limit=self.deadline.left, progress=self._passed)
         if run.status == "interrupted":
             raise KeyboardInterrupt
         if run.status == "wall_limit":
@@ -80,7 +84,7 @@ class Levels:
     @cached_property
     def missed(self) -> np.ndarray:
         """max |W(t_{k+1}) - (the tight flow from W(t_k))| over all weights, for each interval."""
-        return self._errors(self.states, np.ones(len(self.times) - 1, dtype=bool))
+        return self._errors(self.whole, np.ones(len(self.times) - 1, dtype=bool))
 
     def _errors(self, states: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         self.tight.afresh()
@@ -100,8 +104,9 @@ class Levels:
         """
         if self.again is None or len(self.again.checkpoints.times) != len(self.times):
             return np.full(len(self.times) - 1, np.inf)
-        repeated, last = self.again.checkpoints.states, len(self.times) - 2
-        apart = np.abs(repeated - self.states).max(axis=1) > ROUND_OFF * np.abs(repeated).max(axis=1)
+        kept, last = self.again.checkpoints, len(self.times) - 2
+        repeated = np.array([kept.whole(place) for place in range(len(kept.times))])
+        apart = np.abs(repeated - self.whole).max(axis=1) > ROUND_OFF * np.abs(repeated).max(axis=1)
         apart = apart[:-1] | apart[1:]
         own = np.where(apart, self._errors(repeated, apart), self.missed)
         begun = np.searchsorted(self.again.step_time, self.times[:-1], side="right")
@@ -121,17 +126,26 @@ class Levels:
             return np.zeros(len(self.states))
         settings = self.method.settings
         if settings.step_size is not None:
-            shown = float(self.own.max(initial=0.0)) * np.sqrt(self.states.shape[1]) if self.end else 0.0
-            return np.full(len(self.states), shown)
-        return np.linalg.norm(settings.atol + settings.rtol * np.abs(self.states), axis=1)
+            shown = float(self.own.max(initial=0.0)) * np.sqrt(self.whole.shape[1]) if self.end else 0.0
+            return np.full(len(self.whole), shown)
+        return np.linalg.norm(settings.atol + settings.rtol * np.abs(self.whole), axis=1)
 
     @cached_property
     def noise(self) -> float:
         """What the error of a step can add to sqrt(L - f*): sqrt(S / 2) times the error, S the greatest curvature."""
         if self.descends:
             return 0.0
-        return MARGIN * float(np.sqrt(0.5 * self.tight.radius) * self.tolerance.max())
+        radius = self.tight.radius
+        curvature = max(radius**2, 1.0) if self.motion.structure == "inertial" else radius
+        return MARGIN * float(np.sqrt(0.5 * curvature) * self.tolerance.max())
+
+    @cached_property
+    def speed(self) -> float:
+        """The greatest ||V||_F of velocities that are kept beside the weights."""
+        beside = self.whole[:, self.motion.size :]
+        return float(np.linalg.norm(beside, axis=1).max()) if beside.size else 0.0
 
     def drift(self, states: np.ndarray) -> np.ndarray:
         """||D_l - D_l(0)||_F (count, L-1) at states of what was integrated."""
-        return imbalance_changes(self.problem, self.run.reduction.network, states)
+        kept = self.method.remaining(self.motion, self.times)[0]
+        return imbalance_changes(self.problem, self.run.reduction.network, states, kept)

@@ -1,7 +1,7 @@
 """Methods: frozen values that name an integrator and its settings, and the table of the known names.
 
-Families: Scipy, Diffrax, GaussLegendre, RKC, Projected, GradientDescent; each starts its integrator (`*_steps`), which
-is imported then.
+Families: Scipy, Diffrax, GaussLegendre, RKC, Projected, Leapfrog, GradientDescent; each starts its integrator
+(`*_steps`), which is imported then.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from flowsim.methods.base import ATOL, LEAST_RTOL, RTOL, Kind, Method
 from flowsim.methods.descent import GradientDescent
 from flowsim.methods.diffrax import DIFFRAX, Diffrax
 from flowsim.methods.gauss_legendre import GaussLegendre
+from flowsim.methods.leapfrog import Leapfrog
 from flowsim.methods.observed import Observed
 from flowsim.methods.projected import Projected
 from flowsim.methods.rkc import RKC
@@ -29,6 +30,7 @@ __all__ = [
     "GaussLegendre",
     "GradientDescent",
     "Kind",
+    "Leapfrog",
     "Method",
     "Observed",
     "Projected",

@@ -14,6 +14,7 @@ from flowsim.values import Json
 if TYPE_CHECKING:
     import numpy as np
 
+    from flowsim.dynamics import Motion
     from flowsim.methods.steps import Integrator, Movable
     from flowsim.problem import Problem
 
@@ -36,8 +37,8 @@ class Kind:
     order: None where it varies; line: a sentence on it; matrix_free: an implicit method that forms no Jacobian;
     adaptive: has an error estimate, without which a step size has to be given; keeps_invariants: every D_l to round-off
     at any tolerance; stabilised: explicit, but made for stiff problems; discrete: lives on its steps only, and is no
-    approximation of the flow (gradient descent); recorded: no method at all, weights that were trained elsewhere;
-    sources: keys of references.bib.
+    approximation of the flow (gradient descent); inertial: for dynamics with momentum only; recorded: no method at all,
+    weights that were trained elsewhere; sources: keys of references.bib.
     """
 
     order: int | None
@@ -48,6 +49,7 @@ class Kind:
     keeps_invariants: bool = False
     stabilised: bool = False
     discrete: bool = False
+    inertial: bool = False
     recorded: bool = False
     sources: tuple[str, ...] = ()
 
@@ -90,11 +92,12 @@ class Method(ABC):
         """What is known of the method."""
 
     @abstractmethod
-    def begin(self, problem: Problem, t: float, state: np.ndarray, t1: float) -> Integrator:
-        """The integrator of the problem, standing at (t, state), state the weights as one vector, bound for t1."""
+    def begin(self, motion: Motion, t: float, state: np.ndarray, t1: float) -> Integrator:
+        """The integrator of the motion, standing at (t, state), bound for t1; state: the weights as one vector, and
+        their velocities behind them if the dynamics has any. Raises InputError for a dynamics it is not made for."""
 
-    def step_by_step(self, problem: Problem, t: float, state: np.ndarray, t1: float) -> Movable:
-        """As begin (problem, t, state, t1), but with one step a segment, where takes_single_steps."""
+    def step_by_step(self, motion: Motion, t: float, state: np.ndarray, t1: float) -> Movable:
+        """As begin (motion, t, state, t1), but with one step a segment, where takes_single_steps."""
         raise InputError(f"Argument `method` must take single steps, to be projected, but {self.name} does not.")
 
     @property
@@ -143,12 +146,21 @@ class Method(ABC):
         """Whether many runs by it can be compiled into one (runs.side_by_side)."""
         return False
 
+    def keeps_invariants(self, motion: Motion) -> bool:
+        """Whether every D_l(t) = q(t)^2 D_l(0) of the motion is kept to round-off."""
+        return self.kind.keeps_invariants and motion.dynamics.keeps_imbalance
+
     @property
     def compression_tolerances(self) -> tuple[float, float]:
         """(rtol, atol) that the error of a compressed width is held to: the method's own, unless it promises more."""
         if self.kind.keeps_invariants:
             return INVARIANT_RTOL, INVARIANT_ATOL
         return max(self.settings.rtol, LEAST_COMPRESSION_RTOL), self.settings.atol
+
+    def remaining(self, motion: Motion, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(q, q') of a motion: what weight decay leaves of weights that the loss does not reach, at the times t of the
+        method's steps, and what is kept of it beside the weights."""
+        return motion.remaining(t)
 
     def step_tolerance(self, size: float, count: int) -> float | None:
         """What a step may err by, rtol size + atol count^(1/2), for `count` weights of norm `size`, ||W||_F; None where
@@ -162,15 +174,17 @@ class Method(ABC):
         """Seconds that this thread has spent compiling for methods of this kind; imports what it compiles with."""
         return 0.0
 
-    def start(self, problem: Problem, t: float, state: np.ndarray, t1: float) -> Integrator:
-        """The integrator of the problem, standing at (t, state), which it copies, bound for t1; failures are told.
+    def start(self, motion: Motion | Problem, t: float, state: np.ndarray, t1: float) -> Integrator:
+        """The integrator of the motion (of a problem: its gradient flow), standing at (t, state), which it copies,
+        bound for t1; failures are told.
 
         Raises IntegrationFailure where it cannot start.
         """
+        from flowsim.dynamics import as_motion
         from flowsim.methods.guard import Guarded, breakdown
 
         with breakdown(self.name, t):
-            return Guarded(self.begin(problem, t, state.copy(), t1), self.name)
+            return Guarded(self.begin(as_motion(motion), t, state.copy(), t1), self.name)
 
     def describe(self) -> Json:
         """A JSON-able record, which Method.described reads."""

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from flowsim.checks import as_choice, as_number
+from flowsim.dynamics import GradientFlow
 from flowsim.errors import InputError
 from flowsim.methods.base import ATOL, RTOL, Kind, Method
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from flowsim.dynamics import Motion
     from flowsim.methods.steps import Integrator
-    from flowsim.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,27 @@ class GradientDescent(Method):
         """As one loop over a stack, by the jax backend, without momentum."""
         return self.backend == "jax" and not self.momentum
 
+    def remaining(self, motion: Motion, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(q, v) of the motion after t / step_size steps from (1, 0), by powers of a matrix: the gradient is x q.
+
+        Without momentum (1 - step_size weight_decay)^k. Between steps straight lines.
+        """
+        import numpy as np
+
+        x, eta, mu = motion.problem.weight_decay, self.step_size, self.momentum
+        k = np.asarray(t, float) / eta
+        if not x:
+            return np.ones_like(k), np.zeros_like(k)
+        ahead = x + mu * x if self.nesterov else x  # of the gradient, in the step
+        kept = mu**2 if self.nesterov else mu  # of the momentum
+        step = np.array([[1 - eta * ahead, -eta * kept], [x, mu]])
+        left = np.floor(k + 1e-9).astype(int)
+        pairs = {int(j): np.linalg.matrix_power(step, int(j))[:, 0] for j in np.unique([left, left + 1])}
+        share = np.clip(k - left, 0.0, 1.0)[..., None]
+        below, above = (np.array([pairs[int(j)] for j in np.ravel(n)]).reshape(*k.shape, 2) for n in (left, left + 1))
+        found = np.where(share > 1e-9, below + share * (above - below), below)
+        return found[..., 0], found[..., 1]
+
     def compile_seconds(self) -> float:
         """Seconds spent compiling so far, by the jax backend."""
         if self.backend == "numpy":
@@ -107,8 +129,13 @@ class GradientDescent(Method):
 
         return compile_seconds()
 
-    def begin(self, problem: Problem, t: float, state: np.ndarray, t1: float) -> Integrator:
+    def begin(self, motion: Motion, t: float, state: np.ndarray, t1: float) -> Integrator:
         """Many steps a segment."""
+        if not isinstance(motion.dynamics, GradientFlow):
+            raise InputError(
+                f"Argument `dynamics` must be gradient flow, which descent discretises, but it is"
+                f" {motion.dynamics.name}; momentum= gives descent momentum."
+            )
         from flowsim.methods.descent_steps import CompiledDescent, Descent
 
-        return (CompiledDescent if self.backend == "jax" else Descent)(problem, self, t, state, t1)
+        return (CompiledDescent if self.backend == "jax" else Descent)(motion.problem, self, t, state, t1)

@@ -11,8 +11,8 @@ from flowsim.methods.base import ATOL, RTOL, Kind, Method, check_settings, check
 if TYPE_CHECKING:
     import numpy as np
 
+    from flowsim.dynamics import Motion
     from flowsim.methods.steps import Movable
-    from flowsim.problem import Problem
 
 
 def _kind(order: int, explicit: bool, line: str, *formula: str, adaptive: bool = True) -> Kind:
@@ -95,14 +95,14 @@ class Diffrax(Method):
 
         return compile_seconds()
 
-    def begin(self, problem: Problem, t: float, state: np.ndarray, t1: float) -> Movable:
+    def begin(self, motion: Motion, t: float, state: np.ndarray, t1: float) -> Movable:
         """Several steps a segment."""
         from flowsim.methods.diffrax_steps import DiffraxSteps
 
-        return DiffraxSteps(problem, self, t, state, t1)
+        return DiffraxSteps(motion, self, t, state, t1)
 
-    def step_by_step(self, problem: Problem, t: float, state: np.ndarray, t1: float) -> Movable:
+    def step_by_step(self, motion: Motion, t: float, state: np.ndarray, t1: float) -> Movable:
         """One step a segment."""
         from flowsim.methods.diffrax_steps import DiffraxSteps
 
-        return DiffraxSteps(problem, self, t, state, t1, longest=1)
+        return DiffraxSteps(motion, self, t, state, t1, longest=1)

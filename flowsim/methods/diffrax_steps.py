@@ -2,7 +2,7 @@
 
 Values inside a step are ends of shorter steps of the method itself, for implicit methods under its own error control:
 the interpolants of diffrax, and any through derivatives, lose the stiff components. The dissipated energy, the
-integral of ||grad L||_F^2, comes from the method's own quadrature: its stages and weights.
+integral of the power, comes from the method's own quadrature: its stages and weights.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from flowsim.dynamics import Dynamics, Motion, split
 from flowsim.errors import InputError
 from flowsim.losses import excess
-from flowsim.methods.jax_support import Tree, as_argument, float64
+from flowsim.methods.jax_support import LossArgument, Tree, as_argument, float64
 from flowsim.methods.steps import DENSE_JACOBIAN_LIMIT, Counts, IntegrationFailure, Segment
-from flowsim.network import backpropagate, product, unflatten
-from flowsim.problem import Problem
+from flowsim.network import hessian_product, product
+from flowsim.problem import gradients
 
 if TYPE_CHECKING:
     from flowsim.methods.diffrax import Diffrax
@@ -30,6 +31,38 @@ EVALUATED_AT_ONCE = 64
 """Dense output is compiled for up to this many times at once."""
 MOST_INNER_STEPS = 64
 """Dense output of an implicit method may take so many steps within one of the run's."""
+
+
+class Traced(NamedTuple):
+    """What the compiled functions are given: an Equation whose loss, scale and weight decay are traced."""
+
+    argument: LossArgument
+    scale: Tree
+    weight_decay: Tree
+    dynamics: Dynamics
+    depth: int
+
+    def gradients(self, weights: Sequence[Tree]) -> tuple[Tree, list[Tree]]:
+        """The product, and the gradients of the objective."""
+        return gradients(self.argument.loss, weights, self.scale, self.weight_decay)
+
+    def hessian_product(self, weights: Sequence[Tree], directions: Sequence[Tree]) -> list[Tree]:
+        """The derivative of the gradients along the directions."""
+        found = hessian_product(self.argument.loss, weights, directions, self.scale)
+        return [H + self.weight_decay * V for H, V in zip(found, directions, strict=True)]
+
+    def product(self, state: Sequence[Tree]) -> Tree:
+        """W of a state."""
+        return product(state[: self.depth], self.scale)
+
+
+def traced(motion: Motion) -> Traced:
+    """The motion, for the compiled functions; no decay stays a number that is not traced, and costs nothing."""
+    network, decay = motion.problem.network, motion.problem.weight_decay
+    loss, scale = as_argument(motion.problem.stacked_loss), np.array(network.scale, float)
+    return Traced(loss, scale, np.array(decay) if decay else 0.0, motion.dynamics, network.depth)
+
+
 class Carry(NamedTuple):
     """What one segment hands to the next."""
 
@@ -48,25 +81,24 @@ class DiffraxSteps:
     """
 
     def __init__(
-        self, problem: Problem, method: Diffrax, t: float, state: np.ndarray, t1: float, longest: int = LONGEST_SEGMENT
+        self, motion: Motion, method: Diffrax, t: float, state: np.ndarray, t1: float, longest: int = LONGEST_SEGMENT
     ) -> None:
         if method.kind.dense_jacobian and state.size > DENSE_JACOBIAN_LIMIT:
             raise InputError(
                 f"Argument `method` must be explicit for {state.size} weights, but {method.name} forms a dense Jacobian"
                 f" (at most {DENSE_JACOBIAN_LIMIT} weights); use tsit5, rkc or gauss-legendre."
             )
-        self.problem, self.method, self.t, self.t1 = problem, method, t, t1
+        self.motion, self.method, self.t, self.t1 = motion, method, t, t1
         self.length = max(1, min(longest, SEGMENT_NUMBERS // state.size))
         self.attempts, self.state = 0, np.array(state)
         self.counts = Counts(rhs_evaluations=None, rejected_steps=0)
         self.end = np.array(t1, float)
-        self.args = as_argument(problem.stacked_loss), np.array(problem.network.scale, float)
+        self.args = traced(motion)
         step = None if method.step_size is None else np.array(min(method.step_size, t1 - t), float)
         with float64():
             self.solver, self.controller = solver_of(method), controller_of(method)
-            weights = unflatten(self.state, problem.network.dims)
             self.carry = compiled().begin(
-                self.solver, self.controller, np.array(t, float), self.end, weights, step, self.args
+                self.solver, self.controller, np.array(t, float), self.end, motion.split(self.state), step, self.args
             )
 
     def advance(self) -> Segment:
@@ -98,8 +130,7 @@ class DiffraxSteps:
         """Go on from another state at the time reached."""
         self.state = np.array(state)
         with float64():
-            weights = unflatten(self.state, self.problem.network.dims)
-            self.carry = compiled().restart(self.solver, self.carry, weights, self.args)
+            self.carry = compiled().restart(self.solver, self.carry, self.motion.split(self.state), self.args)
 
 
 class _Dense:
@@ -107,7 +138,7 @@ class _Dense:
 
     def __init__(self, steps: DiffraxSteps, times: np.ndarray, first: np.ndarray, record: Tree) -> None:
         self.solver, self.controller = steps.solver, steps.controller
-        self.dims, self.args = steps.problem.network.dims, steps.args
+        self.dims, self.args = steps.motion.problem.network.dims, steps.args
         self.times, self.first, self.record, self.states = times, first, record, np.asarray(record)
 
     def __call__(self, t: np.ndarray) -> np.ndarray:
@@ -145,6 +176,11 @@ def solver_of(method: Diffrax) -> Tree:
     return solver(root_finder=stage_newton(rtol, atol), root_find_max_steps=MOST_ITERATIONS)
 
 
+def nodes_of(tableau: Tree) -> np.ndarray:
+    """c_1 = 0, c_2, ..., c_s of a tableau, which diffrax has without the first."""
+    return np.concatenate([[0.0], tableau.c])
+
+
 def controller_of(method: Diffrax) -> Tree:
     """The step-size controller of diffrax."""
     import diffrax
@@ -175,20 +211,25 @@ def compiled() -> Compiled:
     from jax import lax
 
     def velocity(t: Tree, y: Tree, args: Tree) -> Tree:
-        argument, scale = args
-        _, gradients = backpropagate(argument.loss, y, scale)
-        return [-G for G in gradients]
+        return args.dynamics.velocity(args, t, y)
 
     terms = diffrax.ODETerm(velocity)
 
     def error_order(solver: Tree) -> Tree:
         return solver.error_order(terms) if isinstance(solver, diffrax.AbstractAdaptiveSolver) else None
 
-    def energy(solver: Tree, dense: Tree) -> Tree:
-        """h^2 sum_i b_i ||F_i||_F^2 of a step of length h; for the Euler methods ||y_1 - y_0||_F^2."""
+    def energy(solver: Tree, dense: Tree, t: Tree, h: Tree, args: Tree) -> Tree:
+        """The integral of the power over a step of length h from t: h sum_i w_i b(t + c_i h) ||dW/dt_i||_F^2; for the
+        Euler methods b ||W_1 - W_0||_F^2 / h."""
+        depth, per_h = args.depth, 1.0 / jnp.where(h > 0, h, 1.0)
         if "k" not in dense:
-            return sum(jnp.sum((new - old) ** 2) for old, new in zip(dense["y0"], dense["y1"], strict=True))
-        return sum(jnp.asarray(solver.tableau.b_sol) @ jnp.sum(k**2, axis=(1, 2)) for k in dense["k"])
+            moved = zip(dense["y0"][:depth], dense["y1"][:depth], strict=True)
+            share = args.dynamics.power(t)
+            return 0.0 * h if share is None else per_h * share * sum(jnp.sum((new - old) ** 2) for old, new in moved)
+        tableau = solver.tableau
+        share = args.dynamics.power(t + h * nodes_of(tableau))
+        squares = sum(jnp.sum(k**2, axis=(1, 2)) for k in dense["k"][:depth])  # of h dW/dt
+        return 0.0 * h if share is None else per_h * (jnp.asarray(tableau.b_sol) @ (share * squares))
 
     @eqx.filter_jit
     def begin(solver: Tree, controller: Tree, t: Tree, t1: Tree, y: Tree, step: Tree, args: Tree) -> Carry:
@@ -235,8 +276,8 @@ def compiled() -> Compiled:
             state = Carry(t, t_next, select(y, carry.y), select(solver_state, carry.solver_state), controller_state)
             entry = {
                 "t": t,
-                "energy": energy(solver, dense) / (carry.t_next - carry.t),
-                "product": product(y, args[1]),
+                "energy": energy(solver, dense, carry.t, carry.t_next - carry.t, args),
+                "product": args.product(y),
                 "state": jnp.concatenate([jnp.ravel(W) for W in y]),
             }
             return state, entry, keep, healthy
@@ -248,7 +289,7 @@ def compiled() -> Compiled:
             carry, _, accepted, attempts, _ = loop
             moving = (carry.t < t1) & (carry.t_next > carry.t)
             if level is not None:
-                moving &= excess(args[0].loss, product(carry.y, args[1])) > level
+                moving &= excess(args.argument.loss, args.product(carry.y)) > level
             return moving & (accepted < length) & (attempts < 50 + 10 * length)
 
         def body(loop: Tree) -> Tree:
@@ -262,11 +303,11 @@ def compiled() -> Compiled:
 
     def shorter(solver: Tree, y0: Tree, start: Tree, t: Tree, dims: Sequence[int], args: Tree) -> Tree:
         """The state at t by an explicit method from (start, y0), a shorter step, as accurate as the whole one; and the
-        integral of ||grad L||_F^2 along it."""
-        weights = unflatten(y0, dims)
+        integral of the power along it."""
+        weights = split(y0, dims)
         state = solver.init(terms, start, t, weights, args)
         weights, _, dense, *_ = solver.step(terms, start, t, weights, args, state, False)
-        spent = energy(solver, dense) / jnp.where(t > start, t - start, 1.0)
+        spent = energy(solver, dense, start, t - start, args)
         return jnp.concatenate([jnp.ravel(W) for W in weights]), spent
 
     def adapted(
@@ -276,7 +317,7 @@ def compiled() -> Compiled:
 
         An interpolant through derivatives would multiply the error of the stiff components by h |lambda|.
         """
-        begun = begin(solver, controller, start, t, unflatten(y0, dims), t - start, args)
+        begun = begin(solver, controller, start, t, split(y0, dims), t - start, args)
         carry, *_ = segment(solver, controller, begun, t, args, MOST_INNER_STEPS, None)
         return jnp.where(carry.t == t, jnp.concatenate([jnp.ravel(W) for W in carry.y]), jnp.nan)
 

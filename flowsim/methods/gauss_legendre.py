@@ -11,8 +11,8 @@ from flowsim.methods.base import ATOL, RTOL, Kind, Method, check_settings
 if TYPE_CHECKING:
     import numpy as np
 
+    from flowsim.dynamics import Motion
     from flowsim.methods.steps import Integrator
-    from flowsim.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,12 @@ class GaussLegendre(Method):
             sources=("hairer2006geometric",),
         )
 
-    def begin(self, problem: Problem, t: float, state: np.ndarray, t1: float) -> Integrator:
+    def keeps_invariants(self, motion: Motion) -> bool:
+        """Without weight decay; with it exp(-2 x t) D_l(0) is followed to the order of the method."""
+        return super().keeps_invariants(motion) and not motion.problem.weight_decay
+
+    def begin(self, motion: Motion, t: float, state: np.ndarray, t1: float) -> Integrator:
         """One step a segment."""
         from flowsim.methods.gauss_legendre_steps import GaussLegendreSteps
 
-        return GaussLegendreSteps(problem, self, t, state, t1)
+        return GaussLegendreSteps(motion, self, t, state, t1)

@@ -9,7 +9,9 @@ Stages. With R_i = h sum_j a_ij F(y + Z_j) - Z_i, the fixed-point iteration adds
 correction (I - h A x J) dZ = R takes its place, J = -Hess L, which is symmetric. For few weights J = Q diag(lambda) Q^T
 is computed now and then, and the equation falls apart into s x s systems, one an eigenvalue, for any h. For many
 weights A = S diag(mu) S^-1 splits it into shifted systems (I - h mu_j J) x = r, all of which one Lanczos run for each
-r = R_i solves.
+r = R_i solves. Of W'' = -grad L - b W' the correction (X, Y) of weights and velocities obeys X - h A Y = R_1 and
+Y - h A (J X - b Y) = R_2; without Y that is (I - M x J) X = (1 + b h A)^-1 h A R_2 + R_1, M = (1 + b h A)^-1 (h A)^2, a
+function of A: the same systems, with the shifts (h mu)^2 / (1 + b h mu).
 
 Error. Every step is two halves; a whole step, solved to the tolerance only, stands beside them:
 (y_halves - y_whole) / (4^s - 1) estimates the error of the halves. Between its nodes the solution is a Gauss step of
@@ -27,9 +29,17 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from flowsim.dynamics import Motion
 from flowsim.errors import NumericalFailure
-from flowsim.methods.steps import ROUND_OFF, Counts, IntegrationFailure, Segment, first_step, scaled_norm
-from flowsim.problem import Problem
+from flowsim.methods.steps import (
+    ROUND_OFF,
+    Counts,
+    IntegrationFailure,
+    Segment,
+    check_structure,
+    first_step,
+    scaled_norm,
+)
 
 if TYPE_CHECKING:
     from flowsim.methods.gauss_legendre import GaussLegendre
@@ -92,34 +102,53 @@ class FixedPoint:
         return R
 
 
+class Splitting:
+    """A = S diag(mu) S^-1, and functions of it."""
+
+    def __init__(self, A: np.ndarray) -> None:
+        self.mu, self.S = np.linalg.eig(A)
+        self.inverse = np.linalg.inv(self.S)
+
+    def matrix(self, values: np.ndarray) -> np.ndarray:
+        """(..., s, s): f(A), f(mu) = values (..., s)."""
+        return np.asarray(np.einsum("ij,...j,jm->...im", self.S, values, self.inverse).real)
+
+
+class Shifted(Protocol):
+    """Solves with a symmetric J."""
+
+    def solve(self, shifts: np.ndarray, R: np.ndarray) -> np.ndarray:
+        """X with about (I - M x J) X = R (..., s, size), M = S diag(shifts) S^-1 of shifts (..., s)."""
+        ...
+
+
 class Eigenvectors:
-    """Newton's correction from J = Q diag(lambda) Q^T: an s x s system for each eigenvalue."""
+    """By J = Q diag(lambda) Q^T: an s x s system for each eigenvalue."""
 
-    def __init__(self, J: np.ndarray, A: np.ndarray) -> None:
+    def __init__(self, J: np.ndarray, splitting: Splitting) -> None:
         self.values, self.vectors = np.linalg.eigh(0.5 * (J + J.T))
-        self.A = A
+        self.splitting = splitting
 
-    def __call__(self, h: np.ndarray, R: np.ndarray) -> np.ndarray:
-        matrices = np.eye(len(self.A)) - (h[..., None] * self.values)[..., None, None] * self.A  # (..., size, s, s)
+    def solve(self, shifts: np.ndarray, R: np.ndarray) -> np.ndarray:
+        M = self.splitting.matrix(shifts)[..., None, :, :]
+        matrices = np.eye(M.shape[-1]) - self.values[:, None, None] * M  # (..., size, s, s)
         solved = np.linalg.solve(matrices, (R @ self.vectors).mT[..., None])[..., 0]
         return solved.mT @ self.vectors.T
 
 
 class Lanczos:
-    """Newton's correction from products with J: (I - h mu J)^-1 r = |r| V (I - h mu T)^-1 e, J V = V T + beta v e^T.
+    """By products with J: (I - m J)^-1 r = |r| V (I - m T)^-1 e, J V = V T + beta v e^T, m a shift.
 
-    All runs, one a row of R, go side by side; one serves every mu_j.
+    All runs, one a row of R, go side by side; one serves every shift.
     """
 
-    def __init__(self, product: Callable[[np.ndarray], np.ndarray], A: np.ndarray) -> None:
-        self.product = product
-        self.mu, self.S = np.linalg.eig(A)
-        self.inverse = np.linalg.inv(self.S)
+    def __init__(self, product: Callable[[np.ndarray], np.ndarray], splitting: Splitting) -> None:
+        self.product, self.splitting = product, splitting
 
-    def __call__(self, h: np.ndarray, R: np.ndarray) -> np.ndarray:
+    def solve(self, shifts: np.ndarray, R: np.ndarray) -> np.ndarray:
         size = np.linalg.norm(R, axis=-1, keepdims=True)
         v, before, beta = R / np.where(size > 0, size, 1.0), np.zeros_like(R), np.zeros_like(size)
-        shifts = h[..., None, None] * self.mu  # (..., 1, s): the row of R, mu_j
+        shifts = shifts[..., None, :]  # (..., 1, s): the row of R, the shift
         basis: list[np.ndarray] = []
         diagonal: list[np.ndarray] = []
         beside: list[np.ndarray] = []
@@ -137,12 +166,13 @@ class Lanczos:
             beside.append(beta[..., 0])
             v, before = w / np.where(beta > 0, beta, 1.0), v
         V = np.stack(basis, axis=-2)  # (..., s, k, size)
-        split = np.einsum("ij,jm,...mjk->...imk", self.S, self.inverse, x).real
+        S, inverse = self.splitting.S, self.splitting.inverse
+        split = np.einsum("ij,jm,...mjk->...imk", S, inverse, x).real
         return np.einsum("...imk,...mkn->...in", split * size[..., None, :, :], V)
 
     @staticmethod
     def _small(shifts: np.ndarray, diagonal: list[np.ndarray], beside: list[np.ndarray]) -> np.ndarray:
-        """(..., s, s, k): (I - h mu_j T)^-1 e for each row of R and each mu_j."""
+        """(..., s, s, k): (I - m_j T)^-1 e for each row of R and each shift m_j."""
         k = np.arange(len(diagonal))
         T = np.zeros((*diagonal[0].shape, len(k), len(k)))
         T[..., k, k] = np.stack(diagonal, axis=-1)
@@ -152,6 +182,31 @@ class Lanczos:
         first = np.zeros((len(k), 1))
         first[0] = 1.0
         return np.linalg.solve(matrices, np.broadcast_to(first, (*matrices.shape[:-1], 1)))[..., 0]
+
+
+class Gradient:
+    """Newton's correction where J is the Jacobian itself: (I - h A x J) dZ = R."""
+
+    def __init__(self, shifted: Shifted, splitting: Splitting) -> None:
+        self.shifted, self.splitting = shifted, splitting
+
+    def __call__(self, h: np.ndarray, R: np.ndarray) -> np.ndarray:
+        return self.shifted.solve(h[..., None] * self.splitting.mu, R)
+
+
+class Inertia:
+    """Newton's correction for W'' = -grad L - b W', J = -Hess L, b as it is at the linearization."""
+
+    def __init__(self, shifted: Shifted, splitting: Splitting, b: float) -> None:
+        self.shifted, self.splitting, self.b = shifted, splitting, b
+
+    def __call__(self, h: np.ndarray, R: np.ndarray) -> np.ndarray:
+        first, second = np.split(R, 2, axis=-1)
+        z = h[..., None] * self.splitting.mu
+        damped = 1 + self.b * z
+        X = self.shifted.solve(z * z / damped, self.splitting.matrix(z / damped) @ second + first)
+        Y = self.splitting.matrix(1 / z) @ (X - first)
+        return np.concatenate([X, Y], axis=-1)
 
 
 @dataclass(frozen=True)
@@ -165,41 +220,54 @@ class Solved:
 
 
 class Stages:
-    """The stage equations of one problem, and the best correction so far."""
+    """The stage equations of one motion, and the best correction so far."""
 
-    def __init__(self, problem: Problem, stages: int, counts: Counts) -> None:
-        self.problem, self.counts, self.tableau = problem, counts, tableau(stages)
+    def __init__(self, motion: Motion, stages: int, counts: Counts) -> None:
+        self.motion, self.counts, self.tableau = motion, counts, tableau(stages)
+        self.splitting = Splitting(self.tableau.A)
         self.newton: Newton = FixedPoint()
 
-    def velocity(self, states: np.ndarray) -> np.ndarray:
-        """F at a stack of states (..., size), each counted."""
+    def velocity(self, t: float | np.ndarray, states: np.ndarray) -> np.ndarray:
+        """F at a stack of states (..., size) at the times t (...), each counted."""
         self._count(states[..., 0].size)
-        return self.problem.velocity(states)
+        return self.motion.velocity(t, states)
 
-    def jacobian_product(self, y: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    def _symmetric_product(self, t: float, y: np.ndarray, directions: np.ndarray) -> np.ndarray:
         """J at y times a stack of directions, each counted as two velocities: it takes two sweeps."""
         self._count(2 * directions[..., 0].size)
-        return self.problem.jacobian_product(y, directions)
+        if self.motion.structure == "gradient":
+            return self.motion.jacobian_product(t, y, directions)
+        return self.motion.problem.jacobian_product(y, directions)
 
     def _count(self, velocities: int) -> None:
         self.counts.rhs_evaluations = (self.counts.rhs_evaluations or 0) + velocities
 
-    def linearize(self, y: np.ndarray) -> None:
-        """Take the Jacobian at y from now on."""
+    def linearize(self, t: float, y: np.ndarray) -> None:
+        """Take the Jacobian at (t, y) from now on."""
         self.counts.jacobians = (self.counts.jacobians or 0) + 1
-        if y.size <= DENSE_EIGENVECTORS:
-            self.newton = Eigenvectors(self.jacobian_product(y, np.eye(y.size)), self.tableau.A)
+        inertial = self.motion.structure == "inertial"
+        weights = y[: self.motion.size] if inertial else y
+        shifted: Shifted
+        if weights.size <= DENSE_EIGENVECTORS:
+            shifted = Eigenvectors(self._symmetric_product(t, weights, np.eye(weights.size)), self.splitting)
         else:
-            self.newton = Lanczos(lambda V: self.jacobian_product(y, V), self.tableau.A)
+            shifted = Lanczos(lambda V: self._symmetric_product(t, weights, V), self.splitting)
+        if inertial:
+            self.newton = Inertia(shifted, self.splitting, float(self.motion.dynamics.damping(np.asarray(t))))
+        else:
+            self.newton = Gradient(shifted, self.splitting)
 
-    def solve(self, y: np.ndarray, h: np.ndarray, Z: np.ndarray, scale: float | np.ndarray, target: float) -> Solved:
-        """Solve for steps of the lengths h (...) from y, starting from Z (..., s, size).
+    def solve(
+        self, t: float, y: np.ndarray, h: np.ndarray, Z: np.ndarray, scale: float | np.ndarray, target: float
+    ) -> Solved:
+        """Solve for steps of the lengths h (...) from (t, y), starting from Z (..., s, size).
 
         It has converged when the residual's largest entry over `scale` is at most `target`, or round-off stops it
         within a hundred times of that. Round-off leaves a residual of h |lambda| eps |y|: where that is more, what
         counts is the correction that it asks for, a few eps |y|, and what it does to D_l, |R| |Z|.
         """
-        before, contraction, F = np.inf, 0.0, self.velocity(y + Z)
+        times = t + h[..., None] * self.tableau.c
+        before, contraction, F = np.inf, 0.0, self.velocity(times, y + Z)
         for _ in range(MOST_ITERATIONS):
             R = h[..., None, None] * (self.tableau.A @ F) - Z
             residual = float(np.max(np.abs(R) / scale))
@@ -216,22 +284,23 @@ class Stages:
                 if contraction > HOPELESS:
                     break
             Z = Z + correction
-            before, F = residual, self.velocity(y + Z)
+            before, F = residual, self.velocity(times, y + Z)
         return Solved(Z, F, False, contraction)
 
 
 class GaussLegendreSteps:
     """Gauss-Legendre collocation from (t, state) to t1, a step (two halves, or one of a fixed size) a segment."""
 
-    def __init__(self, problem: Problem, method: GaussLegendre, t: float, state: np.ndarray, t1: float) -> None:
-        self.problem, self.method, self.t, self.t1, self.y = problem, method, t, t1, np.array(state)
+    def __init__(self, motion: Motion, method: GaussLegendre, t: float, state: np.ndarray, t1: float) -> None:
+        check_structure(motion, method.name, "gradient", "inertial")
+        self.motion, self.method, self.t, self.t1, self.y = motion, method, t, t1, np.array(state)
         self.counts = Counts(rejected_steps=0, jacobians=0)
-        self.stages = Stages(problem, method.stages, self.counts)
+        self.stages = Stages(motion, method.stages, self.counts)
         self.low = np.zeros_like(self.y)  # what rounding left of the sums so far
         if method.step_size is not None:
             self.h = method.step_size
         else:
-            self.h = first_step(self.stages.velocity, self.y, 2 * method.stages, method.rtol, method.atol, t1 - t)
+            self.h = first_step(self.stages.velocity, t, self.y, 2 * method.stages, method.rtol, method.atol, t1 - t)
 
     def advance(self) -> Segment:
         """One step that meets the tolerance."""
@@ -258,22 +327,23 @@ class GaussLegendreSteps:
         self.y, self.low = state, np.zeros_like(state)
 
     def _single(self, h: float) -> list[_Part] | None:
-        part = self._part(self.y, self.low, h, np.zeros((self.method.stages, self.y.size)))
+        part = self._part(self.t, self.y, self.low, h, np.zeros((self.method.stages, self.y.size)))
         return None if part is None else [part]
 
     def _halves(self, h: float) -> list[_Part] | None:
         """The two halves of a step of length h, or None where it is rejected; sets the length of the next."""
         table, half = self.stages.tableau, 0.5 * h
         tolerance = self.method.atol + self.method.rtol * np.abs(self.y)
-        whole = self._solve(self.y, h, np.zeros((len(table.c), self.y.size)), tolerance, LOOSE)
+        whole = self._solve(self.t, self.y, h, np.zeros((len(table.c), self.y.size)), tolerance, LOOSE)
         if whole is None:
             self.h = 0.5 * h
             return None
-        first = self._part(self.y, self.low, half, table.at(0.5 * table.c) @ whole.Z)
+        first = self._part(self.t, self.y, self.low, half, table.at(0.5 * table.c) @ whole.Z)
         if first is None:
             self.h = 0.5 * h
             return None
-        second = self._part(first.end, first.low, half, table.at(0.5 + 0.5 * table.c) @ whole.Z - (first.end - self.y))
+        guess = table.at(0.5 + 0.5 * table.c) @ whole.Z - (first.end - self.y)
+        second = self._part(self.t + half, first.end, first.low, half, guess)
         if second is None:
             self.h = 0.5 * h
             return None
@@ -284,43 +354,51 @@ class GaussLegendreSteps:
         self.h = h * min(max(factor, LEAST_FACTOR), MOST_FACTOR)
         return [first, second] if error <= 1 else None
 
-    def _solve(self, y: np.ndarray, h: float, Z: np.ndarray, scale: float | np.ndarray, target: float) -> Solved | None:
+    def _solve(
+        self, t: float, y: np.ndarray, h: float, Z: np.ndarray, scale: float | np.ndarray, target: float
+    ) -> Solved | None:
         """The stages of a step, with a new Jacobian where the old one is slow or useless; None where none helps."""
-        solved = self.stages.solve(y, np.array(h), Z, scale, target)
+        solved = self.stages.solve(t, y, np.array(h), Z, scale, target)
         if solved.converged and solved.contraction <= SLOW:
             return solved
         try:
-            self.stages.linearize(y + solved.Z.mean(axis=0) if solved.converged else y + Z.mean(axis=0))
+            middle = (solved.Z if solved.converged else Z).mean(axis=0)
+            self.stages.linearize(t + 0.5 * h, y + middle)
         except NumericalFailure:  # the state is out of the loss's domain
             return solved if solved.converged else None
         if not solved.converged:
-            solved = self.stages.solve(y, np.array(h), Z, scale, target)
+            solved = self.stages.solve(t, y, np.array(h), Z, scale, target)
         return solved if solved.converged else None
 
-    def _part(self, y: np.ndarray, low: np.ndarray, h: float, Z: np.ndarray) -> _Part | None:
+    def _part(self, t: float, y: np.ndarray, low: np.ndarray, h: float, Z: np.ndarray) -> _Part | None:
         """A Gauss step solved to round-off; the increments are summed with compensation."""
-        solved = self._solve(y, h, Z, float(np.abs(y).max()) or 1.0, ROUND_OFF)
+        solved = self._solve(t, y, h, Z, float(np.abs(y).max()) or 1.0, ROUND_OFF)
         if solved is None:
             return None
         increment = h * (self.stages.tableau.b @ solved.F) + low
         end = y + increment
-        return _Part(y, end, increment - (end - y), h, solved)
+        return _Part(t, y, end, increment - (end - y), h, solved)
 
     def _accept(self, h: float, parts: list[_Part]) -> Segment:
         ends = np.array([self.t, *(self.t + np.cumsum([part.h for part in parts]))])
         ends[-1] = self.t1 if h == self.t1 - self.t else self.t + h
         start, self.t = self.t, float(ends[-1])
         self.y, self.low = parts[-1].end, parts[-1].low
-        b = self.stages.tableau.b
-        dissipated = sum(part.h * float(b @ (part.solved.F**2).sum(axis=1)) for part in parts)
-        W = self.problem.products(self.y)
+        dissipated = sum(self._spent(part) for part in parts)
+        W = self.motion.products(self.y)
         return Segment(np.array([start, self.t]), W[None], np.array([dissipated]), _Dense(self.stages, ends, parts))
+
+    def _spent(self, part: _Part) -> float:
+        """The integral of the power over a part."""
+        table = self.stages.tableau
+        return part.h * float(table.b @ self.motion.power(part.t + part.h * table.c, part.solved.F))
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A Gauss step of length h from `start` to `end` (+ `low`, what its rounding left)."""
+    """A Gauss step of length h from `start` at t to `end` (+ `low`, what its rounding left)."""
 
+    t: float
     start: np.ndarray
     end: np.ndarray
     low: np.ndarray
@@ -347,17 +425,17 @@ class _Dense:
     def _between(self, part: _Part, h: np.ndarray) -> np.ndarray:
         """The ends of Gauss steps of the lengths h from the start of a part."""
         guess = self.stages.tableau.at(h[:, None] / part.h * self.stages.tableau.c) @ part.solved.Z
-        solved = self._solve(part.start, h, guess)
+        solved = self._solve(part.t, part.start, h, guess)
         if solved.converged:
             return part.start + h[:, None] * (self.stages.tableau.b @ solved.F)
         return np.array([self._one_by_one(part, float(length)) for length in h])
 
-    def _solve(self, y: np.ndarray, h: np.ndarray, guess: np.ndarray) -> Solved:
+    def _solve(self, t: float, y: np.ndarray, h: np.ndarray, guess: np.ndarray) -> Solved:
         scale = float(np.abs(y).max()) or 1.0
-        solved = self.stages.solve(y, h, guess, scale, ROUND_OFF)
+        solved = self.stages.solve(t, y, h, guess, scale, ROUND_OFF)
         if not solved.converged:
-            self.stages.linearize(y + guess.reshape(-1, y.size).mean(axis=0))
-            solved = self.stages.solve(y, h, guess, scale, ROUND_OFF)
+            self.stages.linearize(t + 0.5 * float(h.mean()), y + guess.reshape(-1, y.size).mean(axis=0))
+            solved = self.stages.solve(t, y, h, guess, scale, ROUND_OFF)
         return solved
 
     def _one_by_one(self, part: _Part, h: float) -> np.ndarray:
@@ -366,8 +444,8 @@ class _Dense:
         table = self.stages.tableau
         for halvings in range(MOST_HALVINGS + 1):
             step, state = np.array(h / 2**halvings), part.start
-            for _ in range(2**halvings):
-                solved = self._solve(state, step, np.zeros((len(table.c), state.size)))
+            for k in range(2**halvings):
+                solved = self._solve(part.t + k * float(step), state, step, np.zeros((len(table.c), state.size)))
                 if not solved.converged:
                     break
                 state = state + step * (table.b @ solved.F)

@@ -11,8 +11,8 @@ from flowsim.methods.base import Kind, Method
 if TYPE_CHECKING:
     import numpy as np
 
+    from flowsim.dynamics import Motion
     from flowsim.methods.steps import Integrator
-    from flowsim.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Observed(Method):
         """There are none."""
         return None
 
-    def begin(self, problem: Problem, t: float, state: np.ndarray, t1: float) -> Integrator:
+    def begin(self, motion: Motion, t: float, state: np.ndarray, t1: float) -> Integrator:
         """Raises InputError: between and beyond the recorded times nothing is known."""
         raise InputError(
             f"Argument `t` must be one of the recorded times, such as {t:.6g}, but it lies between two of them: the"

@@ -11,8 +11,8 @@ from flowsim.methods.base import Kind, Method
 if TYPE_CHECKING:
     import numpy as np
 
+    from flowsim.dynamics import Motion
     from flowsim.methods.steps import Integrator
-    from flowsim.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ class Projected(Method):
         """Those of the method."""
         return self.method.compile_seconds()
 
-    def begin(self, problem: Problem, t: float, state: np.ndarray, t1: float) -> Integrator:
+    def begin(self, motion: Motion, t: float, state: np.ndarray, t1: float) -> Integrator:
         """One step a segment."""
         from flowsim.methods.projected_steps import ProjectedSteps
 
-        return ProjectedSteps(problem, self.method.step_by_step(problem, t, state, t1))
+        return ProjectedSteps(motion, self.method.step_by_step(motion, t, state, t1))
 
 
 def projected_kind(kind: Kind, key: str) -> Kind:

@@ -1,4 +1,5 @@
 """Projection of every step onto {D_l = D_l(0) for all l}: an explicit method that keeps the invariants to round-off.
+With weight decay x it is {D_l = exp(-2 x t) D_l(0)}.
 
 The normal space of that set at W is {C : C_l = W_l Lambda_l - Lambda_{l-1} W_l}, with symmetric multipliers Lambda_l
 (h_l x h_l, l = 1 .. L-1; Lambda_0 = Lambda_L = 0): the gradients of the entries of all D_l. A Newton step adds a C of
@@ -18,9 +19,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flowsim.dynamics import Motion
+from flowsim.errors import InputError
 from flowsim.methods.steps import ROUND_OFF, Counts, Movable, Segment
 from flowsim.network import flatten, imbalance, unflatten
-from flowsim.problem import Problem
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -37,7 +39,8 @@ LSMR = {"atol": 1e-14, "btol": 1e-8, "conlim": 0.0, "maxiter": 2000}
 class Invariants:
     """The imbalance matrices of a network, and weights near given ones (to first order) that have them."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, motion: Motion) -> None:
+        problem, self.motion = motion.problem, motion
         self.dims, reach = problem.network.dims, problem.reach
         self.scales = [np.outer(rows, columns) for rows, columns in pairwise(reach)]
         weights = list(problem.network.weights)
@@ -46,11 +49,12 @@ class Invariants:
         few = sum(h * (h + 1) // 2 for h in self.dims[1:-1]) <= MOST_FACTORED
         self.solver: Factored | Iterated = (Factored if few else Iterated)(self.dims, self.scales)
 
-    def project(self, state: np.ndarray) -> np.ndarray:
-        """The state moved until its imbalance is the target's, as far as round-off lets it."""
+    def project(self, t: float, state: np.ndarray) -> np.ndarray:
+        """The state at time t moved until its imbalance is the target's, as far as round-off lets it."""
+        left = float(self.motion.remaining(t)[0]) ** 2
         weights, before = unflatten(state, self.dims), np.inf
         for _ in range(MOST_NEWTON_STEPS):
-            missed = [D - imbalance(weights, layer) for layer, D in enumerate(self.targets, start=1)]
+            missed = [left * D - imbalance(weights, layer) for layer, D in enumerate(self.targets, start=1)]
             size = float(np.sqrt(sum(np.vdot(D, D) for D in missed)))
             if size <= self.limit or not np.isfinite(size):
                 break
@@ -181,8 +185,13 @@ def _normal(weights: Sequence[np.ndarray], multipliers: Sequence[np.ndarray]) ->
 class ProjectedSteps:
     """The steps of another integrator, one a segment, each projected before the next is taken; dense output too."""
 
-    def __init__(self, problem: Problem, inner: Movable) -> None:
-        self.problem, self.inner, self.invariants = problem, inner, Invariants(problem)
+    def __init__(self, motion: Motion, inner: Movable) -> None:
+        if not motion.dynamics.keeps_imbalance:
+            raise InputError(
+                f"Argument `method` must not be projected: {motion.dynamics.name} does not conserve the imbalance D_l;"
+                " use the method itself."
+            )
+        self.motion, self.inner, self.invariants = motion, inner, Invariants(motion)
 
     @property
     def counts(self) -> Counts:
@@ -205,7 +214,7 @@ class ProjectedSteps:
         dense = _ProjectedDense(segment, self.invariants)
         state = dense.end
         self.inner.move(state)
-        W = self.problem.products(state)
+        W = self.motion.products(state)
         return Segment(segment.times, W[None], segment.dissipated, dense)
 
 
@@ -215,12 +224,15 @@ class _ProjectedDense:
     def __init__(self, segment: Segment, invariants: Invariants) -> None:
         self.evaluate, self.invariants = segment.evaluate, invariants
         self.times = segment.times
-        self.start, self.end = self.evaluate(self.times[:1])[0], invariants.project(self.evaluate(self.times[-1:])[0])
+        self.start, self.end = self.evaluate(self.times[:1])[0], self._projected(self.times[-1:])[0]
 
     def __call__(self, t: np.ndarray) -> np.ndarray:
         states = np.empty((len(t), len(self.end)))
         inner = (t != self.times[0]) & (t != self.times[-1])
         states[t == self.times[0]], states[t == self.times[-1]] = self.start, self.end
         if inner.any():
-            states[inner] = [self.invariants.project(state) for state in self.evaluate(t[inner])]
+            states[inner] = self._projected(t[inner])
         return states
+
+    def _projected(self, t: np.ndarray) -> list[np.ndarray]:
+        return [self.invariants.project(float(u), y) for u, y in zip(t, self.evaluate(t), strict=True)]

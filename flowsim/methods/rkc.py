@@ -10,8 +10,8 @@ from flowsim.methods.base import ATOL, RTOL, Kind, Method, check_settings
 if TYPE_CHECKING:
     import numpy as np
 
+    from flowsim.dynamics import Motion
     from flowsim.methods.steps import Movable
-    from flowsim.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class RKC(Method):
         line = "stabilised explicit Runge-Kutta-Chebyshev: stiff networks of any size, loose tolerances"
         return Kind(2, True, line, stabilised=True, sources=("sommeijer1998rkc",))
 
-    def begin(self, problem: Problem, t: float, state: np.ndarray, t1: float) -> Movable:
+    def begin(self, motion: Motion, t: float, state: np.ndarray, t1: float) -> Movable:
         """One step a segment."""
         from flowsim.methods.rkc_steps import ChebyshevSteps
 
-        return ChebyshevSteps(problem, self, t, state, t1)
+        return ChebyshevSteps(motion, self, t, state, t1)
 
     step_by_step = begin

@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from flowsim.dynamics import Motion
 from flowsim.methods.steps import (
     CountingVelocity,
     IntegrationFailure,
     Segment,
+    check_structure,
     first_step,
     is_faithful,
     scaled_norm,
     spectral_radius,
 )
-from flowsim.problem import Problem
 
 if TYPE_CHECKING:
     from flowsim.methods.rkc import RKC
@@ -90,9 +91,10 @@ class ChebyshevSteps:
     Dissipated energy: z' = ||F(y)||^2 by the same stages, of order 2.
     """
 
-    def __init__(self, problem: Problem, method: RKC, t: float, state: np.ndarray, t1: float) -> None:
-        self.problem, self.method, self.t, self.t1, self.y = problem, method, t, t1, np.array(state)
-        self.velocity = CountingVelocity(problem)
+    def __init__(self, motion: Motion, method: RKC, t: float, state: np.ndarray, t1: float) -> None:
+        check_structure(motion, method.name, "gradient")
+        self.motion, self.method, self.t, self.t1, self.y = motion, method, t, t1, np.array(state)
+        self.velocity = CountingVelocity(motion)
         self.counts = self.velocity.counts
         self.counts.rejected_steps = 0
         self.f = self.velocity(t, self.y)
@@ -101,7 +103,7 @@ class ChebyshevSteps:
         if method.step_size is not None:
             self.h = method.step_size
         else:
-            self.h = first_step(lambda y: self.velocity(t, y), self.y, 2, method.rtol, method.atol, t1 - t)
+            self.h = first_step(self.velocity, t, self.y, 2, method.rtol, method.atol, t1 - t)
 
     def advance(self) -> Segment:
         """One step that meets the tolerance."""
@@ -142,19 +144,19 @@ class ChebyshevSteps:
         times = np.array([self.t, end])
         self.before = self.t, self.y
         self.t, self.y, self.f, self.age = end, y, f, self.age + 1
-        W = self.problem.products(y)
+        W = self.motion.products(y)
         return Segment(times, W[None], np.array([energy]), dense)
 
     def _step(self, y: np.ndarray, f: np.ndarray, h: float, radius: float) -> tuple[np.ndarray, float]:
         """(the end of a step of length h from y, where F(y) = f; the energy dissipated in it)."""
         k = coefficients(stages_for(h * radius))
         before, now, start = y, y + k.first * h * f, h * f
-        power = h * float(f @ f)
+        power = h * float(self.motion.power(self.t, f))
         spent_before, spent = 0.0, k.first * power
         for mu, nu, mu_tilde, gamma_tilde in zip(k.mu, k.nu, k.mu_tilde, k.gamma_tilde, strict=True):
             velocity = self.velocity(self.t, now)
             following = (1 - mu - nu) * y + mu * now + nu * before + mu_tilde * h * velocity + gamma_tilde * start
-            slope = h * float(velocity @ velocity)
+            slope = h * float(self.motion.power(self.t, velocity))
             spent_before, spent = spent, mu * spent + nu * spent_before + mu_tilde * slope + gamma_tilde * power
             before, now = now, following
         return now, spent
@@ -170,7 +172,7 @@ class ChebyshevSteps:
 
     def _jacobian_product(self, v: np.ndarray) -> np.ndarray:
         self.counts.rhs_evaluations = (self.counts.rhs_evaluations or 0) + 2 * v[..., 0].size  # two sweeps
-        return self.problem.jacobian_product(self.y, v)
+        return self.motion.jacobian_product(self.t, self.y, v)
 
 
 class _Dense:
@@ -198,8 +200,7 @@ class _Dense:
     def faithful(self) -> bool:
         """Whether the cubic solves the equation in the middle of the step: seldom where the problem is stiff."""
         method, velocity = self.steps.method, self.steps.velocity
-        velocity_at = lambda y: velocity(self.times[0], y)  # noqa: E731
-        return is_faithful(self.hermite, velocity_at, self.times, self.ends, method.rtol, method.atol)
+        return is_faithful(self.hermite, velocity, self.times, self.ends, method.rtol, method.atol)
 
     def parabola(self, t: np.ndarray) -> np.ndarray:
         """Through both ends and the start of the step before: none of them bends more than the steps err."""

@@ -12,8 +12,8 @@ from flowsim.methods.base import ATOL, RTOL, Kind, Method, check_settings
 if TYPE_CHECKING:
     import numpy as np
 
+    from flowsim.dynamics import Motion
     from flowsim.methods.steps import Movable
-    from flowsim.problem import Problem
 
 
 def _kind(order: int | None, explicit: bool, line: str, formula: str) -> Kind:
@@ -24,9 +24,7 @@ SCIPY = {
     "RK23": _kind(3, True, "explicit Runge-Kutta (Bogacki, Shampine), scipy", "bogacki1989pair"),
     "RK45": _kind(5, True, "explicit Runge-Kutta (Dormand, Prince), scipy", "dormand1980family"),
     "DOP853": _kind(8, True, "explicit Runge-Kutta (Dormand, Prince), scipy: the default", "hairer1993solving"),
-    "Radau": _kind(
-        5, False, "implicit Runge-Kutta Radau IIA, scipy: for small stiff networks", "hairer1996solving"
-    ),
+    "Radau": _kind(5, False, "implicit Runge-Kutta Radau IIA, scipy: for small stiff networks", "hairer1996solving"),
     "BDF": _kind(
         None, False, "backward differentiation, order 1 to 5, scipy: for small stiff networks", "shampine1997matlab"
     ),
@@ -81,10 +79,10 @@ class Scipy(Method):
         """The name in lower case."""
         return self.name.lower()
 
-    def begin(self, problem: Problem, t: float, state: np.ndarray, t1: float) -> Movable:
+    def begin(self, motion: Motion, t: float, state: np.ndarray, t1: float) -> Movable:
         """One step a segment."""
         from flowsim.methods.scipy_steps import ScipySteps
 
-        return ScipySteps(problem, self, t, state, t1)
+        return ScipySteps(motion, self, t, state, t1)
 
     step_by_step = begin

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.integrate import BDF, DOP853, LSODA, RK23, RK45, Radau
 from scipy.linalg import LinAlgWarning
 
+from flowsim.dynamics import Motion
 from flowsim.errors import InputError
 from flowsim.methods.steps import (
     DENSE_JACOBIAN_LIMIT,
@@ -20,7 +21,6 @@ from flowsim.methods.steps import (
     dissipation,
     is_faithful,
 )
-from flowsim.problem import Problem
 
 if TYPE_CHECKING:
     from flowsim.methods.scipy import Scipy
@@ -40,18 +40,18 @@ class ScipySteps:
     Raises InputError when an implicit one would need a dense Jacobian of more than DENSE_JACOBIAN_LIMIT weights.
     """
 
-    def __init__(self, problem: Problem, method: Scipy, t: float, state: np.ndarray, t1: float) -> None:
+    def __init__(self, motion: Motion, method: Scipy, t: float, state: np.ndarray, t1: float) -> None:
         if method.kind.dense_jacobian and state.size > DENSE_JACOBIAN_LIMIT:
             raise InputError(
                 f"Argument `method` must be explicit for {state.size} weights, but {method.name} forms a dense Jacobian"
                 f" (at most {DENSE_JACOBIAN_LIMIT} weights); use dop853, rkc or gauss-legendre."
             )
-        self.problem, self.t, self.t1 = problem, t, t1
-        velocity = CountingVelocity(problem)
+        self.motion, self.t, self.t1 = motion, t, t1
+        velocity = CountingVelocity(motion)
         self.counts = velocity.counts
         settings = _settings(method, t1 - t)
         if not method.kind.explicit:
-            settings["jac"] = lambda _, y: problem.jacobian_product(y, np.eye(y.size))
+            settings["jac"] = motion.jacobian
         self.solver: Any = SOLVERS[method.name](velocity, t, state, t1, **settings)
         self.velocity, self.explicit = velocity, method.kind.explicit
         if method.name == "Radau" and method.step_size is not None:
@@ -73,7 +73,7 @@ class ScipySteps:
         if getattr(self.solver, "njev", 0):
             self.counts.jacobians = int(self.solver.njev)
         self.dense = dense = _Dense(self, before)
-        end = self.problem.products(self.solver.y)
+        end = self.motion.products(self.solver.y)
         return Segment(
             times=np.array([start, self.t]),
             products=end[None],
@@ -98,11 +98,11 @@ class ScipySteps:
             solver.LU_real = solver.LU_complex = None
 
     def _dissipated(self, dense: _Dense, start: float) -> float:
-        """The integral of ||grad L||^2 over the last step, by the method's own quadrature weights where it has them."""
+        """The integral of the power over the last step, by the method's own quadrature weights where it has them."""
         if isinstance(self.solver, (RK23, RK45, DOP853)):
-            stages = self.solver.K[: len(self.solver.B)]
-            return (self.t - start) * float(self.solver.B @ np.einsum("ij,ij->i", stages, stages))
-        return dissipation(self.problem, dense, start, self.t)
+            solver, h = self.solver, self.t - start
+            return h * float(solver.B @ self.motion.power(start + h * solver.C, solver.K[: len(solver.B)]))
+        return dissipation(self.motion, dense, start, self.t)
 
 
 def _settings(method: Scipy, span: float) -> dict[str, object]:
@@ -131,7 +131,7 @@ class _Dense:
         (start, first), (end, last) = self.start, self.end
         return is_faithful(
             lambda t: self.interpolant(t).T,
-            lambda y: self.steps.velocity(start, y),
+            self.steps.velocity,
             (start, end),
             (first, last),
             self.solver.rtol,

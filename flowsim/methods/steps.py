@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from flowsim.errors import NumericalFailure
-from flowsim.problem import Problem
+from flowsim.dynamics import Motion
+from flowsim.errors import InputError, NumericalFailure
 
 ROUND_OFF = 4 * float(np.finfo(float).eps)
 """Of the greatest weight (or of its square): no correction is asked to be smaller."""
@@ -26,8 +26,9 @@ class Segment:
     """One or more accepted steps.
 
     times (K+1): the ends of the steps, times[0] where the segment starts; products (K, n, m): W at times[1:];
-    dissipated (K): the integral of ||grad L||_F^2 over each step; evaluate(t): the states (S, size) at any times t (S)
-    of the segment; discrete: the method lives on its steps only (gradient descent), straight lines join them.
+    dissipated (K): the integral of the power, ||grad L||_F^2 for gradient flow, over each step; evaluate(t): the states
+    (S, size) at any times t (S) of the segment; discrete: the method lives on its steps only (gradient descent),
+    straight lines join them.
     """
 
     times: np.ndarray
@@ -97,23 +98,25 @@ class Reusable(Integrator, Protocol):
 GAUSS_NODES, GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(4)
 
 
-def dissipation(problem: Problem, evaluate: Callable[[np.ndarray], np.ndarray], start: float, end: float) -> float:
-    """The integral of ||grad L||_F^2 along evaluate(t) from start to end, by four Gauss points."""
+def dissipation(motion: Motion, evaluate: Callable[[np.ndarray], np.ndarray], start: float, end: float) -> float:
+    """The integral of the power, ||grad L||_F^2 for gradient flow, along evaluate(t) from start to end, by four Gauss
+    points."""
     half = 0.5 * (end - start)
-    velocities = (problem.velocity(state) for state in evaluate(start + half * (1 + GAUSS_NODES)))
-    return half * float(sum(weight * (v @ v) for weight, v in zip(GAUSS_WEIGHTS, velocities, strict=True)))
+    times = start + half * (1 + GAUSS_NODES)
+    powers = (float(motion.power(t, motion.velocity(t, y))) for t, y in zip(times, evaluate(times), strict=True))
+    return half * sum(weight * power for weight, power in zip(GAUSS_WEIGHTS, powers, strict=True))
 
 
 @dataclass
 class CountingVelocity:
-    """The right-hand side of the flow, counting its evaluations."""
+    """The right-hand side F(t, y), counting its evaluations."""
 
-    problem: Problem
+    motion: Motion
     counts: Counts = field(default_factory=Counts)
 
     def __call__(self, t: float, state: np.ndarray) -> np.ndarray:
         self.counts.rhs_evaluations = (self.counts.rhs_evaluations or 0) + 1
-        return self.problem.velocity(state)
+        return self.motion.velocity(t, state)
 
 
 def scaled_norm(error: np.ndarray, y0: np.ndarray, y1: np.ndarray, rtol: float, atol: float) -> float:
@@ -133,7 +136,7 @@ DERIVATIVE = np.array([1.0, -8.0, 8.0, -1.0, 0.0]) / 12e-3
 
 def is_faithful(
     interpolant: Callable[[np.ndarray], np.ndarray],
-    velocity: Callable[[np.ndarray], np.ndarray],
+    velocity: Callable[[float, np.ndarray], np.ndarray],
     times: tuple[float, float],
     ends: tuple[np.ndarray, np.ndarray],
     rtol: float,
@@ -145,7 +148,7 @@ def is_faithful(
     """
     h, middle = times[1] - times[0], 0.5 * (times[0] + times[1])
     near = interpolant(middle + h * STENCIL)
-    defect = DERIVATIVE @ near - h * velocity(near[-1])
+    defect = DERIVATIVE @ near - h * velocity(middle, near[-1])
     return scaled_norm(defect, *ends, rtol, atol) <= MOST_DEFECT
 
 
@@ -179,13 +182,28 @@ def spectral_radius(
 
 
 def first_step(
-    velocity: Callable[[np.ndarray], np.ndarray], y: np.ndarray, order: int, rtol: float, atol: float, span: float
+    velocity: Callable[[float, np.ndarray], np.ndarray],
+    t: float,
+    y: np.ndarray,
+    order: int,
+    rtol: float,
+    atol: float,
+    span: float,
 ) -> float:
-    """A first step size for a method of that order (Hairer, Norsett and Wanner, section II.4)."""
-    f = velocity(y)
+    """A first step size from (t, y) for a method of that order (Hairer, Norsett and Wanner, section II.4)."""
+    f = velocity(t, y)
     size, speed = scaled_norm(y, y, y, rtol, atol), scaled_norm(f, y, y, rtol, atol)
     trial = min(0.01 * size / speed if min(size, speed) > 1e-5 else 1e-6, span)
-    bend = scaled_norm(velocity(y + trial * f) - f, y, y, rtol, atol) / trial
+    bend = scaled_norm(velocity(t + trial, y + trial * f) - f, y, y, rtol, atol) / trial
     greatest = max(speed, bend)
     step = (0.01 / greatest) ** (1 / (order + 1)) if greatest > 1e-15 else max(1e-6, 1e-3 * trial)
     return min(100 * trial, step, span)
+
+
+def check_structure(motion: Motion, name: str, *fits: str) -> None:
+    """Refuse a dynamics that a method is not made for."""
+    if motion.structure not in fits:
+        raise InputError(
+            f"Argument `method` must suit the dynamics, but {name} is made for the symmetric Jacobian of a gradient"
+            f" flow and cannot take {motion.dynamics.name}; use dop853, or radau where it is stiff."
+        )

@@ -12,6 +12,7 @@ from flowsim.methods.base import ATOL, RTOL, Kind, Method
 from flowsim.methods.descent import GradientDescent
 from flowsim.methods.diffrax import DIFFRAX, Diffrax
 from flowsim.methods.gauss_legendre import GaussLegendre
+from flowsim.methods.leapfrog import Leapfrog
 from flowsim.methods.projected import Projected, projected_kind
 from flowsim.methods.rkc import RKC
 from flowsim.methods.scipy import SCIPY, Scipy
@@ -39,7 +40,13 @@ def _entries() -> dict[str, Entry]:
     }
     default = {"gauss-legendre": gauss["gauss-legendre-4"]}
     descent = {"gd": Entry(GradientDescent, GradientDescent(1.0).kind)}
-    return {**plain, **default, **gauss, **projected, **descent}
+    leaps = Leapfrog(1.0), Leapfrog(1.0, 4)
+    leapfrog = {leap.key: Entry(partial(_leapfrog, leap.order), leap.kind) for leap in leaps}
+    return {**plain, **default, **gauss, **projected, **descent, **leapfrog}
+
+
+def _leapfrog(order: Literal[2, 4], *, step_size: float, rtol: float, atol: float) -> Method:
+    return Leapfrog(step_size, order)  # it has no tolerances
 
 
 def _projected(make: Callable[..., Method], **settings: float | None) -> Method:

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from flowsim.compression import CompressedNetwork, compress
+from flowsim.dynamics import Dynamics, GradientFlow
 from flowsim.errors import InputError
 from flowsim.losses import Loss
 from flowsim.methods import Method
@@ -75,6 +76,7 @@ def certify(
     subject: Problem | Network,
     *,
     method: Method | None = None,
+    dynamics: Dynamics | None = None,
     tolerance: float = TOLERANCE,
     cheap: bool = False,
 ) -> Certificates:
@@ -82,7 +84,8 @@ def certify(
 
     subject: a Problem, or a network, full or compressed. method: what it is trained with; of GradientDescent only
     `xu-2023`, `descent-ball` and `descent-path` have a rate, and of every other theorem it is said that it is one on
-    the flow; none is on momentum.
+    the flow; none is on momentum. dynamics: what the weights obey; no theorem has a rate of another one than gradient
+    flow, nor with weight decay, whose minimum is another.
 
     No alpha exceeds lambda_min(T) by rounding: eigenvalues count as smaller or larger by what they are uncertain by.
     tolerance: an eigenvalue of D_l within tolerance max(||W_l||_F^2, ||W_{l+1}||_F^2) of 0 counts as 0 where a theorem
@@ -117,16 +120,23 @@ def certify(
         if method is not None and method.kind.discrete:
             step = method.plain_step_size
             own = [] if step is None else [theorem(network, loss, step) for theorem in DESCENTS]
-            entries = [*own, *(_of_the_flow(entry) for entry in entries)]
+            entries = [
+                *own,
+                *(_without_rate(entry, "it holds for the flow, not for gradient descent") for entry in entries),
+            ]
+        if dynamics is not None and not isinstance(dynamics, GradientFlow):
+            reason = f"it holds for gradient flow, not for {dynamics.name}"
+            entries = [_without_rate(entry, reason) for entry in entries]
+        if isinstance(subject, Problem) and subject.weight_decay:
+            entries = [_without_rate(entry, "it is on the loss alone, without weight decay") for entry in entries]
         return Certificates(network.dims, network.lambda_min_T, tuple(entries))
 
 
-def _of_the_flow(entry: Certificate) -> Certificate:
-    """Without its rate, where it has one: gradient descent need not obey it."""
+def _without_rate(entry: Certificate, reason: str) -> Certificate:
+    """Without its rate, where it has one: what is trained need not obey it."""
     if entry.rate is None:
         return entry
-    said = "it holds for the flow, not for gradient descent"
-    return Certificate(entry.name, False, entry.alpha, entry.scope, entry.law, reason=said)
+    return Certificate(entry.name, False, entry.alpha, entry.scope, entry.law, reason=reason)
 
 
 def _overflows(network: Network) -> bool:

@@ -20,7 +20,7 @@ from flowsim.rates.certificate import Certificate, refused
 from flowsim.rates.homogeneous import proved
 from flowsim.rates.imbalance import TOLERANCE, narrow, spectra
 from flowsim.rates.layer_norms import layer_norms
-from flowsim.rates.margin import Margin, margin_at
+from flowsim.rates.margin import Margin, margin, margin_at
 from flowsim.rates.path import FALL, FALLS, NEEDS, Floor, Start, certified, travel
 from flowsim.rates.product_bound import with_margin
 from flowsim.rates.theorem_1 import two_layer_eigenvalues, with_product
@@ -56,7 +56,9 @@ def combined(network: Network, loss: Loss | None = None, tolerance: float = TOLE
 def _floor(network: Network, loss: Loss, start: Start, tolerance: float) -> Floor:
     """e -> the best of the theorems that hold for all time, with the margin of that loss; found when asked for."""
     constants = ball(network, loss), *for_any_loss(network, tolerance)
-    constant = max(certificate.alpha or 0.0 for certificate in constants)
+    nu, _ = margin(network, loss)
+    at_the_start = 0.0 if nu is None else _with_margin(network, nu)
+    constant = max(at_the_start, *(certificate.alpha or 0.0 for certificate in constants))
     known: dict[int, float] = {}
 
     def floor(e: float) -> float:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model, model_validator
 
 from flowsim.checks import WIDEST, as_choice, check_schema, mistake
+from flowsim.dynamics import Dynamics, GradientFlow
 from flowsim.errors import InputError
 from flowsim.methods import Method
 from flowsim.runs.record import Count, Work
@@ -78,6 +79,8 @@ class Contents(Part):
     stats: Work
     provenance: dict[str, JsonValue]
     reduction: Compression
+    weight_decay: Nonnegative = 0.0
+    dynamics: dict[str, JsonValue] = Field(default_factory=GradientFlow().describe)
     restarts: list[Positive] = Field(default_factory=list)
 
     @model_validator(mode="after")
@@ -122,21 +125,32 @@ def contents_of(text: Any, path: str | Path, schema: int) -> tuple[Contents, Jso
 
 
 def method_of(record: Mapping[str, Any], path: str | Path) -> Method:
-    """The method that `describe` described. Raises InputError for another record.
-
-    The kinds of its settings are those that the method's own fields declare.
-    """
+    """The method that `describe` described. Raises InputError for another record."""
     settings = dict(record)
-    with refusals_of(path):
-        family = Method.FAMILIES[as_choice(settings.pop("family", None), "method.family", Method.FAMILIES)]
     if isinstance(settings.get("method"), dict):
         settings["method"] = method_of(settings["method"], path)
+    found: Method = _described(settings, Method.FAMILIES, path, "method")
+    return found
+
+
+def dynamics_of(record: Mapping[str, Any], path: str | Path) -> Dynamics:
+    """The dynamics that `describe` described. Raises InputError for another record, or where its class is unknown: one
+    of one's own has to be defined before."""
+    found: Dynamics = _described(record, Dynamics.FAMILIES, path, "dynamics")
+    return found
+
+
+def _described(record: Mapping[str, Any], families: Mapping[str, type], path: str | Path, place: str) -> Any:
+    """An object of one of the families, whose fields declare the kinds of its settings."""
+    settings = dict(record)
+    with refusals_of(path):
+        family = families[as_choice(settings.pop("family", None), f"{place}.family", families)]
     hints = get_type_hints(family)
-    hints |= {"method": Any} if isinstance(settings.get("method"), Method) else {}
-    usual = {f.name: ... if f.default is MISSING else f.default for f in fields(family)}  # type: ignore[arg-type]
+    hints |= {name: Any for name, value in settings.items() if isinstance(value, Method)}
+    usual = {f.name: ... if f.default is MISSING else f.default for f in fields(family)}
     declared: dict[str, Any] = {name: (hints[name], default) for name, default in usual.items()}
     model = create_model(family.__name__, __base__=_Settings, **declared)
-    _as(model, settings, path, "method.")
+    _as(model, settings, path, f"{place}.")
     with refusals_of(path):
         return family(**settings)
 

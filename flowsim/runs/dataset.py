@@ -40,11 +40,20 @@ def dataset_of(run: Trajectory) -> xarray.Dataset:
             ),
             "step_loss": ("step_time", run.step_loss, {"long_name": "loss L(t) after each step"}),
             "step_excess_loss": ("step_time", run.steps.excess, {"long_name": "L(t) - f* after each step"}),
-            "dissipated": ("step_time", run.steps.dissipated, {"long_name": "integral of ||grad L||_F^2"}),
+            "dissipated": (
+                "step_time",
+                run.steps.dissipated,
+                {"long_name": f"what the energy has lost since t = 0: of {run.dynamics.name}"},
+            ),
+            "stored": (
+                "step_time",
+                run.steps.stored,
+                {"long_name": "energy beyond L - f*: of weight decay and motion"},
+            ),
             "energy_residual": (
                 "step_time",
                 run.energy_residual,
-                {"long_name": "(L(0) - L(t) - dissipated) / (L(0) - f*)"},
+                {"long_name": "(E(0) - E(t) - dissipated) / E(0), E = L - f* + stored"},
             ),
         },
         coords={

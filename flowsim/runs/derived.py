@@ -101,16 +101,17 @@ def imbalance_drift(record: Record) -> np.ndarray:
 
 
 def energy_residual(record: Record) -> np.ndarray:
-    """(L(0) - L(t) - integral of ||grad L||_F^2) / (L(0) - f*) after each step."""
-    excess, dissipated = record.steps.excess, record.steps.dissipated
-    return (excess[0] - excess - dissipated) / (excess[0] or 1.0)
+    """(E(0) - E(t) - what was dissipated) / E(0) after each step, E = L - f* and what is stored beside."""
+    energy, dissipated = record.steps.energy, record.steps.dissipated
+    return (energy[0] - energy - dissipated) / (energy[0] or 1.0)
 
 
 def resolved_until(record: Record) -> float | None:
     """Until when L - f* is that of the flow, not round-off and error; None where it is to the end."""
     steps, end = record.steps, record.checkpoints.states[-1]
     tolerance = record.method.step_tolerance(float(np.linalg.norm(end)), len(end))
-    told = steps.time, steps.excess, steps.dissipated, float(record.gradient_norm[-1])
+    plain = record.motion.structure == "gradient"  # else dissipation does not tell the curvature
+    told = steps.time, steps.energy, plain * steps.dissipated, float(record.gradient_norm[-1])
     return _resolved_until(*told, tolerance, rounding_of(record.problem.loss))
 
 
@@ -143,11 +144,12 @@ SCALARS = {
         lambda r: rate_seen(r, resolved_until(r)),
     ),
     "drift": Scalar(
-        "greatest ||D_l(t) - D_l(0)||_F / max(1, ||D_l(0)||_F)", lambda r: float(imbalance_drift(r).max())
+        "greatest ||D_l(t) - D_l(0)||_F / max(1, ||D_l(0)||_F), where the dynamics conserves D_l",
+        lambda r: float(imbalance_drift(r).max()) if r.dynamics.keeps_imbalance else None,
     ),
     "energy_residual": Scalar(
-        "greatest |L(0) - L(t) - integral of ||grad L||^2| / (L(0) - f*)",
-        lambda r: float(np.abs(energy_residual(r)).max()),
+        "greatest |L(0) - L(t) - integral of ||grad L||^2| / (L(0) - f*); of other dynamics that of their energy",
+        lambda r: None if r.dynamics.power(np.zeros(())) is None else float(np.abs(energy_residual(r)).max()),
     ),
     "error_estimate": Scalar(
         "estimated compression error of the weights at the end", lambda r: float(r.reduction.error[-1])

@@ -36,6 +36,8 @@ def write(trajectory: Trajectory, path: str | Path) -> None:
         "scale": network.scale,
         "origin": dict(network.origin),
         "method": trajectory.method.describe(),
+        "dynamics": trajectory.dynamics.describe(),
+        "weight_decay": trajectory.problem.weight_decay,
         "loss": kind,
         "loss_numbers": numbers,
         "status": trajectory.status,

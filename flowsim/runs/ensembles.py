@@ -14,6 +14,7 @@ import numpy as np
 from flowsim.checks import as_choice, as_count, as_number
 from flowsim.compression.control import Model, choose_model
 from flowsim.display import Shown, Table
+from flowsim.dynamics import Dynamics, Motion, as_dynamics
 from flowsim.errors import FlowsimError, InputError
 from flowsim.losses import is_built_in, minimum_of
 from flowsim.methods import Diffrax, Method, as_method
@@ -108,6 +109,7 @@ def ensemble(
     *,
     t1: float,
     method: Method | str | None = None,
+    dynamics: Dynamics | str | None = None,
     save_points: int | Sequence[float] | np.ndarray = 33,
     stop_loss: float | None = None,
     max_steps: int = 100_000,
@@ -126,7 +128,8 @@ def ensemble(
     One member's failure never spoils the others: its row has its status and the reason; after Ctrl-C the rows of those
     that were not finished say so. progress(done, members) is called after each batch; True shows a bar. save_points
     (33 times, evenly; beyond the end of a member that stopped there is NaN), t1, stop_loss, max_steps as for simulate.
-    certificates: which of `certify`'s go into the rows, all, cheap (a few products with the layers) or none.
+    certificates: which of `certify`'s go into the rows, all, cheap (a few products with the layers) or none. dynamics:
+    as for simulate; other ones than gradient flow, and weight decay, are simulated one member after the other.
     Raises InputError for arguments out of range.
 
     Member k has a seed of its own and is the same whatever the number of members (here by compiled gradient descent):
@@ -150,7 +153,7 @@ def ensemble(
     count, limit = as_count(members, "members"), as_count(max_steps, "max_steps")
     level = None if stop_loss is None else as_number(stop_loss, "stop_loss", above=0.0)
     as_choice(certificates, "certificates", ("all", "cheap", "none"))
-    settings = _Settings(method, end, grid, level, limit, certificates)
+    settings = _Settings(method, as_dynamics(dynamics), end, grid, level, limit, certificates)
     begun, excess, rows = clock.perf_counter(), np.full((count, len(grid)), np.nan), []
     with counting(progress) as tell:
         for first in range(0, count, BATCH):
@@ -172,6 +175,7 @@ def ensemble(
 @dataclass(frozen=True)
 class _Settings:
     method: Method
+    dynamics: Dynamics
     t1: float
     times: np.ndarray
     stop_loss: float | None
@@ -238,7 +242,8 @@ def _model(problem: Problem | str, settings: _Settings) -> Model | None:
     if isinstance(problem, str) or (settings.stop_loss is not None and minimum_of(problem.loss) is None):
         return None
     try:
-        return choose_model(problem, settings.method, "auto")
+        motion = Motion(problem, settings.dynamics)
+        return choose_model(motion, settings.method, "auto") if motion.is_plain else None
     except MEMBER_FAILURES:
         return None
 
@@ -261,12 +266,13 @@ def _result(problem: Problem | str, record: Record | None, settings: _Settings) 
         record = record or simulate(
             problem,
             settings.method,
+            dynamics=settings.dynamics,
             t1=settings.t1,
             save_points=times,
             stop_loss=settings.stop_loss,
             max_steps=settings.max_steps,
         )
-        row = {**scalars(record), **certified(problem, settings.certificates)}
+        row = {**scalars(record), **certified(problem, settings.certificates, settings.dynamics)}
         return np.interp(times, record.time, record.excess), row
     except MEMBER_FAILURES as error:
         return np.full(len(times), np.nan), {"status": "failed", "reason": str(error) or type(error).__name__}

@@ -90,16 +90,17 @@ def global_error(
     if isinstance(run.problem.loss, UnknownLoss):
         raise InputError("The run was loaded without its own loss; pass it to load(path, loss=...).")
     deadline, problem, kept = Deadline(wall_limit), run.simulated, run.checkpoints
-    tight, state, status = Tight(run), kept.states[0], "completed"
+    tight, state, status = Tight(run), kept.whole(0), "completed"
     compressed = np.interp(kept.times, run.time, run.error_estimate)
     weights, losses = [float(compressed[0])], [0.0]
     with following(progress, float(kept.times[-1])) as tell, threads_for(max(problem.network.dims)):
         try:
             for place, (start, stop) in enumerate(pairwise(kept.times.tolist()), 1):
                 state = tight.end(start, state, stop, deadline)
-                products = problem.products(np.stack([kept.states[place], state]))
+                reached = state[: problem.network.size]
+                products = problem.products(np.stack([kept.states[place], reached]))
                 own, true = (float(excess(problem.loss, W)) for W in products)
-                weights.append(distance(state, kept.states[place]) + float(compressed[place]))
+                weights.append(distance(reached, kept.states[place]) + float(compressed[place]))
                 losses.append(abs(own - true))
                 if tell is not None:
                     tell(stop, own, float(run.excess[0]))

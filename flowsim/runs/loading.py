@@ -12,12 +12,13 @@ import numpy as np
 from flowsim import losses
 from flowsim.checks import as_choice
 from flowsim.compression import CompressedNetwork, FixedBases, regrown
+from flowsim.dynamics import Dynamics
 from flowsim.errors import InputError
 from flowsim.files import read_netcdf
 from flowsim.losses import Loss, UnknownLoss
 from flowsim.network import LinearNetwork, Network, flatten, joint_norm, unflatten
 from flowsim.problem import Problem
-from flowsim.runs.contents import SCHEMA, Contents, contents_of, damaged, method_of, refusals_of
+from flowsim.runs.contents import SCHEMA, Contents, contents_of, damaged, dynamics_of, method_of, refusals_of
 from flowsim.runs.record import STATUSES, Checkpoints, Reduction, Steps
 from flowsim.runs.trajectory import Trajectory
 
@@ -123,9 +124,13 @@ def _restored(
         as_choice(contents.status, "status", STATUSES)
     whole, compressed = _network(contents, arrays, network)
     found = _loss(contents, arrays) if loss is None else loss
-    problem = Problem(found, whole)
+    problem = Problem(found, whole, weight_decay=contents.weight_decay)
     time, step_time, kept = (arrays.times(name) for name in ("time", "step_time", "checkpoint_time"))
     saved, steps = len(time), len(step_time)
+    dynamics = dynamics_of(contents.dynamics, path)
+    lost = "dissipated", steps
+    dissipated = arrays.sizes(*lost) if is_ours(dynamics) else arrays.get(*lost, finite=False)
+    stored = arrays.get("stored", steps) if "stored" in arrays else np.zeros(steps)
     run = Trajectory(
         problem=problem,
         method=method_of(contents.method, path),
@@ -135,17 +140,23 @@ def _restored(
         excess=arrays.get("excess_loss", saved),
         gradient_norm=arrays.sizes("gradient_norm", saved),
         imbalance_change=arrays.sizes("imbalance_change", saved, len(contents.dims) - 2),
-        steps=Steps(step_time, arrays.get("step_excess_loss", steps), arrays.sizes("dissipated", steps)),
+        steps=Steps(step_time, arrays.get("step_excess_loss", steps), dissipated, stored),
         checkpoints=_checkpoints(kept, arrays),
         reduction=Reduction(compressed, arrays.sizes("error_estimate", saved), contents.reduction.reason),
         stats=record["stats"],
         provenance=contents.provenance,
         restarts=tuple(contents.restarts),
+        dynamics=dynamics,
     )
     _check_times(run, path)
-    if bool(len(run.checkpoints.beside)) != run.method.carries:
-        raise damaged(path, "checkpoint_momentum must be there where the method has momentum, and nowhere else")
+    if bool(len(run.checkpoints.beside)) != (run.method.carries or run.dynamics.second_order):
+        raise damaged(path, "checkpoint_momentum must be there where weights have momentum, and nowhere else")
     return run
+
+
+def is_ours(dynamics: Dynamics) -> bool:
+    """Whether it is one of flowsim's, whose power is known to be at least 0."""
+    return type(dynamics).__module__.startswith("flowsim.")
 
 
 def _checkpoints(times: np.ndarray, arrays: Arrays) -> Checkpoints:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flowsim.dynamics import Dynamics
 from flowsim.problem import Problem
 from flowsim.rates import THEOREMS, certify
 from flowsim.runs.derived import SCALARS
@@ -17,11 +18,11 @@ def alpha_of(name: str) -> str:
     return f"{name.replace('-', '_')}_alpha"
 
 
-def certified(problem: Problem, which: str) -> Json:
+def certified(problem: Problem, which: str, dynamics: Dynamics | None = None) -> Json:
     """What the theorems say of one member."""
     if which == "none":
         return {}
-    found = certify(problem, cheap=which == "cheap")
+    found = certify(problem, dynamics=dynamics, cheap=which == "cheap")
     best = found.best
     alphas = {alpha_of(entry.name): entry.alpha if entry.applies else None for entry in found}
     return {

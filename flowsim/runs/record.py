@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from flowsim.checks import WIDEST
 from flowsim.compression import CompressedNetwork
+from flowsim.dynamics import Dynamics, GradientFlow, Motion
 from flowsim.methods import Method
 from flowsim.problem import Problem
 from flowsim.values import guarded
@@ -42,7 +43,6 @@ STATUSES = {
 """How a run can have ended; failed are members of ensembles and sweeps of which there is no record."""
 
 
-
 def exit_code_of(status: str) -> int:
     """The exit code of a status; 3 of one that this version does not know."""
     return STATUSES[status].exit_code if status in STATUSES else 3
@@ -67,8 +67,8 @@ class Work(TypedDict):
 class Checkpoints:
     """States kept at some of the saved times, the first and the last among them.
 
-    times (C); states (C, size): the weights as one vector; beside (C, size), or empty: what the method keeps beside
-    them, the momentum.
+    times (C); states (C, size): the weights as one vector; beside (C, size), or empty: what is kept beside them, the
+    velocities of a dynamics of second order, or the momentum of gradient descent.
     """
 
     times: np.ndarray
@@ -78,7 +78,6 @@ class Checkpoints:
     def __post_init__(self) -> None:
         _guard(self)
 
-
     def whole(self, place: int) -> np.ndarray:
         """All that the method goes on from at one of the times."""
         return np.concatenate([self.states[place], self.beside[place]]) if len(self.beside) else self.states[place]
@@ -86,14 +85,26 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class Steps:
-    """What is known after every accepted step: time, L - f*, and the integral of ||grad L||_F^2 since t = 0."""
+    """What is known after every accepted step: time, L - f*, and what was dissipated since t = 0.
+
+    dissipated: the integral of ||grad L||_F^2 along gradient flow, of the dynamics' power else; stored: the energy
+    beyond L - f*, of weight decay and of motion, 0 unless given.
+    """
 
     time: np.ndarray
     excess: np.ndarray
     dissipated: np.ndarray
+    stored: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
+        if not len(self.stored):
+            object.__setattr__(self, "stored", np.zeros(len(self.time)))
         _guard(self)
+
+    @property
+    def energy(self) -> np.ndarray:
+        """L - f* and what is stored beside."""
+        return self.excess + self.stored
 
 
 def _guard(record: object) -> None:
@@ -124,7 +135,11 @@ class Record:
     said of it; time (S): saved times; excess (S): L - f* (L where f* is unknown); gradient_norm (S): ||grad L||_F;
     imbalance_change (S, L-1): ||D_l(t) - D_l(0)||_F; steps: every step; checkpoints: some states; reduction: whether
     and how the width was compressed, with the error estimate; stats: the work; restarts: the times at which it was
-    resumed; provenance: versions and settings.
+    resumed; provenance: versions and settings; dynamics: what the weights obey.
+
+    With weight decay x the change of the imbalance is ||D_l(t) - q(t)^2 D_l(0)||_F, q what decay alone leaves,
+    exp(-x t) along gradient flow. gradient_norm is that of the objective, decay included; where the width was
+    compressed, in the coordinates that the loss reaches.
     """
 
     problem: Problem
@@ -141,9 +156,19 @@ class Record:
     stats: Work
     provenance: Mapping[str, Any] = field(default_factory=dict)
     restarts: tuple[float, ...] = ()
+    dynamics: Dynamics = field(default_factory=GradientFlow)
 
     def __post_init__(self) -> None:
         _guard(self)
+
+    @property
+    def motion(self) -> Motion:
+        """The problem under its dynamics."""
+        return Motion(self.problem, self.dynamics)
+
+    def kept(self, t: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+        """(q, q') at times: what weight decay leaves of the weights that the loss does not reach."""
+        return self.method.remaining(self.motion, np.asarray(t, float))
 
     @property
     def message(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from flowsim.compression.control import CompressedModel, Model, Refused, choose_model, resumed_model
+from flowsim.dynamics import Motion
 from flowsim.errors import InputError, NumericalFailure
 from flowsim.losses import Adapted, excess
 from flowsim.methods import Method
@@ -48,7 +49,7 @@ def growth_limit(problem: Problem) -> float:
 class Recorder:
     """A simulation under way. What it has recorded grows by whole segments, so that an interruption leaves it whole."""
 
-    problem: Problem
+    whole: Motion
     method: Method
     save_times: np.ndarray
     stopping: Stopping
@@ -64,11 +65,21 @@ class Recorder:
     pending: list[tuple[float, np.ndarray]] = field(default_factory=list)
     rows: list[tuple[np.ndarray, ...]] = field(default_factory=list)
     checkpoints: list[tuple[float, np.ndarray]] = field(default_factory=list)
-    log: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
+    log: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
     counts: Counts = field(default_factory=lambda: Counts(0, 0, 0))
     final: tuple[float, np.ndarray] = (0.0, np.zeros(0))
     mark: tuple[int, float, float] = (0, 0.0, np.inf)
     spent: dict[str, float] = field(default_factory=lambda: {"seconds": 0.0, "compile_seconds": 0.0})
+
+    @property
+    def problem(self) -> Problem:
+        """What was asked for."""
+        return self.whole.problem
+
+    @property
+    def _motion(self) -> Motion:
+        """What is integrated."""
+        return self.model.motion
 
     def to_end(self, t1: float, begin: Callable[[], tuple[float, np.ndarray]]) -> Trajectory:
         compiled = self.method.compile_seconds()
@@ -76,7 +87,7 @@ class Recorder:
         t, state = begin()
         while not self.status:
             try:
-                integrator = self.method.start(self.model.problem, t, state, t1)
+                integrator = self.method.start(self._motion, t, state, t1)
             except InputError as refusal:  # the model has outgrown the method
                 if t == 0.0:
                     raise
@@ -129,12 +140,12 @@ class Recorder:
     def _say_why_so_slow(self, t1: float) -> None:
         """Where the steps would not have been enough: how many were left, and what is made for such a problem."""
         assert self.reached is not None
-        times = np.concatenate([part for part, _, _ in self.log[-RECENT:]])[-RECENT - 1 :]
+        times = np.concatenate([part for part, *_ in self.log[-RECENT:]])[-RECENT - 1 :]
         if len(times) < 2:
             return
         t, h = self.reached[0], float(np.median(np.diff(times)))
         state = self._weights(self.reached[1](np.array([t]))[0])
-        self.detail = stiffness(self.model.problem, self.method, state, h, t1 - t)
+        self.detail = stiffness(self._motion, self.method, state, h, t1 - t)
         if self.stopping.max_steps is None and self.status == "step_limit":
             there = f"At t = {t:.4g} the loss no longer falls, and {t1:.3g} is {(t1 - t) / h:.1e} steps away: lower t1."
             self.detail = f"{there} {self.detail}".strip()
@@ -144,21 +155,17 @@ class Recorder:
         self._flush()
         coarse, self.model = self.model, refused.finer
         self.size = self.model.problem.network.size
-        state = self._converted(coarse, refused.state)
+        state = self._converted(coarse, refused.t, refused.state)
         thinner = self._stride_for(state) // self.stride or 1
         self.stride *= thinner
-        self.checkpoints = [(t, self._converted(coarse, kept)) for t, kept in self.checkpoints[::thinner]]
-        self.final = self.final[0], self._converted(coarse, self.final[1])
+        self.checkpoints = [(t, self._converted(coarse, t, kept)) for t, kept in self.checkpoints[::thinner]]
+        self.final = self.final[0], self._converted(coarse, *self.final)
         self.reached = refused.t, lambda _: state[None]
         return state
 
-    def _converted(self, coarse: Model, whole: np.ndarray) -> np.ndarray:
+    def _converted(self, coarse: Model, t: float, whole: np.ndarray) -> np.ndarray:
         """A state of a coarser model, and what is kept beside the weights, in this model's coordinates."""
-        state = whole[: coarse.problem.network.size]
-        found, beside = coarse.convert(self.model, state), whole[len(state) :]
-        if not len(beside):
-            return found
-        return np.concatenate([found, coarse.convert(self.model, state + beside) - found])  # affine in the weights
+        return coarse.convert(self.model, t, whole)
 
     def _weights(self, whole: np.ndarray) -> np.ndarray:
         """Of a state (or a stack), without what the method keeps beside them."""
@@ -170,8 +177,8 @@ class Recorder:
 
     def begin(self, reduce: str) -> tuple[float, np.ndarray]:
         """Stand at t = 0."""
-        self._use(choose_model(self.problem, self.method, reduce))
-        state = self.model.initial_state
+        self._use(choose_model(self.whole, self.method, reduce, float(self.save_times[-1])))
+        state = self._motion.initial_state
         with np.errstate(over="ignore", invalid="ignore"):
             first, gradient = self.problem.initial_excess, self._gradient_norm(state)
         if not (np.isfinite(first) and np.isfinite(gradient)):
@@ -179,7 +186,7 @@ class Recorder:
                 "Argument `problem` must have a finite loss and gradient at its weights, but L - f* ="
                 f" {first:g} and ||grad L||_F = {gradient:g} there; scale the data or the weights down."
             )
-        self.log.append((np.zeros(1), np.array([first]), np.zeros(1)))
+        self.log.append((np.zeros(1), np.array([first]), np.zeros(1), self._stored(np.zeros(1), state[None])))
         self._save(np.zeros(1), state[None])
         self._stop_where_it_stands(first, state)
         return 0.0, state
@@ -196,11 +203,12 @@ class Recorder:
         record = run.time, run.error_estimate
         kept, beside = run.checkpoints.states, run.checkpoints.beside
         stack = np.concatenate([kept, beside]) if len(beside) else kept
-        model, stack = resumed_model(run.problem, run.method, reduction.network, reduction.reason, record, stack)
+        end = float(self.save_times[-1])
+        model, stack = resumed_model(self.whole, run.method, reduction.network, reduction.reason, record, stack, end)
         states = np.hstack([stack[: len(kept)], stack[len(kept) :]]) if len(beside) else stack
         self._use(model)
         steps, change = run.steps, np.diff(run.steps.dissipated, prepend=0.0)
-        self.log.append((steps.time, steps.excess, change))
+        self.log.append((steps.time, steps.excess, change, steps.stored))
         self.rows.append((run.time, run.excess, run.gradient_norm, run.imbalance_change, run.error_estimate))
         self.checkpoints = list(zip(run.checkpoints.times.tolist(), states, strict=True))
         self.final = self.checkpoints[-1]
@@ -217,7 +225,7 @@ class Recorder:
         self.limit = growth_limit(self.problem)
         if isinstance(self.problem.stacked_loss, Adapted):
             self.problem.stacked_loss.failure = None
-        self.stride = self._stride_for(model.initial_state)
+        self.stride = self._stride_for(model.motion.initial_state)
 
     def _take(self, segment: Segment) -> Refused | None:
         """Record a segment up to where it has to stop, if anywhere in it, unless the model is too coarse for it."""
@@ -233,11 +241,11 @@ class Recorder:
         if count and end < times[-1]:
             times[-1] = end
             losses[-1] = self._excess(segment.evaluate(np.array([end]))[0])
-            dissipated[-1] = dissipation(self.model.problem, segment.evaluate, float(segment.times[count - 1]), end)
+            dissipated[-1] = dissipation(self._motion, segment.evaluate, float(segment.times[count - 1]), end)
         due = self.save_times[(self.save_times > self.saved_until) & (self.save_times <= end * (1 + 1e-14))]
         if len(due):
             self._save(due, segment.evaluate(np.minimum(due, segment.times[-1])))
-        self.log.append((times, losses, dissipated))
+        self.log.append((times, losses, dissipated, self._stored_along(segment, times)))
         self.steps += count
         self.status = status
         if count:
@@ -245,6 +253,14 @@ class Recorder:
         if self.progress is not None and count:
             self.progress(end, float(losses[-1]), float(self.log[0][1][0]))
         return None
+
+    def _stored_along(self, segment: Segment, times: np.ndarray) -> np.ndarray:
+        """The energy beyond L - f* at the ends of steps."""
+        return self._stored(times, segment.evaluate(times)) if self._motion.stores else np.zeros(len(times))
+
+    def _stored(self, times: np.ndarray, states: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._motion.stored(times, states[:, : self._motion.initial_state.size])
 
     def _save_where_it_stopped(self) -> None:
         if self.reached is not None and self.saved_until < self.reached[0]:
@@ -278,9 +294,7 @@ class Recorder:
             return first[0], first[1], "" if first[1] >= self.save_times[-1] else "wall_limit"
         return first
 
-    def _crossing(
-        self, segment: Segment, step: int, measure: Callable[[np.ndarray], float], level: float
-    ) -> float:
+    def _crossing(self, segment: Segment, step: int, measure: Callable[[np.ndarray], float], level: float) -> float:
         """Where a measure of the state crosses the level within a step of the flow; the step's end for descent."""
         left, right = float(segment.times[step]), float(segment.times[step + 1])
         if segment.discrete or not level:
@@ -336,17 +350,18 @@ class Recorder:
         if self.checkpoints[-1][0] < self.final[0]:
             self.checkpoints.append(self.final)
         time, losses, norms, drift, error = (np.concatenate(column) for column in zip(*self.rows, strict=True))
-        step_time, step_excess, dissipated = (np.concatenate(column) for column in zip(*self.log, strict=True))
+        step_time, step_excess, dissipated, stored = (np.concatenate(column) for column in zip(*self.log, strict=True))
         run = Trajectory(
             problem=self.problem,
             method=self.method,
+            dynamics=self.whole.dynamics,
             status=self.status,
             detail=" ".join(part for part in (self.detail, self._failure()) if part),
             time=time,
             excess=losses,
             gradient_norm=norms,
             imbalance_change=drift,
-            steps=Steps(step_time, step_excess, np.cumsum(dissipated)),
+            steps=Steps(step_time, step_excess, np.cumsum(dissipated), stored),
             checkpoints=self._kept(),
             reduction=Reduction(
                 self.model.network if isinstance(self.model, CompressedModel) else None, error, self.model.reason

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from flowsim.dynamics import Motion
 from flowsim.methods import Method
 from flowsim.methods.steps import DENSE_JACOBIAN_LIMIT, spectral_radius
-from flowsim.problem import Problem
 from flowsim.runs.derived import ROUND_OFF
 from flowsim.runs.trajectory import Trajectory
 
@@ -59,12 +59,15 @@ def rise(run: Trajectory) -> str:
         return "The gradient is 0 at the start, a stationary point: the weights do not move."
     if 0 < run.gradient_norm[0] < np.finfo(float).tiny ** 0.5 and run.excess[0] == 0:
         return "L - f* is 0 in float64 at the start, but the gradient is not: its square underflows; scale the problem."
+    if run.dynamics.second_order:  # momentum climbs, and swings
+        return ""
     if run.method.kind.discrete:  # descent may rise and fall again, as its own law has it
         low, high = run.excess[0], run.excess[-1] if run.status == "completed" else run.excess[0]
     else:
-        least = np.minimum.accumulate(run.steps.excess)
-        worst = int(np.argmax(run.steps.excess - least))
-        low, high = least[worst], run.steps.excess[worst]
+        energy = run.steps.energy
+        least = np.minimum.accumulate(energy)
+        worst = int(np.argmax(energy - least))
+        low, high = least[worst], energy[worst]
     if high - low > RISE * abs(run.excess[0]):
         above = run.loss[0] - run.excess[0]
         return f"L rose from {low + above:.4g} to {high + above:.4g}, against the flow: lower the step size or rtol."
@@ -89,7 +92,7 @@ def drift(run: Trajectory) -> str:
     ||D_l(t) - D_l(0)||_F <= 8^(1/2) ||W||_F ||dW||_F for an error dW of the weights, to first order: the drift is
     a proof of error.
     """
-    if run.method.kind.discrete:
+    if run.method.kind.discrete or not run.dynamics.keeps_imbalance:
         return ""
     size, seen, allowed = _size(run), float(run.imbalance_change.max()), tolerance(run)
     error = seen / (8**0.5 * size) if size else 0.0
@@ -104,9 +107,10 @@ def drift(run: Trajectory) -> str:
 
 def path(run: Trajectory) -> str:
     """Weights farther away than the flow can be: ||W(t) - W(0)||_F^2 <= t (L(0) - L(t)), by Cauchy and Schwarz."""
-    if run.method.kind.discrete or len(run.checkpoints.states) < 2:
+    if run.method.kind.discrete or len(run.checkpoints.states) < 2 or run.motion.structure != "gradient":
         return ""
-    fallen = max(float(run.excess[0] - run.excess[-1]), ROUND_OFF * abs(float(run.loss[0])))
+    energy = run.steps.energy
+    fallen = max(float(energy[0] - energy[-1]), ROUND_OFF * abs(float(run.loss[0])))
     reach = float(run.time[-1]) ** 0.5 * fallen**0.5 + EXPLAINED * (tolerance(run) or LOST * _size(run))
     if run.weights_change <= 2 * reach:
         return ""
@@ -116,15 +120,15 @@ def path(run: Trajectory) -> str:
     )
 
 
-def stiffness(problem: Problem, method: Method, state: np.ndarray, h: float, left: float) -> str:
+def stiffness(motion: Motion, method: Method, state: np.ndarray, h: float, left: float) -> str:
     """What to take where stability, not accuracy, bounds the steps h of an explicit method with time `left` to go."""
     kind = method.kind
-    if kind.stabilised or kind.discrete or not kind.explicit:
+    if kind.stabilised or kind.discrete or not kind.explicit or motion.structure != "gradient":
         return ""
     if method.tolerances is None or not np.isfinite(state).all():
         return ""
     with np.errstate(all="ignore"):
-        radius, _ = spectral_radius(lambda v: problem.jacobian_product(state, v), np.ones_like(state))
+        radius, _ = spectral_radius(lambda v: motion.jacobian_product(0.0, state, v), np.ones_like(state))
     if not h * radius > STIFF or not left * radius > LONG:
         return ""
     implicit = "radau, bdf, kvaerno5 or gauss-legendre"

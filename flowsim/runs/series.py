@@ -21,7 +21,7 @@ import numpy as np
 from flowsim.checks import as_count
 from flowsim.compression import CompressedNetwork, regrown
 from flowsim.errors import InputError, NumericalFailure
-from flowsim.losses import Loss, UnknownLoss
+from flowsim.losses import UnknownLoss
 from flowsim.network import unflatten
 from flowsim.problem import Problem
 
@@ -51,10 +51,11 @@ def sharpness(run: Trajectory) -> np.ndarray:
     compressed, states = run.reduction.network, run.checkpoints.states
     if compressed is None or compressed.exact:
         return _sharpness_along(run.simulated, states)
-    return _at_rest(*regrown(compressed, run.problem.network, states), run.problem.loss)
+    growing, states = regrown(compressed, run.problem.network, states)
+    return _at_rest(growing, states, run.problem, run.kept(run.checkpoints.times)[0])
 
 
-def _at_rest(compressed: CompressedNetwork, states: np.ndarray, loss: Loss) -> np.ndarray:
+def _at_rest(compressed: CompressedNetwork, states: np.ndarray, problem: Problem, kept: np.ndarray) -> np.ndarray:
     """The sharpness with more and more levels, at each state until it rests, the levels end or the core is large."""
     values, moving = np.full(len(states), np.inf), np.ones(len(states), bool)
     last = compressed
@@ -63,7 +64,8 @@ def _at_rest(compressed: CompressedNetwork, states: np.ndarray, loss: Loss) -> n
         large = more > MORE[1] and _core_size(grown) > MOST_WEIGHTS
         if grown.widths == last.widths or large or not moving.any():
             break
-        found = _sharpness_along(grown.problem(loss), compressed.embed(grown, states[moving]))
+        core = grown.problem(problem.loss, problem.weight_decay)
+        found = _sharpness_along(core, compressed.embed(grown, states[moving], kept[moving]))
         before, values[moving] = values[moving], found
         moving[moving] = np.abs(found - before) > RESTS * np.abs(found)
         last = grown
@@ -171,8 +173,8 @@ def _whole(run: Trajectory, layer: int) -> Iterator[np.ndarray]:
     initial = network.weights[layer - 1]
     if not isinstance(initial, np.ndarray):
         raise InputError(f"W{layer} is not at hand as an array, but of type {type(initial).__name__}.")
-    for state in run.checkpoints.states:
-        yield compressed.lift(state, layer, initial)
+    for state, kept in zip(run.checkpoints.states, run.kept(run.checkpoints.times)[0], strict=True):
+        yield compressed.lift(state, layer, initial, float(kept))
 
 
 def _top_vectors(W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

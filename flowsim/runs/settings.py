@@ -23,7 +23,9 @@ Reduce = Literal["auto", "always", "never"]
 
 
 OF_THE_METHOD = ("step_size", "rtol", "atol", "backend", "momentum", "nesterov")
-"""The settings that are the method's; the others are simulate's."""
+"""The settings that are the method's."""
+OF_THE_PROBLEM = ("weight_decay",)
+"""Those that are the problem's; the others are simulate's."""
 
 
 class RunConfig(BaseModel):
@@ -45,6 +47,8 @@ class RunConfig(BaseModel):
     backend: Literal["numpy", "jax"] = "numpy"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    dynamics: str | None = None
 
     @classmethod
     def build(cls, **values: Any) -> RunConfig:
@@ -62,4 +66,4 @@ class RunConfig(BaseModel):
 
     def simulate_arguments(self, but: Collection[str] = ()) -> Json:
         """The keyword arguments of simulate that are neither the problem nor the method (nor one of `but`)."""
-        return self.model_dump(exclude={"method", *OF_THE_METHOD, *but})
+        return self.model_dump(exclude={"method", *OF_THE_METHOD, *OF_THE_PROBLEM, *but})

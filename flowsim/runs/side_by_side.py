@@ -15,11 +15,12 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from flowsim.compression.control import WATCHED, CompressedModel, Model
+from flowsim.dynamics import GradientFlow
 from flowsim.losses import StackedLoss
 from flowsim.losses import excess as excess_of
 from flowsim.methods import Diffrax, GradientDescent, Method
 from flowsim.methods.descent_steps import segment_length
-from flowsim.methods.diffrax_steps import compiled, controller_of, solver_of
+from flowsim.methods.diffrax_steps import Traced, compiled, controller_of, solver_of
 from flowsim.methods.jax_support import Tree, as_argument, float64
 from flowsim.methods.steps import Segment
 from flowsim.network import backpropagate, flatten, unflatten
@@ -163,7 +164,7 @@ def flow(
     with float64():
         solver, controller = solver_of(method), controller_of(method)
         stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *map(as_argument, losses))
-        args = stacked, jnp.asarray(scales, float)
+        args = Traced(stacked, jnp.asarray(scales, float), 0.0, GradientFlow(), len(dims) - 1)
         end, low = jnp.asarray(t1, float), None if levels is None else jnp.asarray(levels, float)
         step = None if method.step_size is None else jnp.asarray(min(method.step_size, t1), float)
         weights = [jnp.asarray(W) for W in unflatten(states, dims)]
@@ -366,7 +367,7 @@ class _States:
 def _of(args: Tree, members: np.ndarray) -> Tree:
     import jax
 
-    return jax.tree.map(lambda part: part[members], args)
+    return jax.tree.map(lambda part: part[members] if hasattr(part, "shape") else part, args)
 
 
 def _roots(above: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -397,7 +398,6 @@ def _compiled_many() -> Many:
 
     one = compiled()
     each = eqx.if_array(0)
-
 
     def excess(state: Tree, dims: Sequence[int], args: Tree) -> Tree:
         return excess_of(args[0].loss, product(unflatten(state, dims), args[1]))

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from flowsim.checks import as_choice, as_count, as_number
+from flowsim.dynamics import Dynamics, Motion, as_dynamics
 from flowsim.errors import InputError
 from flowsim.losses import UnknownLoss
 from flowsim.methods import Method, as_method
@@ -28,6 +29,7 @@ def simulate(
     method: Method | str | None = None,
     *,
     t1: float,
+    dynamics: Dynamics | str | None = None,
     save_points: int | Sequence[float] | np.ndarray = 101,
     stop_loss: float | None = None,
     stop_gradient: float | None = None,
@@ -41,6 +43,8 @@ def simulate(
     method: Scipy("DOP853", rtol=1e-8, atol=1e-10) by default, another object that carries its tolerances or step size
     (Scipy, Diffrax, GaussLegendre, RKC, Projected, GradientDescent), or a name that `flowsim methods` lists. t1: in the
     flow's own unit; 1 / certify(problem).best.rate is a time in which L - f* falls by a factor e or more.
+    dynamics: what the weights obey: GradientFlow() by default, HeavyBall(friction), Nesterov(), ModifiedFlow(step_size)
+    or one's own (`Dynamics`). A method that is not made for it refuses it.
     save_points: how many times to save, evenly, both ends included, or the times themselves (0 and the end are added).
     stop_loss: stop when L - f* <= stop_loss (L(0) - f*); the flow's time of crossing is located, and where it comes
     long before t1 few of the times to save come before it (Trajectory.step_time and steps have every step).
@@ -75,15 +79,16 @@ def simulate(
         raise InputError(
             f"Argument `problem` must be a Problem(loss, network), but it is of type {type(problem).__name__}."
         )
-    method = as_method(method)
+    method, motion = as_method(method), Motion(problem, as_dynamics(dynamics))
     t1 = as_number(t1, "t1", above=0.0)
     as_choice(reduce, "reduce", ("auto", "always", "never"))
     stopping = stopping_of(problem, stop_loss, stop_gradient, max_steps, wall_limit)
     check_steps(method, t1, stopping)
     with following(progress, t1) as tell, threads_for(largest_order(problem, method)):
-        run = Recorder(problem, method, save_times(method, t1, save_points), stopping, tell)
+        run = Recorder(motion, method, save_times(method, t1, save_points), stopping, tell)
         found = run.to_end(t1, lambda: run.begin(reduce))
     settings: dict[str, Any] = {"save_points": save_points, "stop_loss": stop_loss, "stop_gradient": stop_gradient}
+    settings |= {"dynamics": str(motion.dynamics)} if dynamics is not None else {}
     settings |= {"max_steps": max_steps, "wall_limit": wall_limit, "reduce": reduce}
     return replace(found, provenance=provenance_of(method, t1=t1, **settings))
 
@@ -133,7 +138,7 @@ def resume(
     times = save_times(method, t1, save_points)
     stopping = stopping_of(problem, stop_loss, stop_gradient, max_steps, wall_limit, trajectory.stats["steps"])
     with following(progress, t1) as tell, threads_for(largest_order(problem, method)):
-        run = Recorder(problem, method, times[times > begun], stopping, tell)
+        run = Recorder(trajectory.motion, method, times[times > begun], stopping, tell)
         longer = run.to_end(t1, lambda: run.resume(trajectory))
     configuration = {**trajectory.provenance.get("configuration", {}), "t1": t1}
     provenance = {**trajectory.provenance, **versions(), "configuration": configuration}

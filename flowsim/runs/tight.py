@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
@@ -14,7 +14,6 @@ from flowsim.methods import LEAST_RTOL, RKC, GaussLegendre, Scipy
 from flowsim.methods.steps import Reusable, Segment
 
 if TYPE_CHECKING:
-    from flowsim.problem import Problem
     from flowsim.runs.trajectory import Trajectory
 
 ROUND_OFF = 1e-12
@@ -69,7 +68,7 @@ class Tight:
     """
 
     def __init__(self, run: Trajectory, tighter: float = 1.0) -> None:
-        self.run, self.problem, self.tighter = run, run.simulated, tighter
+        self.run, self.motion, self.tighter = run, run.simulated_motion, tighter
         self.span = float(run.time[-1])
         self.integrator: Reusable | None = None
         self.longest = 0.0
@@ -91,16 +90,18 @@ class Tight:
         work = stats["rhs_evaluations"] or 10 * stats["steps"]
         if self.radius * self.span / STABLE <= TOO_MANY * work:
             return Scipy("DOP853")
-        if self.problem.initial_state.size <= FEW_WEIGHTS or kind.dense_jacobian:
+        if self.motion.initial_state.size <= FEW_WEIGHTS or kind.dense_jacobian:
             return Scipy("Radau")
-        return GaussLegendre() if kind.matrix_free else RKC()
+        if self.motion.structure == "general":
+            return Scipy("DOP853")
+        return GaussLegendre() if kind.matrix_free or self.motion.structure == "inertial" else RKC()
 
     @cached_property
     def radius(self) -> float:
-        """The greatest ||Hess L|| at a few checkpoints, by power iterations."""
-        states = self.run.checkpoints.states
-        chosen = states[np.unique(np.linspace(0, len(states) - 1, LOOKED_AT).astype(int))]
-        return max(_spectral_norm(self.problem, state) for state in chosen)
+        """The greatest eigenvalue of the Jacobian, in size, at a few checkpoints: of gradient flow ||Hess L||."""
+        kept = self.run.checkpoints
+        chosen = np.unique(np.linspace(0, len(kept.times) - 1, LOOKED_AT).astype(int))
+        return max(self.motion.radius(float(kept.times[k]), kept.whole(k), _spectral_norm) for k in chosen)
 
     def afresh(self) -> None:
         """Forget steps and factors: the next solve begins anew."""
@@ -115,7 +116,7 @@ class Tight:
     def segments(self, t: float, state: np.ndarray, t1: float, deadline: Deadline) -> Iterator[Segment]:
         """The steps of the flow from (t, state) to t1. Raises WallLimit, IntegrationFailure."""
         if self.integrator is None:
-            self.integrator = cast(Reusable, self.method.start(self.problem, t, state, t1))
+            self.integrator = cast(Reusable, self.method.start(self.motion, t, state, t1))
         else:
             self.integrator.resume(t, state, t1, self.longest)
         integrator, self.longest = self.integrator, 0.0
@@ -126,9 +127,9 @@ class Tight:
             yield segment
 
 
-def _spectral_norm(problem: Problem, state: np.ndarray) -> float:
-    direction, value = np.random.default_rng(0).standard_normal(len(state)), 0.0
+def _spectral_norm(product: Callable[[np.ndarray], np.ndarray], size: int) -> float:
+    direction, value = np.random.default_rng(0).standard_normal(size), 0.0
     for _ in range(ITERATIONS):
-        direction = problem.jacobian_product(state, direction / (np.linalg.norm(direction) or 1.0))
+        direction = product(direction / (np.linalg.norm(direction) or 1.0))
         value = float(np.linalg.norm(direction))
     return value

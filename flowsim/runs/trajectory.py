@@ -11,6 +11,7 @@ import numpy as np
 
 from flowsim.checks import as_count, as_number
 from flowsim.display import Shown, Table
+from flowsim.dynamics import Motion
 from flowsim.errors import InputError
 from flowsim.losses import UnknownLoss, minimum_of
 from flowsim.methods import Method
@@ -93,9 +94,11 @@ class Trajectory(Record, Value, Shown):
 
     @property
     def energy_residual(self) -> np.ndarray:
-        """(L(0) - L(t) - integral of ||grad L||_F^2) / (L(0) - f*) at step_time: 0 for the exact flow.
+        """(E(0) - E(t) - dissipated) / E(0) at step_time: 0 for the exact flow.
 
-        For gradient descent the integral is the sum of step_size ||grad L||_F^2: the residual is of order step_size.
+        Of gradient flow E = L - f* and what is dissipated is the integral of ||grad L||_F^2. Weight decay x adds
+        x/2 ||W||_F^2 to E and x W to the gradient; other dynamics have their own (`Steps`). For gradient descent the
+        integral is the sum of step_size ||grad L||_F^2: the residual is of order step_size.
         """
         return derived.energy_residual(self)
 
@@ -108,8 +111,8 @@ class Trajectory(Record, Value, Shown):
         compressed, state = self.reduction.network, self._state_at(float(t))
         if compressed is None:
             return unflatten(state, self.problem.network.dims)
-        weights = self.problem.network.weights
-        return [compressed.lift(state, layer, W) for layer, W in enumerate(weights, start=1)]
+        weights, kept = self.problem.network.weights, float(self.kept(t)[0])
+        return [compressed.lift(state, layer, W, kept) for layer, W in enumerate(weights, start=1)]
 
     def layer_at(self, t: float, layer: int) -> Layer:
         """W_l(t) alone, l = layer = 1 .. L. Raises InputError as weights_at."""
@@ -118,7 +121,7 @@ class Trajectory(Record, Value, Shown):
             raise InputError(f"Argument `layer` must be at most {self.problem.network.depth}, but it is {layer}.")
         if compressed is None:
             return unflatten(state, self.problem.network.dims)[layer - 1]
-        return compressed.lift(state, layer, self.problem.network.weights[layer - 1])
+        return compressed.lift(state, layer, self.problem.network.weights[layer - 1], float(self.kept(t)[0]))
 
     def network_at(self, t: float) -> LinearNetwork:
         """The network at time t, with its full weights; its origin: the time, the method, and whose weights moved."""
@@ -130,7 +133,12 @@ class Trajectory(Record, Value, Shown):
     def simulated(self) -> Problem:
         """The problem that was integrated: the compressed network's core where the width was compressed."""
         compressed = self.reduction.network
-        return self.problem if compressed is None else compressed.problem(self.problem.loss)
+        return self.problem if compressed is None else compressed.problem(self.problem.loss, self.problem.weight_decay)
+
+    @property
+    def simulated_motion(self) -> Motion:
+        """The problem that was integrated under its dynamics."""
+        return Motion(self.simulated, self.dynamics)
 
     def core_at(self, t: float) -> LinearNetwork:
         """The network that was integrated, at time t: small where the width was compressed, of the same product."""
@@ -245,7 +253,7 @@ class Trajectory(Record, Value, Shown):
                 f"Argument `t` must be one of the {len(times)} checkpoints, but it is {t:g}: the file does not hold the"
                 " user's own loss; pass it to load(path, loss=...)."
             )
-        integrator = self.method.start(self.simulated, float(times[index]), self.checkpoints.whole(index), end)
+        integrator = self.method.start(self.simulated_motion, float(times[index]), self.checkpoints.whole(index), end)
         while True:
             segment = integrator.advance()
             if segment.times[-1] >= t:
@@ -276,7 +284,9 @@ class Trajectory(Record, Value, Shown):
         """
         problem = self.problem
         subject = problem.network if isinstance(problem.loss, UnknownLoss) else problem
-        return certify(subject, method=self._certified_method, cheap=problem.network.size > CHEAP_FROM)
+        return certify(
+            subject, method=self._certified_method, dynamics=self.dynamics, cheap=problem.network.size > CHEAP_FROM
+        )
 
     @property
     def _certified_method(self) -> Method | None:
@@ -298,14 +308,14 @@ class Trajectory(Record, Value, Shown):
             raise InputError("The run was loaded without its own loss; pass it to load(path, loss=...).")
         at = float(self.time[-1]) if t is None else float(t)
         core = self.core_at(at)
-        found = certify(Problem(self.problem.loss, core), method=self._certified_method, cheap=core.size > CHEAP_FROM)
+        there = Problem(self.problem.loss, core, weight_decay=self.problem.weight_decay)
+        wide = core.size > CHEAP_FROM
+        found = certify(there, method=self._certified_method, dynamics=self.dynamics, cheap=wide)
         best = found.best if found.best is not None and found.best.rate else None
         radii = [entry.radius for entry in found if entry.radius is not None]
         return Tail(at, best, found.lambda_min_T, min(radii, default=None))
 
-    def global_error(
-        self, *, progress: Progress | bool | None = None, wall_limit: float | None = None
-    ) -> GlobalError:
+    def global_error(self, *, progress: Progress | bool | None = None, wall_limit: float | None = None) -> GlobalError:
         """How far the weights and the loss are from those of the exact flow with the same start: an estimate.
 
         A tolerance is a bound on the error of one step; this is what the errors of all steps have come to. The flow is
@@ -338,9 +348,7 @@ class Trajectory(Record, Value, Shown):
         certified, end = words.certified(self.certificates.best, unknown), words.number(float(self.time[-1]))
         first, known = words.number(float(self.loss[0])), minimum_of(self.problem.loss) is not None
         fallen = f" (L - f* to {words.ratio(self)} of its start)" if known else f" ({words.ratio(self)})"
-        flow, tail = " of the flow" if self.method.kind.discrete else "", words.tail(self)
-        recorded = self.method.kind.recorded
-        balanced = not (recorded or self.method.carries)  # else what is dissipated is another sum
+        tail, recorded = words.tail(self), self.method.kind.recorded
         certified += " for the flow from its start" if recorded and self.certificates.best else ""
         return Table(
             [
@@ -348,6 +356,7 @@ class Trajectory(Record, Value, Shown):
                 ("network", f"dims {self.problem.network.dims}, {self.problem.network.size} weights"),
                 ("width", f"{self.reduction.reason}{self._compression()}"),
                 ("method", str(self.method)),
+                *([] if self.motion.is_plain else [("dynamics", words.obeyed(self))]),
                 (
                     "work",
                     f"{self.stats['steps']} steps, {self.stats['rhs_evaluations']} right-hand sides, {sizes},"
@@ -356,11 +365,7 @@ class Trajectory(Record, Value, Shown):
                 ("loss", f"{first} to {words.final_loss(self, unknown)} at t = {end}{fallen}"),
                 ("rate", f"seen {words.mean_rate(self)}; certified {certified}"),
                 *([] if tail is None else [("tail", tail)]),
-                (
-                    "drift",
-                    f"imbalance {words.number(float(self.imbalance_drift.max()))}"
-                    + (f", energy{flow} {np.abs(self.energy_residual).max():.3g}" if balanced else ""),
-                ),
+                ("drift", words.drifts(self) or "no law is known"),
             ]
         )
 

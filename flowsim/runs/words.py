@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from flowsim.losses import UnknownLoss, minimum_of
 from flowsim.network import DENSE_LIMIT
 from flowsim.rates import Certificate
@@ -73,9 +75,40 @@ def compression_error(run: Trajectory) -> str:
     return f"{estimate:.2g}, relative to the weights' change {estimate / change:.2g}"
 
 
+def obeyed(run: Trajectory) -> str:
+    """What the weights obey, in words."""
+    decay = f", weight decay {run.problem.weight_decay:g}" if run.problem.weight_decay else ""
+    return f"{run.dynamics}{decay}"
+
+
+def drifts(run: Trajectory) -> str:
+    """The greatest residuals of the laws that the run should obey, but for round-off and the errors of its steps."""
+    found, of = [], " of the flow" if run.method.kind.discrete else ""
+    if run.dynamics.keeps_imbalance:
+        found.append(f"imbalance {number(float(run.imbalance_drift.max()))}")
+    ends = laws_of_the_dynamics(run)
+    found += [f"{name} {number(residual)}" for name, residual in ends.items()]
+    known = run.dynamics.power(np.zeros(())) is not None
+    if known and not (run.method.kind.recorded or run.method.carries):  # else what is dissipated is another sum
+        found.append(f"energy{of} {np.abs(run.energy_residual).max():.3g}")
+    return ", ".join(found)
+
+
+def laws_of_the_dynamics(run: Trajectory) -> dict[str, float]:
+    """name -> the greatest residual over layers and checkpoints of what the dynamics itself tells of (M_l, say)."""
+    greatest: dict[str, float] = {}
+    for place, t in enumerate(run.checkpoints.times):
+        for (name, _), residual in run.simulated_motion.residuals(float(t), run.checkpoints.whole(place)).items():
+            kind = name.rsplit(" ", 1)[0]
+            greatest[kind] = max(greatest.get(kind, 0.0), residual)
+    return greatest
+
+
 def tail(run: Trajectory) -> str | None:
     """What is proved of the rest of a run that ended well, where that is known in a moment."""
     dims = run.problem.network.dims
+    if not (run.motion.is_plain or run.method.kind.recorded):
+        return None  # no theorem is on it
     if run.exit_code or dims[0] * dims[-1] > DENSE_LIMIT or isinstance(run.problem.loss, UnknownLoss):
         return None
     compressed = run.reduction.network

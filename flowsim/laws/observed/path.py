@@ -44,7 +44,7 @@ class Path:
         compressed = self.run.reduction.network
         if compressed is None or compressed.exact:
             return unflatten(state, self.network.dims)
-        return [M + C for M, C in zip(compressed.surroundings, compressed.changes(state), strict=True)]
+        return compressed.lifted(state)
 
     def least_eigenvalue(self, t: float) -> float:
         """lambda_min(T(t)), as far as it is certain."""
