@@ -28,6 +28,7 @@ def observe(
     loss: Loss = "squared",
     mask: Mask = None,
     layers: Layers = None,
+    weight_decay: Annotated[float, Parameter(help="Of the training, as torch.optim.SGD takes it.")] = 0.0,
     beside: Annotated[bool, Parameter(negative="", help="Simulate the flow with the same start beside it.")] = False,
     out: Annotated[Path | None, Parameter(help="Write the run there as NetCDF.")] = None,
     json_: Json = False,
@@ -49,6 +50,7 @@ def observe(
         steps=None if steps is None else numbers("steps", steps, int, "0,100,200"),
         step_size=step_size,
         loss_scale=loss_scale,
+        weight_decay=weight_decay,
         layers=None if layers is None else [name.strip() for name in layers.split(",")],
     )
     if out is not None:

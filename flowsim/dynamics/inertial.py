@@ -14,6 +14,9 @@ from flowsim.checks import as_number
 from flowsim.dynamics.base import Dynamics, Equation, LawResiduals, factor
 from flowsim.values import Array
 
+SOONEST = 1e-300
+"""Times before it count as 0, where 3 / t is concerned."""
+
 
 class Inertial(Dynamics):
     """W_l'' + b(t) W_l' = -dL/dW_l - x W_l from rest, W_l'(0) = 0; x is the weight decay.
@@ -163,7 +166,7 @@ class Nesterov(Inertial):
 
     def acceleration(self, t: Array, gradients: list[Array], velocities: list[Array]) -> list[Array]:
         """-G - (3 / t) V; -G / 4 at t = 0."""
-        b, first = factor(self.damping(t)), factor(1.0 * (t == 0))
+        b, first = factor(self.damping(t)), factor(1.0 * (t < SOONEST))
         return [-(1 - 0.75 * first) * G - (1 - first) * b * V for G, V in zip(gradients, velocities, strict=True)]
 
     def faded(self, s: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -183,14 +186,15 @@ class Nesterov(Inertial):
         from scipy.special import jv
 
         z = np.sqrt(weight_decay) * np.asarray(t, float)
-        safe = _positive(z)
-        share = np.where(z > 0, 2 * jv(2, safe) / safe, 0.0)
-        return np.where(z > 0, 2 * jv(1, safe) / safe, 1.0), -np.sqrt(weight_decay) * share
+        near = z < 1e-4  # where the series are right to round-off, and tiny z do not underflow
+        safe = np.where(near, 1.0, z)
+        q, share = np.where(near, 1 - z * z / 8, 2 * jv(1, safe) / safe), np.where(near, z / 4, 2 * jv(2, safe) / safe)
+        return q, -np.sqrt(weight_decay) * share
 
 
 def _positive(t: Array) -> Array:
-    """t, and 1 in the place of 0."""
-    return t + (t == 0)
+    """t, and 1 in the place of 0 (and of times whose inverse is no number)."""
+    return t + (t < SOONEST)
 
 
 def halves(state: Sequence[Array]) -> tuple[list[Array], list[Array]]:

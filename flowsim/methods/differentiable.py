@@ -14,15 +14,16 @@ from typing import Any, cast
 import numpy as np
 
 from flowsim.checks import as_choice, as_count, as_float_array, as_number
+from flowsim.dynamics import Dynamics, as_dynamics
 from flowsim.errors import InputError
 from flowsim.losses import StackedLoss, is_built_in
 from flowsim.losses.base import BuiltIn
 from flowsim.methods.base import Method
 from flowsim.methods.diffrax import Diffrax
-from flowsim.methods.diffrax_steps import controller_of
-from flowsim.methods.jax_support import Tree, float64
+from flowsim.methods.diffrax_steps import Traced, controller_of
+from flowsim.methods.jax_support import LossArgument, Tree, float64
 from flowsim.methods.table import as_method
-from flowsim.network import backpropagate, product
+from flowsim.network import product
 from flowsim.problem import Problem
 from flowsim.values import Array, Value, frozen
 
@@ -35,15 +36,16 @@ LEAST_RTOL_IN_EPS = 10.0
 """A relative tolerance below so many units of round-off is none: no step would be short enough."""
 
 
-def vector_field(problem: Problem) -> VectorField:
+def vector_field(problem: Problem, dynamics: Dynamics | str | None = None) -> VectorField:
     """Gradient flow as a pure function of jax: (t, (W_1, ..., W_L), args) -> (-dL/dW_1, ..., -dL/dW_L).
 
-    The arguments are those of diffrax.ODETerm; t is not used. The state is a tuple of layers W_l (h_{l-1} x h_l), and
-    the velocity is one of the same shapes and dtypes. args is None or a mapping that puts arrays in the place of the
-    problem's: "scale" (a number), and of the loss what its constructor takes, by its names there, in the loss's shapes:
-    Y of SquaredLoss, Y and mask of MaskedSquaredLoss, X and y of ExponentialLoss and LogisticLoss, and X and Y, both,
-    of LeastSquares. jit, vmap, grad and jvp apply, in the state and in args, whose entries are not looked at (a label
-    may be any number).
+    The arguments are those of diffrax.ODETerm; gradient flow does not use t. The state is a tuple of layers W_l
+    (h_{l-1} x h_l), and the velocity is one of the same shapes and dtypes. Weight decay is the problem's. dynamics: as
+    for simulate; with momentum the state is the layers and then their velocities. args is None or a mapping that puts
+    arrays in the place of the problem's: "scale" and "weight_decay" (numbers), and of the loss what its constructor
+    takes, by its names there, in the loss's shapes: Y of SquaredLoss, Y and mask of MaskedSquaredLoss, X and y of
+    ExponentialLoss and LogisticLoss, and X and Y, both, of LeastSquares. jit, vmap, grad and jvp apply, in the state
+    and in args, whose entries are not looked at (a label may be any number).
 
     A loss of the user's own has to be one that jax can trace; jax differentiates its `gradient`, whatever else it
     declares. Its method `with_data(mapping)`, where it has one, gets what args hold besides scale, and returns a loss.
@@ -73,12 +75,13 @@ def vector_field(problem: Problem) -> VectorField:
     True
     """
     check_traceable(problem, "gradient")
+    obeyed, depth = as_dynamics(dynamics), problem.network.depth
 
     def velocity(t: Array, state: Layers, args: Args = None) -> Layers:
-        weights = as_layers(problem, state)
-        loss, scale = model(problem, args)
-        _, gradients = backpropagate(loss, weights, scale)
-        return tuple(-G.astype(W.dtype) for G, W in zip(gradients, weights, strict=True))
+        layers = as_layers(problem, state, obeyed.second_order)
+        loss, scale, decay = model(problem, args)
+        found = obeyed.velocity(Traced(LossArgument(loss), scale, decay, obeyed, depth), t, layers)
+        return tuple(V.astype(W.dtype) for V, W in zip(found, layers, strict=True))
 
     return velocity
 
@@ -88,10 +91,10 @@ class FlowMap(Value):
     """The flow map of gradient flow, weights at 0 -> weights at t1, differentiable by jax: Phi(weights, args).
 
     flow = FlowMap(problem, t1=...) is a function of the initial layers (W_1, ..., W_L) and of args (see vector_field):
-    flow(weights, args) is the tuple of layers at t1, flow.loss(weights, args) is L there; jax.grad, jit and vmap apply
-    to both, in the weights and in args. With ts, times that ascend strictly within [0, t1], both are stacks over ts:
-    (len(ts), h_{l-1}, h_l) and (len(ts),). A step ends at each of ts, but of steps of one size, where diffrax
-    interpolates.
+    flow(weights, args) is the tuple of layers at t1, flow.loss(weights, args) is L there (without weight decay's
+    energy); jax.grad, jit and vmap apply to both, in the weights and in args. With ts, times that ascend strictly
+    within [0, t1], both are stacks over ts: (len(ts), h_{l-1}, h_l) and (len(ts),). A step ends at each of ts, but of
+    steps of one size, where diffrax interpolates. dynamics: as for simulate; with momentum the weights start at rest.
 
     method: an explicit Diffrax, or its name; by default Diffrax("Tsit5", rtol=1e-8, atol=1e-10). adjoint: one of
     diffrax's; by default RecursiveCheckpointAdjoint(), which differentiates the steps that were taken, backwards, and
@@ -131,6 +134,7 @@ class FlowMap(Value):
     method: Method | str | None = None
     _: KW_ONLY
     t1: float
+    dynamics: Dynamics | str | None = None
     ts: Sequence[float] | np.ndarray | None = None
     adjoint: Tree = None
     max_steps: int = 4096
@@ -138,6 +142,7 @@ class FlowMap(Value):
     def __post_init__(self) -> None:
         t1 = as_number(self.t1, "t1", above=0.0)
         settled = {"method": _explicit(self.method), "t1": t1, "max_steps": as_count(self.max_steps, "max_steps")}
+        settled["dynamics"] = as_dynamics(self.dynamics)
         if self.ts is not None:
             settled["ts"] = _times(self.ts, t1)
         for name, value in settled.items():
@@ -147,7 +152,7 @@ class FlowMap(Value):
     @cached_property
     def field(self) -> VectorField:
         """The vector field that is integrated."""
-        return vector_field(self.problem)
+        return vector_field(self.problem, self.dynamics)
 
     def __call__(self, weights: Sequence[Array], args: Args = None) -> Layers:
         """The layers at t1, or stacks of them at ts."""
@@ -159,7 +164,7 @@ class FlowMap(Value):
         import jax
 
         check_traceable(self.problem, "value")
-        loss, scale = model(self.problem, args)
+        loss, scale, _ = model(self.problem, args)
         values = jax.vmap(lambda layers: loss.value(product(layers, scale)))(self._integrated(weights, args))
         return values if self.ts is not None else values[-1]
 
@@ -170,20 +175,23 @@ class FlowMap(Value):
 
         method, layers = cast(Diffrax, self.method), as_layers(self.problem, weights)
         _check_precision(method, jnp.result_type(*layers))
+        inert = cast(Dynamics, self.dynamics).second_order
+        state = (*layers, *(jnp.zeros_like(W) for W in layers)) if inert else layers
         ts = None if self.ts is None else np.asarray(self.ts)
-        return diffrax.diffeqsolve(
+        states = diffrax.diffeqsolve(
             diffrax.ODETerm(self.field),
             getattr(diffrax, method.name)(),  # its loop over the stages as the adjoint wants it
             0.0,
             self.t1,
             method.step_size,
-            layers,
+            state,
             None if args is None else dict(args),
             saveat=diffrax.SaveAt(t1=True) if ts is None else diffrax.SaveAt(ts=ts),
             stepsize_controller=_controller(method, ts),
             adjoint=diffrax.RecursiveCheckpointAdjoint() if self.adjoint is None else self.adjoint,
             max_steps=self.max_steps,
         ).ys
+        return tuple(states[: len(layers)])
 
 
 def _controller(method: Diffrax, ts: np.ndarray | None) -> Tree:
@@ -194,34 +202,37 @@ def _controller(method: Diffrax, ts: np.ndarray | None) -> Tree:
     return own if ts is None or method.step_size is not None else diffrax.ClipStepSizeController(own, step_ts=ts)
 
 
-def as_layers(problem: Problem, weights: Sequence[Array]) -> Layers:
-    """The layers as arrays of jax. Raises InputError where their shapes are not those of the problem's network."""
-    layers, wanted = tuple(map(_in_jax, weights)), list(pairwise(problem.network.dims))
+def as_layers(problem: Problem, weights: Sequence[Array], with_velocities: bool = False) -> Layers:
+    """The layers (and their velocities) as arrays of jax. Raises InputError where their shapes are not those of the
+    problem's network."""
+    wanted = list(pairwise(problem.network.dims)) * (2 if with_velocities else 1)
+    layers = tuple(map(_in_jax, weights))
     found = [W.shape for W in layers]
     if found != wanted:
         raise InputError(f"Argument `weights` must be layers of shapes {wanted}, but they are of shapes {found}.")
     return layers
 
 
-def model(problem: Problem, args: Args) -> tuple[StackedLoss, Array]:
-    """The loss, as jax traces it, and the scale, with args in the place of the problem's own."""
+def model(problem: Problem, args: Args) -> tuple[StackedLoss, Array, Array]:
+    """The loss, as jax traces it, the scale and the weight decay, with args in the place of the problem's own."""
     loss: Any = problem.loss
     data = {name: _in_jax(value) for name, value in (args or {}).items()}
     if isinstance(loss, BuiltIn):
         for name in data:
-            as_choice(name, "args", ("scale", *loss.data_parts))
+            as_choice(name, "args", ("scale", "weight_decay", *loss.data_parts))
     if is_built_in(loss):  # jax's arrays, in the precision that it computes in
         parts = loss.parts().items()
         loss = loss.from_parts({name: _in_jax(one) if isinstance(one, np.ndarray) else one for name, one in parts})
     scale = data.pop("scale", problem.network.scale)
+    decay = data.pop("weight_decay", problem.weight_decay)
     if not data:
-        return loss, scale
+        return loss, scale, decay
     if not hasattr(loss, "with_data"):
         raise InputError(
-            f"Argument `args` must hold no more than scale, but it names {', '.join(data)}: {type(loss).__name__} has"
-            " no with_data, which would give the loss of other data."
+            f"Argument `args` must hold no more than scale and weight_decay, but it names {', '.join(data)}:"
+            f" {type(loss).__name__} has no with_data, which would give the loss of other data."
         )
-    return loss.with_data(data), scale
+    return loss.with_data(data), scale, decay
 
 
 def _in_jax(array: Array) -> Array:

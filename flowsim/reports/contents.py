@@ -40,6 +40,7 @@ def summary(trajectory: Trajectory, certificates: Certificates) -> Rows:
     unknown = isinstance(trajectory.problem.loss, UnknownLoss)
     return [
         ("method", str(trajectory.method)),
+        *([] if trajectory.motion.is_plain else [("what the weights obey", words.obeyed(trajectory))]),
         ("widths, full", "-".join(map(str, trajectory.problem.network.dims))),
         ("widths, as integrated", "full" if compressed is None else "-".join(map(str, compressed.core.dims))),
         ("estimated compression error", words.compression_error(trajectory)),
@@ -49,7 +50,7 @@ def summary(trajectory: Trajectory, certificates: Certificates) -> Rows:
         ("mean rate seen", words.mean_rate(trajectory)),
         ("best certified rate", words.certified(certificates.best, unknown)),
         *([] if (tail := words.tail(trajectory)) is None else [("the rest of it", tail)]),
-        ("greatest relative drift of Dₗ", number(float(trajectory.imbalance_drift.max()))),
+        ("greatest residuals", words.drifts(trajectory) or "no law is known"),
         ("steps", number(trajectory.stats.get("steps"))),
         ("seconds", number(trajectory.stats.get("seconds"))),
     ]
@@ -83,7 +84,7 @@ def statistics(trajectory: Trajectory) -> Rows:
     return rows
 
 
-TOLD = ("method", "step_size", "rtol", "atol", "loss")
+TOLD = ("weight_decay", "dynamics", "method", "step_size", "rtol", "atol", "loss")
 """Options that the problem and the method say themselves."""
 
 
@@ -97,6 +98,8 @@ def configuration(trajectory: Trajectory) -> Json:
         "loss.shape": "x".join(map(str, loss.shape)),
         "network": {"dims": list(network.dims), "scale": network.scale, "origin": dict(network.origin)},
         "method": trajectory.method.describe(),
+        "dynamics": trajectory.dynamics.describe(),
+        "weight_decay": trajectory.problem.weight_decay,
         "options": {name: value for name, value in stored.items() if name not in TOLD},
     }
 

@@ -67,7 +67,7 @@ def _distance(time: np.ndarray, excess: np.ndarray, dissipated: np.ndarray, grad
         ratio = np.log(first / last)
         mean = np.where(np.abs(ratio) > 1e-6, (first - last) / ratio, first)
         curvature = lost / np.diff(time) / (2 * mean)
-        curvature = np.where(lost > ROUND_OFF * dissipated[-1], curvature, gradient**2 / (2 * last[-1]))
+        curvature = np.where(lost > ROUND_OFF * dissipated[-1], curvature, gradient * gradient / (2 * last[-1]))
         found = np.sqrt(2 * last / curvature)
     return np.append(np.inf, np.where(last > 0, found, 0.0))
 
@@ -82,7 +82,7 @@ def _floor(time: np.ndarray, excess: np.ndarray, gradient: float) -> float:
     tail, middle, last = excess[first:], (len(time) - first) // 2, float(excess[-1])
     if tail.max() > DEEP * excess[0]:
         return -np.inf
-    promised = float((time[-1] - time[first]) / 2 * gradient**2)
+    promised = float((time[-1] - time[first]) / 2 * gradient * gradient)
     before, after = float(np.median(tail[:middle])), float(np.median(tail[middle:]))
     seen = np.log(before / after) if min(before, after) > 0 else 0.0
     if promised <= PROMISED * last or (last > 0 and seen >= SEEN * promised / last):

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from flowsim.checks import as_number
 from flowsim.compression.control import imbalance_changes
+from flowsim.dynamics import Motion
 from flowsim.errors import ConversionNotice, InputError
 from flowsim.files import read_weights
 from flowsim.losses import Loss
@@ -38,6 +39,7 @@ def observe(
     steps: ArrayLike | None = None,
     step_size: float | None = None,
     loss_scale: float = 1.0,
+    weight_decay: float = 0.0,
     layers: Sequence[str] | None = None,
 ) -> Trajectory:
     """A Trajectory of weights that were trained elsewhere: drift, certificates, tails, report and plots as for any run.
@@ -49,7 +51,9 @@ def observe(
     times: those of the records, in the flow's unit; or steps, the numbers of training steps at the records (of files:
     the numbers in their names), and step_size, the learning rate: t = step_size loss_scale steps. loss_scale: the
     training minimised loss_scale times `loss`. Of N samples and m outputs a mean of squares, as torch.nn.MSELoss takes,
-    is 2 / (N m) times LeastSquares(X, Y), which is half the sum of squares. The first record is t = 0.
+    is 2 / (N m) times LeastSquares(X, Y), which is half the sum of squares. The first record is t = 0. weight_decay:
+    what the training had, as torch.optim.SGD takes it: it minimised loss_scale loss + weight_decay/2 sum_l ||W_l||_F^2,
+    and the problem's decay is weight_decay / loss_scale.
 
     Without momentum and with all data at every step training is gradient descent, and near the flow where the step size
     is small: fs.simulate(run.problem, t1=run.time[-1], save_points=run.time) is the flow with the same start. What
@@ -78,9 +82,11 @@ def observe(
         raise InputError(f"Argument `weights` must hold two records at least, but it holds {len(given)}.")
     networks = [_network(record, place, layers) for place, record in enumerate(given)]
     _check_alike(networks)
-    problem = Problem(loss, networks[0])
     when = _times(len(networks), paths, times, steps, step_size, loss_scale)
-    settings: Json = {"step_size": step_size, "loss_scale": loss_scale, "files": [str(p) for p in paths or ()]}
+    decay = as_number(weight_decay, "weight_decay", least=0.0)
+    problem = Problem(loss, networks[0], weight_decay=decay / loss_scale)
+    settings: Json = {"step_size": step_size, "loss_scale": loss_scale, "weight_decay": weight_decay}
+    settings["files"] = [str(path) for path in paths or ()]
     return _trajectory(problem, when, np.array([flatten(network.weights) for network in networks]), settings)
 
 
@@ -178,6 +184,7 @@ def _trajectory(problem: Problem, times: np.ndarray, states: np.ndarray, setting
         excess, norms = problem.excess(np.array(products)), np.array(sizes)
     if not (np.isfinite(excess).all() and np.isfinite(norms).all()):
         raise InputError("Argument `weights`: the loss or its gradient is not finite at a record; scale them down.")
+    motion = Motion(problem)
     spent = 0.5 * np.diff(times) * (norms[1:] ** 2 + norms[:-1] ** 2)
     return Trajectory(
         problem=problem,
@@ -187,8 +194,8 @@ def _trajectory(problem: Problem, times: np.ndarray, states: np.ndarray, setting
         time=times,
         excess=excess,
         gradient_norm=norms,
-        imbalance_change=imbalance_changes(problem, None, states),
-        steps=Steps(times, excess, np.append(0.0, np.cumsum(spent))),
+        imbalance_change=imbalance_changes(problem, None, states, motion.remaining(times)[0]),
+        steps=Steps(times, excess, np.append(0.0, np.cumsum(spent)), motion.stored(times, states)),
         checkpoints=Checkpoints(times, states),
         reduction=Reduction(None, np.zeros(len(times)), HOW),
         stats={

@@ -61,14 +61,16 @@ class Recorder:
         self.times.append(self.time)
         self.records.append([np.array(W, dtype=float) for W in weights])
 
-    def observe(self, loss: Loss, *, loss_scale: float = 1.0) -> Trajectory:
+    def observe(self, loss: Loss, *, loss_scale: float = 1.0, weight_decay: float = 0.0) -> Trajectory:
         """The run so far, at the times that are the sums of the learning rates, times loss_scale.
 
-        loss: what was trained; loss_scale: the training minimised so many times it (see fs.observe).
+        loss: what was trained; loss_scale: the training minimised so many times it; weight_decay: and what it added
+        (see fs.observe).
         """
         times, records = [*self.times], [*self.records]
         if self.last:
             times.append(self.time)
             records.append(self.last)
         as_number(loss_scale, "loss_scale", above=0.0)
-        return observe(records, loss, times=loss_scale * np.array(times))
+        when = loss_scale * np.array(times)
+        return observe(records, loss, times=when, loss_scale=loss_scale, weight_decay=weight_decay)

@@ -18,6 +18,7 @@ from flowsim.laws.observed.quadrature import Integral
 from flowsim.losses import constants_of
 from flowsim.methods.steps import IntegrationFailure
 from flowsim.progress import Progress, following
+from flowsim.runs import words
 from flowsim.runs.tight import Deadline, WallLimit
 from flowsim.runs.trajectory import Trajectory, as_trajectory
 from flowsim.threads import threads_for
@@ -129,8 +130,8 @@ def a_posteriori(
     step of that size, and `integral` is -log of the product of these factors over gamma: as if it were a flow's. Steps
     beyond 2 / |T|, which may raise the loss, raise the bound; where the work ends early it is inf from there on.
 
-    Raises InputError for a run without a step, one that was loaded without its loss, gradient descent on a loss of
-    unknown smoothness, and for an argument out of range.
+    Raises InputError for a run without a step, one that was loaded without its loss, one with weight decay or under
+    another dynamics, gradient descent on a loss of unknown smoothness, and for an argument out of range.
 
     For n = m = 1 the operator T is a number, and the bound is the loss itself; a certificate knows T(0) at best:
 
@@ -152,6 +153,11 @@ def a_posteriori(
     if trajectory.method.kind.recorded:
         raise InputError(
             "Argument `trajectory` must not be recorded elsewhere: what its steps should have done is not known."
+        )
+    if not trajectory.motion.is_plain:
+        raise InputError(
+            "Argument `trajectory` must be of gradient flow or descent without weight decay: A1 bounds the fall of L by"
+            f" its own gradient, and no bound along {words.obeyed(trajectory)} is known."
         )
     if trajectory.method.kind.discrete and trajectory.method.plain_step_size is None:
         raise InputError("Argument `trajectory` must be without momentum: no bound on its steps is known.")
