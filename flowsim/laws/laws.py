@@ -111,7 +111,8 @@ def of_the_dynamics(case: Levels) -> list[Law]:
     if not case.end:
         return [Law(*title, None, None, None, reason=NO_STEP) for title in told(case)]
     size = np.linalg.norm(case.whole, axis=1)
-    floor = UNREMARKABLE * case.tolerance.max() * size + ROUND_OFF * size**2
+    exact = case.method.kind.inertial  # keeps M_l to round-off, whatever its steps
+    floor = (0.0 if exact else UNREMARKABLE * case.tolerance.max()) * size + ROUND_OFF * size**2
     again = case.again
     own = None if again is None else [again.checkpoints.whole(k) for k in range(len(again.checkpoints.times))]
     laws = []

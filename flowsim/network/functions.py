@@ -119,6 +119,10 @@ def imbalance(weights: Sequence[np.ndarray], layer: int) -> np.ndarray:
     return left.T @ left - right @ right.T
 
 
+THIN = 16
+"""A change of D_l whose rank is below 1 / THIN of its size is taken in a basis."""
+
+
 def imbalance_change(initial: Sequence[np.ndarray], changes: Sequence[np.ndarray]) -> np.ndarray:
     """||D_l(t) - D_l(0)||_F, l = 1 .. L-1, from W_l(0) and W_l(t) - W_l(0) (or stacks of these): shape (..., L-1).
 
@@ -126,7 +130,11 @@ def imbalance_change(initial: Sequence[np.ndarray], changes: Sequence[np.ndarray
     """
     norms = []
     for W, C, V, B in zip(initial, changes, initial[1:], changes[1:], strict=False):
-        half = C.mT @ (W + 0.5 * C) - (V + 0.5 * B) @ B.mT
+        left, right = np.concatenate([C.mT, -V - 0.5 * B], axis=-1), np.concatenate([W + 0.5 * C, B.mT], axis=-2)
+        if left.shape[-2] > THIN * left.shape[-1]:  # left right has a small rank: it is small in a basis of both
+            Q = np.linalg.qr(np.concatenate([left, right.mT], axis=-1))[0]
+            left, right = Q.mT @ left, right @ Q
+        half = left @ right
         norms.append(np.linalg.norm(half + half.mT, axis=(-2, -1)))
     return np.stack(norms, axis=-1)
 

@@ -45,6 +45,12 @@ def growth_limit(problem: Problem) -> float:
         return GROWTH_LIMIT * max(problem.initial_excess, zero, float(np.finfo(float).tiny))
 
 
+def _square(problem: Problem) -> float:
+    """||W(0)||_F^2 over all layers."""
+    start = problem.initial_state
+    return float(start @ start)
+
+
 @dataclass
 class Recorder:
     """A simulation under way. What it has recorded grows by whole segments, so that an interruption leaves it whole."""
@@ -155,6 +161,7 @@ class Recorder:
         self._flush()
         coarse, self.model = self.model, refused.finer
         self.size = self.model.problem.network.size
+        self._widen(_square(self.model.problem) - _square(coarse.problem))
         state = self._converted(coarse, refused.t, refused.state)
         thinner = self._stride_for(state) // self.stride or 1
         self.stride *= thinner
@@ -162,6 +169,24 @@ class Recorder:
         self.final = self.final[0], self._converted(coarse, *self.final)
         self.reached = refused.t, lambda _: state[None]
         return state
+
+    def _widen(self, added: float) -> None:
+        """Count the weights that a finer model adds: so far they were q(t) times their start, of that square norm."""
+        x, start = self.problem.weight_decay, 0.0
+        if not x:
+            return
+        log: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        for times, losses, dissipated, stored in self.log:
+            q, slope = self.method.remaining(self.whole, times)
+            energy = 0.5 * added * (x * q**2 + self.whole.dynamics.second_order * slope**2)
+            lost = -np.diff(energy, prepend=start if log else energy[0])
+            log.append((times, losses, dissipated + lost, stored + energy))
+            start = energy[-1]
+        self.log = log
+        self.rows = [
+            (times, losses, np.hypot(norms, added**0.5 * x * self.method.remaining(self.whole, times)[0]), *others)
+            for times, losses, norms, *others in self.rows
+        ]
 
     def _converted(self, coarse: Model, t: float, whole: np.ndarray) -> np.ndarray:
         """A state of a coarser model, and what is kept beside the weights, in this model's coordinates."""

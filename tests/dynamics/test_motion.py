@@ -12,6 +12,7 @@ from scipy.special import jv
 import flowsim as fs
 from flowsim.dynamics import DYNAMICS, Motion, as_dynamics
 from flowsim.errors import InputError
+from flowsim.network import imbalance_change
 
 OBEYED = (fs.GradientFlow(), fs.HeavyBall(0.5), fs.Nesterov(), fs.ModifiedFlow(0.02))
 TIGHT = fs.Scipy("DOP853", 1e-12, 1e-14)
@@ -118,6 +119,34 @@ def test_compressed_is_full(dynamics, weight_decay, dims):
         assert np.linalg.norm(gaps) < 1e-6
         assert np.linalg.norm(gaps) <= 1e-7 + 3 * small.error_estimate.max()
     assert small.imbalance_change == pytest.approx(full.imbalance_change, abs=1e-6)
+    assert abs(small.energy_residual).max() < 1e-7
+
+
+def test_a_core_that_grows_on_the_way_counts_what_decay_does_outside_of_it():
+    """Energy and gradient norms of before are those of the finer core; as those of a run that was fine from the start."""
+    problem = fs.Problem(fs.SquaredLoss([[1.0, 2.0], [-1.0, 1.0]]), fs.fan_in((2, 12, 9, 2), seed=0), weight_decay=0.2)
+    for dynamics in (fs.GradientFlow(), fs.HeavyBall(1.0)):
+        run = fs.simulate(problem, t1=5.0, dynamics=dynamics, reduce="always")
+        assert run.reduction.network.steps > 1
+        assert abs(run.energy_residual).max() < 1e-7
+        diagnosis = fs.diagnose(run)
+        assert diagnosis.exit_code == 0, diagnosis
+
+
+@pytest.mark.parametrize("dims", [(2, 900, 1), (2, 60, 300, 1), (1, 40, 1)])
+def test_the_change_of_the_imbalance_in_a_small_basis(dims, rng):
+    """Where ranks are small it is the same, to the rounding of the terms that cancel."""
+    weights = [rng.standard_normal(shape) for shape in pairwise(dims)]
+    A, E = rng.standard_normal((dims[0], dims[0])), fs.SquaredLoss(np.ones((dims[0], dims[-1])))
+    _, G = fs.Problem(E, fs.LinearNetwork(tuple(weights))).gradients(weights)
+    for changes in ([1e-6 * g for g in G], [A[0, 0] * g for g in G], [rng.standard_normal(g.shape) for g in G]):
+        halves = [
+            C.T @ (W + 0.5 * C) - (V + 0.5 * B) @ B.T
+            for W, C, V, B in zip(weights, changes, weights[1:], changes[1:], strict=False)
+        ]
+        plain = np.array([np.linalg.norm(half + half.T) for half in halves])
+        sizes = np.array([np.linalg.norm(C) * np.linalg.norm(W) for W, C in zip(weights, changes, strict=True)])
+        assert np.abs(imbalance_change(weights, changes) - plain).max() < 1e-14 * sizes.max() + 1e-12 * plain.max()
 
 
 @given(x=st.floats(0.0, 4.0), t=st.floats(0.0, 5.0), friction=st.floats(0.0, 4.0))
