@@ -44,13 +44,17 @@ from .losses import LossConstants as LossConstants
 from .losses import MaskedSquaredLoss as MaskedSquaredLoss
 from .losses import SquaredLoss as SquaredLoss
 from .methods import RKC as RKC
+from .methods import Cosine as Cosine
 from .methods import Diffrax as Diffrax
 from .methods import GaussLegendre as GaussLegendre
 from .methods import GradientDescent as GradientDescent
 from .methods import Leapfrog as Leapfrog
 from .methods import Method as Method
 from .methods import Projected as Projected
+from .methods import Schedule as Schedule
 from .methods import Scipy as Scipy
+from .methods import StepDecay as StepDecay
+from .methods import WarmUp as WarmUp
 from .methods import method_named as method_named
 from .methods.citations import citation as citation
 from .methods.differentiable import FlowMap as FlowMap

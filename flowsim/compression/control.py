@@ -208,11 +208,21 @@ def choose_model(motion: Motion, method: Method, reduce: str, end: float = np.in
     if isinstance(network, LinearNetwork):
         level = first_level(network.depth)
         compressed = CompressedNetwork(KrylovBases(network.weights), level, network.scale, network.origin)
+        if method.stochastic and not compressed.exact:
+            why = "steps of batches or with noise are known to keep to the bases where these are complete alone"
+            if may_give_up:
+                return FullModel(motion, method, f"full weights: {why}")
+            raise InputError(f"Argument `reduce` must be never for {method.name} with batches or noise: {why}.")
         if may_give_up and not pays(compressed):
             return FullModel(motion, method, f"full weights: {_why_not(compressed)}")
     else:
         assert isinstance(network, CompressedNetwork)
         compressed = network
+        if method.stochastic and not compressed.exact:
+            raise InputError(
+                f"Argument `method` must not have batches or noise for a network of {network.depth} layers that was"
+                " drawn in compressed form: the error of its compression would not be known."
+            )
     return CompressedModel(motion, method, compressed, may_give_up, end)
 
 

@@ -97,10 +97,13 @@ def _checks(trajectory: Trajectory, deadline: Deadline, tell: Count | None) -> l
     record, proved = _Check([laws.RECORD], lambda: laws.record(case)), _Check([laws.RATES], lambda: laws.rates(case))
     if case.descends:
         recurrence = _Check([descent.RECURRENCE], lambda: descent.recurrence(case))
-        if trajectory.method.plain_step_size is None:
+        if trajectory.method.carries:
             return [record, recurrence, compression]
         drift = _Check(descent.drifts(trajectory), lambda: descent.drift_laws(case))
-        monotone = _Check([laws.MONOTONE], lambda: laws.monotone(case))
+        if trajectory.method.stochastic:
+            return [record, recurrence, drift, compression]
+        falls = laws.MONOTONE if trajectory.motion.is_plain else laws.MONOTONE_ENERGY
+        monotone = _Check([falls], lambda: laws.monotone(case))
         return [record, recurrence, drift, monotone, proved, compression]
     found = [record, _Check([laws.flow(trajectory)], lambda: laws.motion(case))]
     if trajectory.dynamics.keeps_imbalance:

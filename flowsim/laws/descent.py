@@ -10,8 +10,10 @@ import numpy as np
 from flowsim.laws.laws import NO_STEP, largest_square_norms
 from flowsim.laws.levels import MARGIN, Levels
 from flowsim.laws.result import Law, worst
+from flowsim.methods import GradientDescent
+from flowsim.methods.descent_steps import Descent
 from flowsim.methods.steps import IntegrationFailure
-from flowsim.network import backpropagate, unflatten
+from flowsim.network import unflatten
 from flowsim.runs.tight import ROUND_OFF
 from flowsim.runs.trajectory import Trajectory
 
@@ -46,7 +48,7 @@ def _end(case: Levels, t: float, state: np.ndarray, t1: float) -> np.ndarray:
 
 
 def drift_laws(case: Levels) -> list[Law]:
-    """D_l's change between checkpoints against the sum of its exact law, on a few vectors."""
+    """D_l at a checkpoint against what its exact law makes of the one before, on a few vectors."""
     titles = drifts(case.run)
     if not case.end:
         return [Law(*title, None, None, None, reason=NO_STEP) for title in titles]
@@ -54,7 +56,7 @@ def drift_laws(case: Levels) -> list[Law]:
     rng = np.random.default_rng(0)
     probes = [rng.choice((-1.0, 1.0), (h, PROBES)) for h in dims[1:-1]]
     intervals = pairwise(zip(case.times, case.states, strict=True))
-    missed = np.array([_missed(case, probes, u - t, y, z) for (t, y), (u, z) in intervals])
+    missed = np.array([_missed(case, probes, float(t), float(u), y, z) for (t, y), (u, z) in intervals])
     steps, laws = np.maximum(1, case.steps), []
     for title, h, size, found in zip(titles, dims[1:-1], largest_square_norms(case), missed.T, strict=True):
         size *= np.sqrt(PROBES * h)
@@ -66,25 +68,34 @@ def drift_laws(case: Levels) -> list[Law]:
 def drifts(run: Trajectory) -> list[tuple[str, str]]:
     """The names and equations of the drift laws."""
     layers = range(1, run.problem.network.depth)
-    equation = "D_{0}(k+1) - D_{0}(k) = step_size^2 (G^T G - G' G'^T)"
-    return [(f"drift law D_{layer}", equation.format(layer)) for layer in layers]
+    x = run.problem.weight_decay
+    kept = f"(1 - {x:g} step_size)^2 " if x else ""
+    return [
+        (f"drift law D_{layer}", f"D_{layer}(k+1) = {kept}D_{layer}(k) + step_size^2 (G^T G - G' G'^T), G of step k")
+        for layer in layers
+    ]
 
 
 def _missed(
-    case: Levels, probes: Sequence[np.ndarray], span: float, before: np.ndarray, after: np.ndarray
+    case: Levels, probes: Sequence[np.ndarray], t: float, t1: float, before: np.ndarray, after: np.ndarray
 ) -> list[float]:
-    """For each D_l: || (its change - the sum of its law over the steps between) V_l ||_F."""
-    network, eta = case.problem.network, float(getattr(case.method, "step_size", 0.0))
-    weights, law = unflatten(before, network.dims), [np.zeros_like(V) for V in probes]
-    for _ in range(round(span / eta)):
-        _, G = backpropagate(case.problem.stacked_loss, weights, network.scale)
+    """For each D_l: || (D_l after - what its law makes of D_l before, over the steps between) V_l ||_F."""
+    method, x = case.method, case.problem.weight_decay
+    assert isinstance(method, GradientDescent)
+    descent = Descent(case.problem, method, t, before, t1)
+    weights = unflatten(before, case.problem.network.dims)
+    law = _imbalances_on(weights, probes)
+    for k, eta in enumerate(method.clock.sizes(descent.first, descent.steps).tolist(), descent.first):
+        _, steps = descent.realised(k, weights)
+        G = [step - x * W for step, W in zip(steps, weights, strict=True)]
         for layer, V in enumerate(probes):
-            law[layer] += eta**2 * (G[layer].T @ (G[layer] @ V) - G[layer + 1] @ (G[layer + 1].T @ V))
-        weights = [W - eta * g for W, g in zip(weights, G, strict=True)]
+            own = G[layer].T @ (G[layer] @ V) - G[layer + 1] @ (G[layer + 1].T @ V)
+            law[layer] = (1 - eta * x) ** 2 * law[layer] + eta**2 * own
+        weights = [W - eta * step for W, step in zip(weights, steps, strict=True)]
         case.deadline.look()
     case.advanced(1)
-    now, then = (_imbalances_on(unflatten(state, network.dims), probes) for state in (after, before))
-    return [float(np.linalg.norm(a - b - s)) for a, b, s in zip(now, then, law, strict=True)]
+    now = _imbalances_on(unflatten(after, case.problem.network.dims), probes)
+    return [float(np.linalg.norm(a - b)) for a, b in zip(now, law, strict=True)]
 
 
 def _imbalances_on(weights: Sequence[np.ndarray], probes: Sequence[np.ndarray]) -> list[np.ndarray]:

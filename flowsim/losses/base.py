@@ -153,7 +153,7 @@ class BuiltIn(Value, ABC):
 
     def parts(self) -> dict[str, Any]:
         """All that the loss consists of, arrays and numbers by name."""
-        return dict(vars(self))
+        return {name: vars(self)[name] for name in self.kept}
 
     def with_data(self, data: Mapping[str, Array]) -> Self:
         """The loss of other data, by the constructor's names: arrays of one library, jax's tracers too, of the shapes

@@ -92,7 +92,7 @@ class LeastSquares(BuiltIn):
     Raises InputError when X or Y is not a finite real matrix, X is zero, their rows differ in number, or the tolerance
     is not in [0, 1).
 
-    Of the rows of the data only X^T X, X^T Y and ||Y||^2 count:
+    Of the rows of the data only X^T X, X^T Y and ||Y||^2 count (but for minibatches, see `rows`):
 
     >>> import numpy as np
     >>> import flowsim as fs
@@ -125,8 +125,21 @@ class LeastSquares(BuiltIn):
             seen=sealed(seen),
             minimum=0.5 * float(((Y - left[:, :rank] @ seen) ** 2).sum()),
         )
+        self.keep_rows(X, Y)
 
     kept = ("factor", "seen", "minimum")
+
+    @property
+    def rows(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """(X, Y), for minibatches and label noise, which draw rows: no copies, they must not be changed. None where the
+        loss was loaded without them."""
+        found: tuple[np.ndarray, np.ndarray] | None = vars(self).get("_rows")
+        return found
+
+    def keep_rows(self, X: np.ndarray, Y: np.ndarray) -> None:
+        """Keep the data (rows x n, rows x m) that the loss was made of, as `rows`."""
+        vars(self)["_rows"] = X, Y
+
     data_parts: ClassVar[Mapping[str, str]] = {"X": "factor", "Y": "seen"}
 
     def check(self) -> None:

@@ -14,6 +14,7 @@ from flowsim.methods.leapfrog import Leapfrog
 from flowsim.methods.observed import Observed
 from flowsim.methods.projected import Projected
 from flowsim.methods.rkc import RKC
+from flowsim.methods.schedules import Cosine, Schedule, StepDecay, WarmUp
 from flowsim.methods.scipy import SCIPY, Scipy
 from flowsim.methods.table import METHODS, Entry, as_method, method_named
 
@@ -25,6 +26,7 @@ __all__ = [
     "RKC",
     "RTOL",
     "SCIPY",
+    "Cosine",
     "Diffrax",
     "Entry",
     "GaussLegendre",
@@ -34,7 +36,10 @@ __all__ = [
     "Method",
     "Observed",
     "Projected",
+    "Schedule",
     "Scipy",
+    "StepDecay",
+    "WarmUp",
     "as_method",
     "method_named",
 ]

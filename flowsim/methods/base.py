@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from flowsim.checks import as_number
 from flowsim.errors import InputError
+from flowsim.methods.schedules import Schedule
 from flowsim.values import Json
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Method(ABC):
 
     @property
     def plain_step_size(self) -> float | None:
-        """That of plain gradient descent, which its laws and certificates are on; None of any other method."""
+        """That of plain gradient descent, which certificates are on; None of any other method."""
         return None
 
     @property
@@ -134,6 +135,11 @@ class Method(ABC):
     @property
     def carries(self) -> bool:
         """Whether it keeps something beside the weights, such as momentum."""
+        return False
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether its steps are random: of batches, or with noise."""
         return False
 
     @property
@@ -187,15 +193,28 @@ class Method(ABC):
             return Guarded(self.begin(as_motion(motion), t, state.copy(), t1), self.name)
 
     def describe(self) -> Json:
-        """A JSON-able record, which Method.described reads."""
-        values = ((f.name, getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
-        settings = {name: value.describe() if isinstance(value, Method) else value for name, value in values}
-        return {"family": type(self).__name__, **settings}
+        """A JSON-able record, which Method.described reads; a function among the settings is told by its name."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return {"family": type(self).__name__, **{name: _described(value) for name, value in values.items()}}
+
+    def check_storable(self) -> None:
+        """Raises InputError for a setting that no file can hold."""
+        for field in fields(self):  # type: ignore[arg-type]
+            if callable(getattr(self, field.name)):
+                raise InputError(
+                    f"Argument `{field.name}` is a function, which a file cannot hold; make it a subclass of"
+                    f" flowsim.{field.name.capitalize()}."
+                )
 
     @staticmethod
     def described(record: Mapping[str, Any]) -> Method:
         """The method of a record. Raises InputError, KeyError or TypeError for a foreign one."""
-        settings = {k: Method.described(v) if isinstance(v, Mapping) else v for k, v in record.items()}
+        settings = dict(record)
+        if isinstance(settings.get("method"), Mapping):
+            settings["method"] = Method.described(settings["method"])
+        if isinstance(settings.get("schedule"), Mapping):
+            schedule = dict(settings["schedule"])
+            settings["schedule"] = Schedule.FAMILIES[str(schedule.pop("family"))](**schedule)
         return Method.FAMILIES[str(settings.pop("family"))](**settings)
 
     def __str__(self) -> str:
@@ -205,10 +224,16 @@ class Method(ABC):
         name = str(values.pop("name", type(self).__name__))
         told = {k: v for k, v in values.items() if k in TOLD or v != usual[k]}
         settings = [
-            str(v) if isinstance(v, Method) else f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
+            str(v) if isinstance(v, Method | Schedule) else f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
             for k, v in told.items()
         ]
         return ", ".join([name, *settings])
+
+
+def _described(value: Any) -> Any:
+    if hasattr(value, "describe"):
+        return value.describe()
+    return getattr(value, "__qualname__", repr(value)) if callable(value) else value
 
 
 class Controlled(Protocol):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, cast
 
-from flowsim.checks import as_choice, as_number
+from flowsim.checks import as_choice, as_count, as_number
 from flowsim.dynamics import GradientFlow
 from flowsim.errors import InputError
 from flowsim.methods.base import ATOL, RTOL, Kind, Method
+from flowsim.methods.schedules import Clock, Schedule, as_schedule
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,8 +29,14 @@ class GradientDescent(Method):
     far in the end: k steps are like a time k step_size / (1 - mu) of the flow. Momentum conserves no D_l, and no
     certificate is on it.
 
+    schedule: step k has the size step_size times its factor k, of a Schedule (Cosine, StepDecay, WarmUp), or a function
+    of k; the time is then the sum of the step sizes. batch_size, label_noise: the gradient of step k is that of a
+    batch of the samples (rows of the data, or entries of the target), times their number over the batch's, and the
+    labels are Y + label_noise xi_k with standard normal xi_k; both are functions of (seed, k) alone, so that a run gone
+    on with, and the other backend, draw the same. See flowsim.losses.samples.Batches. Of weight decay see Problem.
+
     backend "numpy" is a plain loop, "jax" a compiled scan. Raises InputError unless step_size > 0, 0 <= momentum < 1,
-    and for nesterov without momentum.
+    and for nesterov without momentum; simulate for a loss without samples, where they are asked for.
 
     Until a given time the imbalance drifts in proportion to the step size; the flow conserves it:
 
@@ -45,6 +54,10 @@ class GradientDescent(Method):
     backend: Literal["numpy", "jax"] = "numpy"
     momentum: float = 0.0
     nesterov: bool = False
+    schedule: Schedule | Callable[[int], float] | str | None = None
+    batch_size: int | None = None
+    label_noise: float = 0.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         as_number(self.step_size, "step_size", above=0.0)
@@ -55,6 +68,11 @@ class GradientDescent(Method):
             raise InputError(f"Argument `nesterov` must be True or False, but it is {self.nesterov!r}.")
         if self.nesterov and not self.momentum:
             raise InputError("Argument `nesterov` must not be True without momentum; give momentum too.")
+        object.__setattr__(self, "schedule", as_schedule(self.schedule))
+        if self.batch_size is not None:
+            as_count(self.batch_size, "batch_size")
+        as_number(self.label_noise, "label_noise", least=0.0)
+        as_count(self.seed, "seed", least=0)
 
     @property
     def name(self) -> str:
@@ -73,16 +91,30 @@ class GradientDescent(Method):
 
     @property
     def plain_step_size(self) -> float | None:
-        """Without momentum, step_size."""
-        return None if self.momentum else self.step_size
+        """step_size; None with momentum, a schedule, batches or noise."""
+        plain = not (self.momentum or self.schedule or self.stochastic)
+        return self.step_size if plain else None
 
     @property
-    def edge(self) -> float:
-        """The curvature beyond which steps on a quadratic grow: 2 (1 + mu) / step_size, nesterov: that over 1 + 2 mu.
+    def stochastic(self) -> bool:
+        """With batches or label noise."""
+        return self.batch_size is not None or self.label_noise > 0
+
+    @cached_property
+    def clock(self) -> Clock:
+        """The times of its steps."""
+        return Clock(self.step_size, cast("Schedule | Callable[[int], float] | None", self.schedule))
+
+    @property
+    def edge(self) -> float | None:
+        """The curvature beyond which steps on a quadratic grow: 2 (1 + mu) / step_size, nesterov: that over 1 + 2 mu;
+        None with a schedule.
 
         Of v <- mu v + s w, w <- w - v (s = step_size times the curvature) the eigenvalues solve
         z^2 - (1 + mu - s) z + mu = 0, and with nesterov z^2 - (1 + mu)(1 - s) z + mu (1 - s) = 0: one is -1 there.
         """
+        if self.schedule is not None:
+            return None
         return 2 * (1 + self.momentum) / (self.step_size * (1 + 2 * self.momentum * self.nesterov))
 
     @property
@@ -97,29 +129,34 @@ class GradientDescent(Method):
 
     @property
     def side_by_side(self) -> bool:
-        """As one loop over a stack, by the jax backend, without momentum."""
-        return self.backend == "jax" and not self.momentum
+        """As one loop over a stack, by the jax backend, where it is plain."""
+        return self.backend == "jax" and self.plain_step_size is not None
 
     def remaining(self, motion: Motion, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(q, v) of the motion after t / step_size steps from (1, 0), by powers of a matrix: the gradient is x q.
+        """(q, v) of the motion after the steps until t, from (1, 0), of the gradient x q, x the weight decay.
 
-        Without momentum (1 - step_size weight_decay)^k. Between steps straight lines.
+        Without momentum prod (1 - step_size x). Between steps straight lines.
         """
         import numpy as np
 
-        x, eta, mu = motion.problem.weight_decay, self.step_size, self.momentum
-        k = np.asarray(t, float) / eta
+        x, t = motion.problem.weight_decay, np.asarray(t, float)
         if not x:
-            return np.ones_like(k), np.zeros_like(k)
-        ahead = x + mu * x if self.nesterov else x  # of the gradient, in the step
-        kept = mu**2 if self.nesterov else mu  # of the momentum
-        step = np.array([[1 - eta * ahead, -eta * kept], [x, mu]])
-        left = np.floor(k + 1e-9).astype(int)
-        pairs = {int(j): np.linalg.matrix_power(step, int(j))[:, 0] for j in np.unique([left, left + 1])}
-        share = np.clip(k - left, 0.0, 1.0)[..., None]
-        below, above = (np.array([pairs[int(j)] for j in np.ravel(n)]).reshape(*k.shape, 2) for n in (left, left + 1))
-        found = np.where(share > 1e-9, below + share * (above - below), below)
-        return found[..., 0], found[..., 1]
+            return np.ones_like(t), np.zeros_like(t)
+        last = int(np.max(self.clock.nearest(t))) + 1
+        pairs = self._decayed.setdefault(x, [(1.0, 0.0)])
+        ahead = self.momentum * self.nesterov
+        for size in self.clock.sizes(0, last)[len(pairs) - 1 :]:
+            q, v = pairs[-1]
+            v = self.momentum * v + x * q
+            pairs.append((q - size * (x * q + ahead * v if self.nesterov else v), v))
+        q, v = np.array(pairs[: last + 1]).T
+        times = self.clock.times(0, last)
+        return np.interp(t, times, q), np.interp(t, times, v)
+
+    @cached_property
+    def _decayed(self) -> dict[float, list[tuple[float, float]]]:
+        """Weight decay -> (q, v) after 0, 1, 2, ... steps, as far as was asked for."""
+        return {}
 
     def compile_seconds(self) -> float:
         """Seconds spent compiling so far, by the jax backend."""

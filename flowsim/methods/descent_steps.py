@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowsim.errors import InputError
+from flowsim.losses.samples import Batches, Drawn
 from flowsim.methods.jax_support import LossArgument, Tree, as_argument, float64
 from flowsim.methods.steps import Counts, Segment
-from flowsim.network import backpropagate, flatten, unflatten
-from flowsim.problem import Problem
+from flowsim.network import flatten, unflatten
+from flowsim.problem import Problem, gradients
 from flowsim.values import Array
 
 if TYPE_CHECKING:
@@ -21,25 +21,7 @@ if TYPE_CHECKING:
 SEGMENT_BYTES = 2**25
 """A segment keeps the weights after each of its steps; it is as long as this many bytes allow."""
 LONGEST_SEGMENT = 1024
-MOST_STEPS = 2**53
-"""Beyond, the times of successive steps are no longer told apart."""
-
 States = Callable[[np.ndarray], np.ndarray]
-
-
-def count_steps(step_size: float, span: float) -> int:
-    """round(span / step_size), at least one. Raises InputError when the span is shorter than half a step."""
-    ratio = span / step_size
-    if ratio > MOST_STEPS:
-        raise InputError(
-            f"Argument `step_size` must be at least t1 / {MOST_STEPS:.3g}, but it is {step_size:g}; raise it."
-        )
-    steps = round(ratio)
-    if steps < 1:
-        raise InputError(
-            f"Argument `t1` must be at least one step of {step_size:g}, but it is {span:g}; lower step_size."
-        )
-    return steps
 
 
 def segment_length(size: int) -> int:
@@ -48,11 +30,11 @@ def segment_length(size: int) -> int:
 
 
 class Descent:
-    """Gradient descent from (t, state), t a whole number of steps; after k steps in all the time is k step_size."""
+    """Gradient descent from (t, state), t the time of one of its steps."""
 
     def __init__(self, problem: Problem, method: GradientDescent, t: float, state: np.ndarray, t1: float) -> None:
-        self.problem, self.step_size = problem, method.step_size
-        self.first, self.done, self.steps = round(t / method.step_size), 0, count_steps(method.step_size, t1 - t)
+        self.problem, self.method, self.clock = problem, method, method.clock
+        self.first, self.done, self.steps = int(self.clock.nearest(t)), 0, self.clock.count(t, t1)
         dims, size = problem.network.dims, problem.network.size
         self.weights: Sequence[Array] = unflatten(np.array(state[:size]), dims)
         self.momentum, self.nesterov = method.momentum, method.nesterov
@@ -62,42 +44,50 @@ class Descent:
             self.carried = unflatten(np.array(beside), dims)
         self.longest = segment_length(size + sum(V.size for V in self.carried))
         self.counts = Counts(rhs_evaluations=0, rejected_steps=0)
-        _, self.gradients = problem.gradients(list(self.weights))
+        self.batches: Batches | None = None
+        if method.stochastic:
+            self.batches = Batches(problem.loss, method.batch_size, method.label_noise, method.seed)
+        _, self.gradients = self.realised(self.first, self.weights)
 
     @property
     def t(self) -> float:
         """The time reached."""
-        return (self.first + self.done) * self.step_size
+        return float(self.clock.times(self.first + self.done, 0)[0])
 
     @property
     def t1(self) -> float:
         """The time of the last step."""
-        return (self.first + self.steps) * self.step_size
+        return float(self.clock.times(self.first + self.steps, 0)[0])
+
+    def realised(self, k: int, weights: Sequence[Array]) -> tuple[Array, list[Array]]:
+        """The product, and the gradients that step k takes, of its batch and with its noise; with weight decay."""
+        loss = self.problem.stacked_loss if self.batches is None else self.batches.at(k).loss(self.batches.kind)
+        return gradients(loss, weights, self.problem.network.scale, self.problem.weight_decay)
 
     def advance(self) -> Segment:
         """As many steps as a segment holds."""
         count = min(self.longest, self.steps - self.done)
         first = self.first + self.done
-        products, dissipated, states = self._descend(count)
+        products, dissipated, states = self._descend(first, self.clock.sizes(first, count))
         self.done += count
         self.counts.rhs_evaluations = self.done
-        times = self.step_size * np.arange(first, first + count + 1)
+        times = self.clock.times(first, count)
         return Segment(times, products, dissipated, _Polygon(times, states), discrete=True)
 
-    def _descend(self, count: int) -> tuple[np.ndarray, np.ndarray, States]:
-        """(products, dissipated, states): states(k) are those after the numbers k of steps, 0 .. count."""
-        problem, eta = self.problem, self.step_size
-        weights, carried, gradients = self.weights, self.carried, self.gradients
+    def _descend(self, first: int, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, States]:
+        """(products, dissipated, states) of the steps from number `first` on: states(k) are those after the numbers k
+        of them, 0 .. count."""
+        weights, carried, found = self.weights, self.carried, self.gradients
         path, products, dissipated = [[*weights, *carried]], [], []
         with np.errstate(over="ignore", invalid="ignore"):
-            for _ in range(count):
-                dissipated.append(eta * sum(np.vdot(G, G) for G in gradients))
-                carried, steps = _steps(carried, gradients, self.momentum, self.nesterov)
+            for k, eta in enumerate(sizes.tolist(), first + 1):
+                dissipated.append(eta * sum(np.vdot(G, G) for G in found))
+                carried, steps = _steps(carried, found, self.momentum, self.nesterov)
                 weights = [W - eta * step for W, step in zip(weights, steps, strict=True)]
-                P, gradients = backpropagate(problem.stacked_loss, weights, problem.network.scale)
+                P, found = self.realised(k, weights)
                 products.append(P)
                 path.append([*weights, *carried])
-        self.weights, self.carried, self.gradients = weights, carried, gradients
+        self.weights, self.carried, self.gradients = weights, carried, found
         return np.array(products), np.array(dissipated), lambda steps: np.array([flatten(path[k]) for k in steps])
 
 
@@ -113,16 +103,18 @@ def _steps(carried: Tree, gradients: Tree, momentum: float, nesterov: bool) -> t
 class CompiledDescent(Descent):
     """The same steps by a jitted jax.lax.scan in float64."""
 
-    def _descend(self, count: int) -> tuple[np.ndarray, np.ndarray, States]:
-        before = flatten([np.asarray(W) for W in (*self.weights, *self.carried)])
+    def _descend(self, first: int, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, States]:
+        before, count = flatten([np.asarray(W) for W in (*self.weights, *self.carried)]), len(sizes)
         etas = np.zeros(self.longest)
-        etas[:count] = self.step_size  # a step of size 0 changes nothing: one compiled length serves every remainder
-        loss, scale = as_argument(self.problem.stacked_loss), self.problem.network.scale
+        etas[:count] = sizes  # a step of size 0 changes nothing: one compiled length serves every remainder
+        problem, decay = self.problem, self.problem.weight_decay
+        loss, scale = as_argument(problem.stacked_loss), problem.network.scale
         mus = np.where(etas > 0, self.momentum, 1.0)  # and keeps the momentum
-        arguments = loss, list(self.weights), list(self.carried), list(self.gradients), scale
+        arguments = loss, list(self.weights), list(self.carried), list(self.gradients), scale, np.array(decay)
         with float64():
-            scan = _compiled_scan(self.nesterov)
-            (self.weights, self.carried, self.gradients), record = scan(*arguments, (etas, mus))
+            scan = _compiled_scan(self.nesterov, decay > 0, None if self.batches is None else self.batches.kind)
+            steps = etas, mus, self._drawn(first + 1, count)
+            (self.weights, self.carried, self.gradients), record = scan(*arguments, steps)
             layers, products, dissipated = ([np.asarray(x) for x in record[0]], *map(np.asarray, record[1:]))
 
         def states(steps: np.ndarray) -> np.ndarray:
@@ -132,24 +124,42 @@ class CompiledDescent(Descent):
 
         return products[:count], dissipated[:count], states
 
+    def _drawn(self, first: int, count: int) -> Tree:
+        """The batches of steps first, first + 1, ..., stacked; those beyond `count` are never used."""
+        if self.batches is None:
+            return ()
+        drawn = [self.batches.at(k) for k in range(first, first + count)]
+        parts = {name: np.stack([one.parts[name] for one in drawn]) for name in drawn[0].parts}
+        found = Drawn(parts, np.stack([one.factor for one in drawn]))
+        rest = self.longest - count
+        if not rest:
+            return found
+        repeated = {name: np.concatenate([x, np.repeat(x[-1:], rest, axis=0)]) for name, x in found.parts.items()}
+        return Drawn(repeated, np.append(found.factor, np.repeat(found.factor[-1:], rest)))
+
 
 @cache
-def _compiled_scan(nesterov: bool) -> Callable[..., Tree]:
+def _compiled_scan(nesterov: bool, decays: bool, kind: Any) -> Callable[..., Tree]:
+    """The steps of a segment; kind: of the losses of batches, None where each step has the whole loss."""
     import jax
     import jax.numpy as jnp
 
-    def scan(argument: LossArgument, weights: Tree, carried: Tree, gradients: Tree, scale: Tree, steps: Tree) -> Tree:
+    def scan(
+        argument: LossArgument, weights: Tree, carried: Tree, found: Tree, scale: Tree, decay: Tree, steps: Tree
+    ) -> Tree:
         def step(carry: Tree, now: Tree) -> Tree:
-            weights, carried, gradients = carry
-            eta, mu = now
-            dissipated = eta * sum(jnp.vdot(G, G) for G in gradients)
-            given = [jnp.where(eta > 0, G, 0.0) for G in gradients] if carried else gradients
+            weights, carried, found = carry
+            eta, mu, drawn = now
+            loss = argument.loss if kind is None else drawn.loss(kind)
+            dissipated = eta * sum(jnp.vdot(G, G) for G in found)
+            given = [jnp.where(eta > 0, G, 0.0) for G in found] if carried else found
             carried, ahead = _steps(carried, given, mu, nesterov)
             weights = [W - eta * V for W, V in zip(weights, ahead, strict=True)]
-            P, gradients = backpropagate(argument.loss, weights, scale)
-            return (weights, carried, gradients), ([*weights, *carried], P, dissipated)
+            P, following = gradients(loss, weights, scale, decay if decays else 0.0)
+            found = [jnp.where(eta > 0, new, old) for new, old in zip(following, found, strict=True)]
+            return (weights, carried, found), ([*weights, *carried], P, dissipated)
 
-        return jax.lax.scan(step, (weights, carried, gradients), steps)
+        return jax.lax.scan(step, (weights, carried, found), steps)
 
     return jax.jit(scan)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from flowsim.checks import as_choice
 from flowsim.errors import InputError
@@ -15,6 +16,7 @@ from flowsim.methods.gauss_legendre import GaussLegendre
 from flowsim.methods.leapfrog import Leapfrog
 from flowsim.methods.projected import Projected, projected_kind
 from flowsim.methods.rkc import RKC
+from flowsim.methods.schedules import Schedule
 from flowsim.methods.scipy import SCIPY, Scipy
 
 
@@ -82,9 +84,13 @@ def method_named(
     backend: Literal["numpy", "jax"] = "numpy",
     momentum: float = 0.0,
     nesterov: bool = False,
+    schedule: Schedule | str | None = None,
+    batch_size: int | None = None,
+    label_noise: float = 0.0,
+    seed: int = 0,
 ) -> Method:
-    """The method of that name (a key of METHODS). Gradient descent needs step_size; backend, momentum and nesterov
-    concern it alone.
+    """The method of that name (a key of METHODS). Gradient descent needs step_size; backend, momentum, nesterov,
+    schedule (also as a text, cosine:1000), batch_size, label_noise and seed concern it alone.
 
     Raises InputError for an unknown name (listing the known), or settings that the method cannot use.
 
@@ -98,10 +104,13 @@ def method_named(
     entry = METHODS[key]
     if not entry.kind.adaptive and step_size is None:
         raise InputError(f"Argument `step_size` must be given for {key}, which has no error estimate.")
+    own: dict[str, Any] = {"backend": backend, "momentum": momentum, "nesterov": nesterov, "schedule": schedule}
+    own |= {"batch_size": batch_size, "label_noise": label_noise, "seed": seed}
     if key == "gd":
-        return GradientDescent(step_size, backend, momentum, nesterov)  # type: ignore[arg-type]
-    if backend != "numpy":
-        raise InputError(f"Argument `backend` must be numpy for method {key}: only gradient descent has a choice.")
-    if momentum or nesterov:
-        raise InputError(f"Argument `momentum` must not be given for method {key}: only gradient descent has it.")
+        assert step_size is not None
+        return GradientDescent(step_size, **own)
+    usual = {field.name: field.default for field in fields(GradientDescent)}
+    for name, value in own.items():
+        if value != usual[name]:
+            raise InputError(f"Argument `{name}` must not be given for method {key}: only gradient descent has it.")
     return entry.make(rtol=rtol, atol=atol, step_size=step_size)

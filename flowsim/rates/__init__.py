@@ -122,7 +122,7 @@ def certify(
             own = [] if step is None else [theorem(network, loss, step) for theorem in DESCENTS]
             entries = [
                 *own,
-                *(_without_rate(entry, "it holds for the flow, not for gradient descent") for entry in entries),
+                *(_without_rate(entry, f"it holds for the flow, not for {_told(method)}") for entry in entries),
             ]
         if dynamics is not None and not isinstance(dynamics, GradientFlow):
             reason = f"it holds for gradient flow, not for {dynamics.name}"
@@ -130,6 +130,15 @@ def certify(
         if isinstance(subject, Problem) and subject.weight_decay:
             entries = [_without_rate(entry, "it is on the loss alone, without weight decay") for entry in entries]
         return Certificates(network.dims, network.lambda_min_T, tuple(entries))
+
+
+def _told(method: Method) -> str:
+    """What kind of gradient descent it is."""
+    if method.plain_step_size is not None:
+        return "gradient descent"
+    kinds = {"momentum": method.carries, "batches or noise": method.stochastic}
+    named = [name for name, has in kinds.items() if has] or ["a schedule"]
+    return f"gradient descent with {' and '.join(named)}"
 
 
 def _without_rate(entry: Certificate, reason: str) -> Certificate:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, c
 from flowsim.checks import WIDEST, as_choice, check_schema, mistake
 from flowsim.dynamics import Dynamics, GradientFlow
 from flowsim.errors import InputError
-from flowsim.methods import Method
+from flowsim.methods import Method, Schedule
 from flowsim.runs.record import Count, Work
 from flowsim.values import Json
 
@@ -129,6 +129,8 @@ def method_of(record: Mapping[str, Any], path: str | Path) -> Method:
     settings = dict(record)
     if isinstance(settings.get("method"), dict):
         settings["method"] = method_of(settings["method"], path)
+    if isinstance(settings.get("schedule"), dict):
+        settings["schedule"] = _described(settings["schedule"], Schedule.FAMILIES, path, "method.schedule")
     found: Method = _described(settings, Method.FAMILIES, path, "method")
     return found
 
@@ -146,7 +148,8 @@ def _described(record: Mapping[str, Any], families: Mapping[str, type], path: st
     with refusals_of(path):
         family = families[as_choice(settings.pop("family", None), f"{place}.family", families)]
     hints = get_type_hints(family)
-    hints |= {name: Any for name, value in settings.items() if isinstance(value, Method)}
+    hints |= {name: Any for name, value in settings.items() if isinstance(value, Method | Schedule)}
+    hints |= {"schedule": Any} if settings.get("schedule", 0) is None else {}
     usual = {f.name: ... if f.default is MISSING else f.default for f in fields(family)}
     declared: dict[str, Any] = {name: (hints[name], default) for name, default in usual.items()}
     model = create_model(family.__name__, __base__=_Settings, **declared)

@@ -26,9 +26,10 @@ LARGEST_KEPT = 2**30
 
 def write(trajectory: Trajectory, path: str | Path) -> None:
     """Write the trajectory; beside, then renamed. Raises InputError when the place cannot be written."""
+    trajectory.method.check_storable()
     kind, numbers, arrays = _describe_loss(trajectory.problem.loss)
     reduction, bases = _describe_reduction(trajectory.reduction, trajectory.problem.network)
-    arrays |= bases
+    arrays |= bases | _rows(trajectory)
     network = trajectory.problem.network
     configuration = {
         "schema": SCHEMA,
@@ -76,6 +77,15 @@ def _describe_loss(loss: Any) -> tuple[str, dict[str, float], dict[str, np.ndarr
     arrays = {f"loss_{name}": part for name, part in parts.items() if isinstance(part, np.ndarray)}
     numbers = {name: float(part) for name, part in parts.items() if not isinstance(part, np.ndarray)}
     return type(loss).__name__, numbers, arrays
+
+
+def _rows(trajectory: Trajectory) -> dict[str, np.ndarray]:
+    """The data that batches or noise draw from, unless they are too large."""
+    loss = trajectory.problem.loss
+    rows = loss.rows if isinstance(loss, losses.LeastSquares) and trajectory.method.stochastic else None
+    if rows is None or sum(part.nbytes for part in rows) > LARGEST_KEPT:
+        return {}
+    return {"rows_X": rows[0], "rows_Y": rows[1]}
 
 
 def _describe_reduction(reduction: Reduction, network: Network) -> tuple[Json, dict[str, np.ndarray]]:

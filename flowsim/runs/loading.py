@@ -16,6 +16,7 @@ from flowsim.dynamics import Dynamics
 from flowsim.errors import InputError
 from flowsim.files import read_netcdf
 from flowsim.losses import Loss, UnknownLoss
+from flowsim.methods import GradientDescent
 from flowsim.network import LinearNetwork, Network, flatten, joint_norm, unflatten
 from flowsim.problem import Problem
 from flowsim.runs.contents import SCHEMA, Contents, contents_of, damaged, dynamics_of, method_of, refusals_of
@@ -228,7 +229,11 @@ def _loss(contents: Contents, arrays: Arrays) -> Loss:
     parts = {name.removeprefix(prefix): arrays.get(name, None, None) for name in names}
     with refusals_of(arrays.path):
         kind = losses.STORED[as_choice(contents.loss, "loss", losses.STORED)]
-        return kind.restored({**parts, **contents.loss_numbers})
+        found = kind.restored({**parts, **contents.loss_numbers})
+    if isinstance(found, losses.LeastSquares) and "rows_X" in arrays:
+        X = arrays.get("rows_X", None, contents.dims[0])
+        found.keep_rows(X, arrays.get("rows_Y", len(X), contents.dims[-1]))
+    return found
 
 
 def _check_times(run: Trajectory, path: str | Path) -> None:
@@ -244,6 +249,12 @@ def _check_times(run: Trajectory, path: str | Path) -> None:
     if max(run.restarts, default=0.0) > end:
         raise damaged(path, "`restarts` must lie before the end, but they do not")
     if size is None or not len(steps):
+        return
+    if isinstance(run.method, GradientDescent) and run.method.schedule is not None:
+        with refusals_of(path):
+            expected = run.method.clock.times(0, len(steps))
+        if not np.allclose(run.step_time, expected, rtol=SAME, atol=0.0):
+            raise damaged(path, "its steps must have the times of the method's schedule, but they do not")
         return
     if steps.max() > size * (1 + SAME) or len(steps) > end / size * (1 + SAME) + 2 + len(run.restarts):
         raise damaged(path, f"its steps must have the size of the method, {size:g}, but they do not")

@@ -22,7 +22,18 @@ Reduce = Literal["auto", "always", "never"]
 """What the settings of a run can be, for every schema that has them."""
 
 
-OF_THE_METHOD = ("step_size", "rtol", "atol", "backend", "momentum", "nesterov")
+OF_THE_METHOD = (
+    "step_size",
+    "rtol",
+    "atol",
+    "backend",
+    "momentum",
+    "nesterov",
+    "schedule",
+    "batch_size",
+    "label_noise",
+    "seed",
+)
 """The settings that are the method's."""
 OF_THE_PROBLEM = ("weight_decay",)
 """Those that are the problem's; the others are simulate's."""
@@ -47,6 +58,10 @@ class RunConfig(BaseModel):
     backend: Literal["numpy", "jax"] = "numpy"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     nesterov: bool = False
+    schedule: str | None = None
+    batch_size: Annotated[int | None, Field(ge=1)] = None
+    label_noise: Annotated[float, Field(ge=0)] = 0.0
+    seed: Annotated[int, Field(ge=0)] = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     dynamics: str | None = None
 

@@ -12,8 +12,8 @@ import numpy as np
 from flowsim.checks import as_count, as_float_array, as_number, check_memory
 from flowsim.errors import InputError
 from flowsim.losses import minimum_of
-from flowsim.methods import Method
-from flowsim.methods.descent_steps import count_steps
+from flowsim.methods import GradientDescent, Method
+from flowsim.methods.schedules import Clock
 from flowsim.problem import Problem
 
 SAVED_BYTES = 256
@@ -61,8 +61,15 @@ def check_steps(method: Method, t1: float, stopping: Stopping) -> None:
     size = method.settings.step_size
     if size is None or not (stopping.level is None and stopping.gradient is None and stopping.deadline is None):
         return
-    steps = min(t1 / size, stopping.max_steps or math.inf)
+    asked = t1 / size if not isinstance(method, GradientDescent) else method.clock.count(0.0, t1)
+    steps = min(asked, stopping.max_steps or math.inf)
     check_memory(STEP_BYTES * steps, "step_size", f"{steps:.3g} steps", "enlarge it, lower t1 or set max_steps")
+
+
+def clock_of(method: Method) -> Clock:
+    """The times of the steps of gradient descent."""
+    assert isinstance(method, GradientDescent)
+    return method.clock
 
 
 def largest_order(problem: Problem, method: Method) -> int:
@@ -87,7 +94,8 @@ def save_times(method: Method, t1: float, save_points: int | Sequence[float] | n
             raise InputError("Argument `save_points` must ascend strictly within [0, t1], but it does not.")
         times = np.union1d(np.minimum(times, t1), [0.0, t1])
     if method.kind.discrete:
-        size = method.settings.step_size
-        last = count_steps(size, t1)
-        times = np.unique(np.clip(np.round(times / size), 0, last)) * size
+        clock = clock_of(method)
+        last = clock.count(0.0, t1)
+        taken = np.unique(np.clip(clock.nearest(times), 0, last)).astype(int)
+        times = clock.times_at(taken)
     return times

@@ -89,7 +89,8 @@ def drifts(run: Trajectory) -> str:
     ends = laws_of_the_dynamics(run)
     found += [f"{name} {number(residual)}" for name, residual in ends.items()]
     known = run.dynamics.power(np.zeros(())) is not None
-    if known and not (run.method.kind.recorded or run.method.carries):  # else what is dissipated is another sum
+    method = run.method
+    if known and not (method.kind.recorded or method.carries or method.stochastic):  # else what is lost is another sum
         found.append(f"energy{of} {np.abs(run.energy_residual).max():.3g}")
     return ", ".join(found)
 

@@ -70,6 +70,7 @@ def _simulated(member: Member, problem: Problem) -> Trajectory:
         max_steps=s["max_steps"],
         wall_limit=s["wall_limit"],
         reduce=s["reduce"],
+        dynamics=s.get("dynamics"),
     )
     if run.status == "interrupted":  # a member is finished or it has no record
         raise KeyboardInterrupt

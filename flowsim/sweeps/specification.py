@@ -25,6 +25,7 @@ from pydantic import (
 
 from flowsim.checks import as_dims, mistake
 from flowsim.compression import SAMPLED, cannot_sample, sample_compressed
+from flowsim.dynamics import DYNAMICS, Dynamics, as_dynamics
 from flowsim.errors import InputError
 from flowsim.files import read_toml
 from flowsim.initialization import SCHEMES, initialize
@@ -53,6 +54,17 @@ Numbers = Annotated[list[Positive], BeforeValidator(_listed), Field(min_length=1
 Names = Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
 
 
+OF_DESCENT = ("momentum", "nesterov", "schedule", "batch_size", "label_noise")
+"""Settings that concern gradient descent alone; a sweep's other methods do without."""
+ADDED = (*OF_DESCENT, "weight_decay", "dynamics")
+"""Settings that a member has where they are not the default: the keys of older sweeps stay what they were."""
+
+
+def _suited(method: str, own: Json) -> Json:
+    """The settings of gradient descent, for it alone."""
+    return own if method == "gd" else {}
+
+
 class SweepTable(BaseModel):
     """Table [sweep] of a specification: lists are multiplied."""
 
@@ -75,6 +87,13 @@ class SweepTable(BaseModel):
     draw: Literal["full", "sampled"] = "full"
     certificates: Literal["all", "cheap", "none"] = "all"
     curve_points: int = Field(0, ge=0, le=10_000)
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    nesterov: bool = False
+    schedule: str | None = None
+    batch_size: Annotated[int | None, Field(ge=1)] = None
+    label_noise: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    dynamics: str | None = None
 
     @field_validator("dims")
     @classmethod
@@ -94,7 +113,7 @@ class SweepTable(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> SweepTable:
-        complaints = []
+        complaints = [str(refusal).removeprefix("Argument ").rstrip(".") for refusal in self._refusals()]
         needing = [name for name in self.method if not METHODS[name].kind.adaptive]
         if needing and not self.step_size:
             complaints.append(f"step_size must be given for {', '.join(needing)}")
@@ -120,6 +139,26 @@ class SweepTable(BaseModel):
         if complaints:
             raise ValueError("; ".join(complaints))
         return self
+
+    @model_serializer(mode="wrap")
+    def _plain(self, serialize: SerializerFunctionWrapHandler) -> Json:
+        """Added settings go without saying at their defaults."""
+        tables: Json = serialize(self)
+        fields = SweepTable.model_fields
+        return {key: value for key, value in tables.items() if key not in ADDED or value != fields[key].default}
+
+    def _refusals(self) -> Iterable[InputError]:
+        """What the settings of gradient descent and the dynamics are refused for."""
+        try:
+            as_dynamics(self.dynamics)
+        except InputError as refusal:
+            yield refusal
+        own = {name: getattr(self, name) for name in OF_DESCENT}
+        for name in self.method:
+            try:
+                method_named(name, step_size=None if METHODS[name].kind.adaptive else 1.0, **_suited(name, own))
+            except InputError as refusal:
+                yield refusal
 
     @property
     def count(self) -> int:
@@ -161,6 +200,7 @@ class Entries:
     schemes: dict[str, Callable[..., LinearNetwork]]
     losses: dict[str, LossEntry]
     theorems: dict[str, Theorem]
+    dynamics: dict[str, type[Dynamics]]
 
     def install(self) -> None:
         """Put them into the tables of this process."""
@@ -168,6 +208,7 @@ class Entries:
         SCHEMES.update(self.schemes)
         LOSSES.update(self.losses)
         THEOREMS.update(self.theorems)
+        DYNAMICS.update(self.dynamics)
 
 
 @dataclass(frozen=True)
@@ -188,7 +229,8 @@ class Member:
         seed = np.random.SeedSequence(s["root_seed"], spawn_key=(s["seed"],))
         draw: Callable[..., Network] = sample_compressed if s["draw"] == "sampled" else initialize
         make: Any = LOSSES[s["target"].get("loss", "squared")].of_target
-        return Problem(make(self.target()), draw(s["scheme"], s["dims"], seed=seed, scale=s["scale"]))
+        network = draw(s["scheme"], s["dims"], seed=seed, scale=s["scale"])
+        return Problem(make(self.target()), network, weight_decay=s.get("weight_decay", 0.0))
 
     def target(self) -> np.ndarray:
         """Y (n x m)."""
@@ -201,7 +243,9 @@ class Member:
         """The method with its settings; a step size concerns those alone that have no error estimate."""
         s = self.settings
         step = None if METHODS[s["method"]].kind.adaptive else s["step_size"]
-        return method_named(s["method"], rtol=s["rtol"], atol=s["atol"], step_size=step)
+        own = {name: s[name] for name in OF_DESCENT if name in s}
+        own |= {"seed": s["seed"]} if {"batch_size", "label_noise"} & set(own) else {}
+        return method_named(s["method"], rtol=s["rtol"], atol=s["atol"], step_size=step, **_suited(s["method"], own))
 
 
 class SweepSpec(BaseModel):
@@ -211,7 +255,9 @@ class SweepSpec(BaseModel):
     "fan_out", scale = 1, method = "dop853", rtol = 1e-8, atol = 1e-10, step_size (for gd and euler) may be lists;
     root_seed = 0, stop_loss, max_steps, wall_limit, reduce = "auto" as for simulate; draw = "full" or "sampled" (in
     compressed form, any width); certificates = "all", "cheap" or "none"; curve_points = 0: how many times of each loss
-    curve are kept in the table. Table [target]: loss = "squared" (a name in losses.LOSSES) of a target that is
+    curve are kept in the table; weight_decay = 0; dynamics, as `flowsim simulate` takes it; of gradient descent
+    momentum = 0, nesterov = false, schedule, batch_size (entries of the target a step), label_noise = 0 (drawn with the
+    member's seed). Table [target]: loss = "squared" (a name in losses.LOSSES) of a target that is
     kind = "ones" or "normal" (with seed = 0), times scale = 1.
 
     >>> import flowsim as fs
@@ -259,6 +305,7 @@ class SweepSpec(BaseModel):
                 "curve_points",
             }
         )
+        fixed |= {name: value for name, value in s.model_dump().items() if name in ADDED}
         names = ("dims", "scheme", "scale", "method", "step_size", "rtol", "atol", "seed")
         steps: list[float | None] = [*s.step_size] or [None]
         grid = product(s.dims, s.scheme, s.scale, s.method, steps, s.rtol, s.atol, range(s.seeds))
@@ -268,6 +315,7 @@ class SweepSpec(BaseModel):
             {name: SCHEMES[name] for name in s.scheme},
             {loss: LOSSES[loss]},
             dict(THEOREMS),
+            dict(DYNAMICS),
         )
         fixed["target"] = target
         return [Member({**dict(zip(names, values, strict=True)), **fixed}, entries) for values in grid]

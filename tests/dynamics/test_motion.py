@@ -123,7 +123,7 @@ def test_compressed_is_full(dynamics, weight_decay, dims):
 
 
 def test_a_core_that_grows_on_the_way_counts_what_decay_does_outside_of_it():
-    """Energy and gradient norms of before are those of the finer core; as those of a run that was fine from the start."""
+    """Energy and gradient norms of before are those of the finer core."""
     problem = fs.Problem(fs.SquaredLoss([[1.0, 2.0], [-1.0, 1.0]]), fs.fan_in((2, 12, 9, 2), seed=0), weight_decay=0.2)
     for dynamics in (fs.GradientFlow(), fs.HeavyBall(1.0)):
         run = fs.simulate(problem, t1=5.0, dynamics=dynamics, reduce="always")

@@ -99,6 +99,38 @@ def test_every_pair_of_root_seed_and_seed_is_a_draw_of_its_own():
     assert len({member.key for member in members}) == 9
 
 
+DESCENT = {"method": ["gd", "rk45"], "step_size": 0.01, "momentum": 0.5, "label_noise": 0.1, "batch_size": 1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "method", "decay", "dynamics"),
+    [
+        ({"weight_decay": 0.5}, fs.Scipy(), 0.5, None),
+        ({"dynamics": "heavy-ball:0.5"}, fs.Scipy(), 0.0, fs.HeavyBall(0.5)),
+        (DESCENT, fs.GradientDescent(0.01, momentum=0.5, label_noise=0.1, batch_size=1, seed=0), 0.0, None),
+        (DESCENT | {"schedule": "step-decay:20:0.5", "momentum": 0.0}, None, 0.0, None),
+    ],
+)
+def test_a_member_has_the_decay_the_dynamics_and_the_descent_that_are_asked_for(settings, method, decay, dynamics):
+    plan = spec(dims=[[1, 6, 1]], scheme="fan_in", seeds=2, t1=0.5, **settings)
+    member = plan.members()[0]
+    method = method or fs.GradientDescent(0.01, schedule=fs.StepDecay(20, 0.5), label_noise=0.1, batch_size=1, seed=0)
+    assert member.method() == method
+    problem = member.problem()
+    assert problem.weight_decay == decay
+    run = fs.simulate(problem, method, t1=0.5, dynamics=dynamics, save_points=2)
+    assert run_member(member)["scalars"]["final_loss"] == pytest.approx(run.loss[-1], rel=1e-12)
+
+
+def test_new_settings_at_their_defaults_leave_keys_and_specifications_alone():
+    """A folder of an older flowsim goes on."""
+    plan = spec()
+    for name in ("momentum", "nesterov", "schedule", "batch_size", "label_noise", "weight_decay", "dynamics"):
+        assert name not in plan.model_dump()["sweep"]
+        assert name not in plan.members()[0].settings
+    assert spec(weight_decay=0.0).members()[0].key == plan.members()[0].key != spec(weight_decay=0.1).members()[0].key
+
+
 def test_the_plan_says_how_long_it_takes(tmp_path):
     told = []
     sweep(spec(seeds=5), tmp_path / "out", note=told.append)
@@ -560,6 +592,9 @@ kind = "twos"
     ("changes", "words"),
     [
         ({"method": "gd"}, "step_size must be given"),
+        ({"dynamics": "heavy-ball"}, "dynamics.*friction"),
+        ({"method": "gd", "step_size": 0.1, "schedule": "cosine"}, "schedule.*cosine:steps"),
+        ({"method": "gd", "step_size": 0.1, "nesterov": True}, "nesterov.*without momentum"),
         ({"draw": "sampled", "scheme": ["balanced"]}, "draw must be full"),
         ({"draw": "sampled", "scheme": ["orthogonal"]}, "need one hidden width"),
         ({"dims": [[5, 10**6, 10**6, 1]]}, "sampled"),

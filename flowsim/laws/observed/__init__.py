@@ -160,7 +160,10 @@ def a_posteriori(
             f" its own gradient, and no bound along {words.obeyed(trajectory)} is known."
         )
     if trajectory.method.kind.discrete and trajectory.method.plain_step_size is None:
-        raise InputError("Argument `trajectory` must be without momentum: no bound on its steps is known.")
+        raise InputError(
+            "Argument `trajectory` must be of plain gradient descent, without momentum, schedule, batches and noise: no"
+            " bound on its steps is known."
+        )
     if trajectory.method.kind.discrete:
         return _of_descent(trajectory, deadline, progress)
     with following(progress, end) as tell, threads_for(max(*network.dims, network.dims[0] * network.dims[-1])):
