@@ -88,6 +88,9 @@ from .runs.simulation import resume as resume
 from .runs.simulation import simulate as simulate
 from .runs.tail import Tail as Tail
 from .runs.trajectory import Trajectory as Trajectory
+from .stochastic import StochasticFlow as StochasticFlow
+from .stochastic import StochasticPaths as StochasticPaths
+from .stochastic import stochastic_paths as stochastic_paths
 from .sweeps import SweepResult as SweepResult
 from .sweeps import SweepSpec as SweepSpec
 from .sweeps import sweep as sweep

@@ -165,6 +165,13 @@ def may_be(record: dict[str, Any], path: Place, value: Any) -> bool:
         "method.nesterov": lambda: value is MISSING or (value is True and record["method"]["momentum"] > 0),
         "method.backend": lambda: value is MISSING,
         "method.name": lambda: value is MISSING,
+        "method.schedule": lambda: value is MISSING,
+        "method.batch_size": lambda: value is MISSING or (type(value) is int and value >= 1),
+        "method.label_noise": lambda: value is MISSING or (number and value >= 0) or value == 1e308,
+        "method.independent_batches": lambda: value is MISSING,
+        "method.seed": lambda: value is MISSING or (type(value) is int and value >= 0),
+        "dynamics": lambda: value is MISSING,
+        "weight_decay": lambda: value is MISSING or (number and 0 <= value < 1e-300),
     }
     inner = "method." + str(path[-1]) if text.startswith("method.method.") else text
     if inner in ("reduction.counts", "reduction.imbalance_norms", "reduction.complete") and _full(record):

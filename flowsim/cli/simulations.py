@@ -62,6 +62,9 @@ def simulate(
     batch_size: Annotated[int | None, Whole, Parameter(help="Samples of a step of gradient descent.")] = None,
     label_noise: Annotated[float, Parameter(help="Standard deviation of noise on the labels, new at each step.")] = 0.0,
     seed: Annotated[int, Whole, Parameter(help="Of batches and noise.")] = 0,
+    independent_batches: Annotated[
+        bool, Parameter(negative="", help="Draw each batch from all samples, not in passes.")
+    ] = False,
     weight_decay: WeightDecay = 0.0,
     dynamics: Dynamics = None,
     resume: Annotated[Path | None, Parameter(help="Go on with this saved run to t1.")] = None,
@@ -95,6 +98,7 @@ def simulate(
         batch_size=batch_size,
         label_noise=label_noise,
         seed=seed,
+        independent_batches=independent_batches,
         weight_decay=weight_decay,
         dynamics=dynamics,
     )

@@ -184,8 +184,8 @@ class BuiltIn(Value, ABC):
             loss = cls.from_parts(parts)
         except KeyError as error:
             raise InputError(f"A {cls.__name__} must have the part {error}, but it is missing.") from error
-        if set(loss.parts()) != set(cls.kept):
-            found = ", ".join(sorted(loss.parts())) or "none"
+        if set(vars(loss)) != set(cls.kept):
+            found = ", ".join(sorted(vars(loss))) or "none"
             raise InputError(f"A {cls.__name__} must have the parts {', '.join(cls.kept)}, but it has {found}.")
         for name, part in loss.parts().items():
             if isinstance(part, np.ndarray):

@@ -141,10 +141,13 @@ class Batches:
     """What gradient descent is given at step k, a pure function of (seed, k).
 
     Without replacement: each pass through the N samples is in a new order, ceil(N / batch_size) batches, the last one
-    smaller. label_noise sigma: labels are Y + sigma xi, xi standard normal and new at every step.
+    smaller; independent: each batch is drawn anew from all N. label_noise sigma: labels are Y + sigma xi, xi standard
+    normal and new at every step.
     """
 
-    def __init__(self, loss: Loss, batch_size: int | None, label_noise: float, seed: int) -> None:
+    def __init__(
+        self, loss: Loss, batch_size: int | None, label_noise: float, seed: int, independent: bool = False
+    ) -> None:
         self.samples = samples_of(loss, label_noise > 0)
         self.kind, self.label_noise, self.seed = self.samples.kind, label_noise, seed
         count = self.samples.count
@@ -153,7 +156,7 @@ class Batches:
             raise InputError(
                 f"Argument `batch_size` must be at most {count}, the number of samples, but it is {self.size}."
             )
-        self.a_pass = -(-count // self.size)
+        self.a_pass = 1 if independent else -(-count // self.size)
         self.order = lru_cache(2)(lambda epoch: np.random.default_rng([seed, 0, epoch]).permutation(count))
 
     def chosen(self, k: int) -> np.ndarray:

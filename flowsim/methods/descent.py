@@ -33,7 +33,9 @@ class GradientDescent(Method):
     of k; the time is then the sum of the step sizes. batch_size, label_noise: the gradient of step k is that of a
     batch of the samples (rows of the data, or entries of the target), times their number over the batch's, and the
     labels are Y + label_noise xi_k with standard normal xi_k; both are functions of (seed, k) alone, so that a run gone
-    on with, and the other backend, draw the same. See flowsim.losses.samples.Batches. Of weight decay see Problem.
+    on with, and the other backend, draw the same. Batches pass through the samples, in a new order each time;
+    independent_batches: each is drawn anew from all of them. See flowsim.losses.samples.Batches; of weight decay see
+    Problem.
 
     backend "numpy" is a plain loop, "jax" a compiled scan. Raises InputError unless step_size > 0, 0 <= momentum < 1,
     and for nesterov without momentum; simulate for a loss without samples, where they are asked for.
@@ -58,6 +60,7 @@ class GradientDescent(Method):
     batch_size: int | None = None
     label_noise: float = 0.0
     seed: int = 0
+    independent_batches: bool = False
 
     def __post_init__(self) -> None:
         as_number(self.step_size, "step_size", above=0.0)
@@ -73,6 +76,10 @@ class GradientDescent(Method):
             as_count(self.batch_size, "batch_size")
         as_number(self.label_noise, "label_noise", least=0.0)
         as_count(self.seed, "seed", least=0)
+        if self.independent_batches not in (True, False) or (self.independent_batches and self.batch_size is None):
+            raise InputError("Argument `independent_batches` must be True or False, and False without batch_size.")
+        if self.independent_batches not in (True, False) or (self.independent_batches and self.batch_size is None):
+            raise InputError("Argument `independent_batches` must be True or False, and False without batch_size.")
 
     @property
     def name(self) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flowsim.losses import Loss
 from flowsim.losses.samples import Batches, Drawn
 from flowsim.methods.jax_support import LossArgument, Tree, as_argument, float64
 from flowsim.methods.steps import Counts, Segment
@@ -29,6 +30,12 @@ def segment_length(size: int) -> int:
     return max(1, min(LONGEST_SEGMENT, SEGMENT_BYTES // (8 * size)))
 
 
+def batches_of(method: GradientDescent, loss: Loss, seed: int | None = None) -> Batches:
+    """What the steps are given; seed: in the place of the method's. Raises InputError where the loss has no samples."""
+    own = method.seed if seed is None else seed
+    return Batches(loss, method.batch_size, method.label_noise, own, method.independent_batches)
+
+
 class Descent:
     """Gradient descent from (t, state), t the time of one of its steps."""
 
@@ -46,7 +53,7 @@ class Descent:
         self.counts = Counts(rhs_evaluations=0, rejected_steps=0)
         self.batches: Batches | None = None
         if method.stochastic:
-            self.batches = Batches(problem.loss, method.batch_size, method.label_noise, method.seed)
+            self.batches = batches_of(method, problem.loss)
         _, self.gradients = self.realised(self.first, self.weights)
 
     @property

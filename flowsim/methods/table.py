@@ -88,9 +88,10 @@ def method_named(
     batch_size: int | None = None,
     label_noise: float = 0.0,
     seed: int = 0,
+    independent_batches: bool = False,
 ) -> Method:
     """The method of that name (a key of METHODS). Gradient descent needs step_size; backend, momentum, nesterov,
-    schedule (also as a text, cosine:1000), batch_size, label_noise and seed concern it alone.
+    schedule (also as a text, cosine:1000), batch_size, label_noise, seed and independent_batches concern it alone.
 
     Raises InputError for an unknown name (listing the known), or settings that the method cannot use.
 
@@ -106,6 +107,7 @@ def method_named(
         raise InputError(f"Argument `step_size` must be given for {key}, which has no error estimate.")
     own: dict[str, Any] = {"backend": backend, "momentum": momentum, "nesterov": nesterov, "schedule": schedule}
     own |= {"batch_size": batch_size, "label_noise": label_noise, "seed": seed}
+    own |= {"independent_batches": independent_batches}
     if key == "gd":
         assert step_size is not None
         return GradientDescent(step_size, **own)

@@ -131,7 +131,8 @@ def _restored(
     dynamics = dynamics_of(contents.dynamics, path)
     lost = "dissipated", steps
     dissipated = arrays.sizes(*lost) if is_ours(dynamics) else arrays.get(*lost, finite=False)
-    stored = arrays.get("stored", steps) if "stored" in arrays else np.zeros(steps)
+    older = "dynamics" not in record and "stored" not in arrays
+    stored = np.zeros(steps) if older else arrays.get("stored", steps)
     run = Trajectory(
         problem=problem,
         method=method_of(contents.method, path),
@@ -272,6 +273,10 @@ def _check_start(run: Trajectory, path: str | Path) -> None:
         raise damaged(path, "excess_loss and step_excess_loss must begin alike, but they do not")
     if isinstance(run.problem.loss, UnknownLoss):
         return
+    stored = run.simulated_motion.stored(np.zeros(1), run.checkpoints.whole(0)[None])
+    plain = run.motion.is_plain or run.method.kind.recorded
+    if not _same(run.steps.stored[:1], stored) or (plain and run.steps.stored.any()):
+        raise damaged(path, "stored must be the energy of weight decay and motion, but at the start it is another")
     W, gradients = simulated.gradients(unflatten(state, simulated.network.dims))
     around = simulated.excess(np.array([1 - SAME, 1.0, 1 + SAME])[:, None, None] * W)
     norm = float(joint_norm(gradients))

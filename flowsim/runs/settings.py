@@ -33,6 +33,7 @@ OF_THE_METHOD = (
     "batch_size",
     "label_noise",
     "seed",
+    "independent_batches",
 )
 """The settings that are the method's."""
 OF_THE_PROBLEM = ("weight_decay",)
@@ -62,6 +63,7 @@ class RunConfig(BaseModel):
     batch_size: Annotated[int | None, Field(ge=1)] = None
     label_noise: Annotated[float, Field(ge=0)] = 0.0
     seed: Annotated[int, Field(ge=0)] = 0
+    independent_batches: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     dynamics: str | None = None
 

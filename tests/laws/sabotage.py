@@ -19,7 +19,7 @@ import numpy as np
 
 import flowsim as fs
 from flowsim.methods import METHODS
-from flowsim.runs.record import Checkpoints, Steps
+from flowsim.runs.record import Checkpoints, Reduction, Steps
 
 SHAPES = ((3, 14, 2), (2, 12, 9, 3), (3, 9, 11, 8, 2))
 SCHEMES = ("fan_in", "fan_out", "xavier", "orthogonal")
@@ -42,10 +42,11 @@ QUICK = (
 
 
 class Obeyed(NamedTuple):
-    """What the weights obey; weight_decay: over the mean eigenvalue of T."""
+    """What the weights obey; weight_decay: over the mean eigenvalue of T; descent: settings of gd, then the only method."""
 
-    dynamics: fs.Dynamics
+    dynamics: fs.Dynamics = fs.GradientFlow()
     weight_decay: float = 0.0
+    descent: dict = {}
 
 
 PLAIN = Obeyed(fs.GradientFlow())
@@ -55,12 +56,19 @@ OBEYED = {
     "heavy-ball-decay": Obeyed(fs.HeavyBall(0.5), 0.1),
     "nesterov": Obeyed(fs.Nesterov()),
     "modified-flow": Obeyed(fs.ModifiedFlow(1e-3)),
+    "momentum": Obeyed(descent={"momentum": 0.9}),
+    "momentum-decay": Obeyed(weight_decay=0.1, descent={"momentum": 0.9, "nesterov": True}),
+    "schedule": Obeyed(weight_decay=0.1, descent={"schedule": fs.Cosine(2500, warm_up=100)}),
+    "batches": Obeyed(descent={"batch_size": 3, "seed": 1}),
+    "label-noise": Obeyed(weight_decay=0.1, descent={"label_noise": 0.1, "batch_size": 2, "independent_batches": True}),
 }
 
 
 def suits(name: str, obeyed: Obeyed) -> bool:
     """Whether the method is made for the dynamics."""
     kind, dynamics = METHODS[name].kind, obeyed.dynamics
+    if obeyed.descent:
+        return name == "gd"
     if kind.inertial or dynamics.second_order:
         return (kind.inertial or not kind.stabilised) and dynamics.second_order and not is_projected_or_discrete(name)
     return dynamics == PLAIN.dynamics or not is_projected_or_discrete(name)
@@ -81,7 +89,9 @@ def simulated(index: int, name: str, obeyed: Obeyed = PLAIN) -> fs.Trajectory:
     step = t1 / 1000 if name in FIRST_ORDER or METHODS[name].kind.inertial else None
     loss = fs.SquaredLoss(rng.standard_normal((dims[0], dims[-1])))
     problem = fs.Problem(loss, network, weight_decay=obeyed.weight_decay * mean)
-    return fs.simulate(problem, fs.method_named(name, step_size=step), t1=t1, dynamics=obeyed.dynamics)
+    return fs.simulate(
+        problem, fs.method_named(name, step_size=step, **obeyed.descent), t1=t1, dynamics=obeyed.dynamics
+    )
 
 
 def sabotaged(run: fs.Trajectory, place: int, weight: int, size: float = NUDGE) -> fs.Trajectory:
@@ -94,6 +104,7 @@ def sabotaged(run: fs.Trajectory, place: int, weight: int, size: float = NUDGE) 
     lost = steps.energy[0] - run.excess[place] - stored  # as the energy law has it
     begun = dataclasses.replace(
         run,
+        problem=run.simulated,
         time=run.time[until],
         excess=run.excess[until],
         gradient_norm=run.gradient_norm[until],
@@ -105,13 +116,18 @@ def sabotaged(run: fs.Trajectory, place: int, weight: int, size: float = NUDGE) 
             np.append(steps.stored[before], stored),
         ),
         checkpoints=Checkpoints(kept.times[until], states, beside),
-        reduction=dataclasses.replace(run.reduction, error=run.reduction.error[until]),
+        reduction=Reduction(None, np.zeros(place + 1), "as it was compressed"),
     )
     gone_on = fs.resume(begun, t1=float(kept.times[-1]), save_points=kept.times[place:])
     forged = gone_on.checkpoints.states.copy()
     forged[place] = kept.states[place]
-    checkpoints = Checkpoints(gone_on.checkpoints.times, forged, gone_on.checkpoints.beside)
-    return dataclasses.replace(gone_on, checkpoints=checkpoints, restarts=())
+    return dataclasses.replace(
+        run,
+        excess=gone_on.excess,
+        gradient_norm=gone_on.gradient_norm,
+        checkpoints=Checkpoints(gone_on.checkpoints.times, forged, gone_on.checkpoints.beside),
+        steps=gone_on.steps,
+    )
 
 
 def false_alarms(count: int, names: list[str], obeyed: Obeyed = PLAIN) -> list[str]:

@@ -116,7 +116,7 @@ def test_a_newer_file_is_refused(problem, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", [name for name in METHODS_BY_NAME if name != "gd"])
 def test_every_method_says_where_it_comes_from(name):
-    method = fs.method_named(name, step_size=0.1 if "euler" in name else None)
+    method = fs.method_named(name, step_size=None if METHODS_BY_NAME[name].kind.adaptive else 0.1)
     assert len(fs.citation(method)) > len(fs.citation())
 
 

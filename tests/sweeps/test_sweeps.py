@@ -108,17 +108,17 @@ DESCENT = {"method": ["gd", "rk45"], "step_size": 0.01, "momentum": 0.5, "label_
         ({"weight_decay": 0.5}, fs.Scipy(), 0.5, None),
         ({"dynamics": "heavy-ball:0.5"}, fs.Scipy(), 0.0, fs.HeavyBall(0.5)),
         (DESCENT, fs.GradientDescent(0.01, momentum=0.5, label_noise=0.1, batch_size=1, seed=0), 0.0, None),
-        (DESCENT | {"schedule": "step-decay:20:0.5", "momentum": 0.0}, None, 0.0, None),
+        (DESCENT | {"schedule": "step-decay:40:0.5", "momentum": 0.0}, None, 0.0, None),
     ],
 )
 def test_a_member_has_the_decay_the_dynamics_and_the_descent_that_are_asked_for(settings, method, decay, dynamics):
     plan = spec(dims=[[1, 6, 1]], scheme="fan_in", seeds=2, t1=0.5, **settings)
     member = plan.members()[0]
-    method = method or fs.GradientDescent(0.01, schedule=fs.StepDecay(20, 0.5), label_noise=0.1, batch_size=1, seed=0)
+    method = method or fs.GradientDescent(0.01, schedule=fs.StepDecay(40, 0.5), label_noise=0.1, batch_size=1, seed=0)
     assert member.method() == method
     problem = member.problem()
     assert problem.weight_decay == decay
-    run = fs.simulate(problem, method, t1=0.5, dynamics=dynamics, save_points=2)
+    run = fs.simulate(problem, method, t1=0.5, dynamics=dynamics, save_points=2, stop_loss=1e-3)
     assert run_member(member)["scalars"]["final_loss"] == pytest.approx(run.loss[-1], rel=1e-12)
 
 
