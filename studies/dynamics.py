@@ -198,7 +198,7 @@ def draw(out: Path) -> None:
             axes[2].plot(
                 run.checkpoints.times, [np.linalg.norm(run.checkpoints.whole(j)) for j in range(len(D))], **look
             )
-        axes[0].set(xlabel="time $t$", ylabel="loss $L(t)$")
+        axes[0].set(xlabel="time $t$", ylabel="loss $L(t)$", ylim=(1e-8, 10))
         axes[1].set(xlabel="time $t$", ylabel=r"imbalance $\|D_1(t)\|_F / \|D_1(0)\|_F$")
         axes[2].set(xlabel="time $t$", ylabel=r"weights and velocities $(\|W\|^2 + \|\dot W\|^2)^{1/2}$")
         figure.legend(loc="outside upper center", ncols=4, frameon=False)

@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def run(name, monkeypatch, *arguments):
         ("which_solver", "greatest drift of the D_l", ()),
         ("how_wide", "slopes of the error", ()),
         ("how_fast", "certified at the start: 0", ()),
+        ("label_noise", "descent, 100 paths", ()),
     ],
 )
 def test_it_prints_and_draws(name, words, only, monkeypatch, tmp_path, capsys):
@@ -100,6 +102,20 @@ def test_the_gallery_names_every_study_and_every_picture():
         assert f"`python studies/{study.name}" in page, study.name
     for picture in STUDIES.glob("*.png"):
         assert f"({picture.name})" in page, picture.name
+
+
+def test_dynamics(monkeypatch, tmp_path, capsys):
+    """Residuals of laws are of the size of the tolerance, compressed or not; momentum is scipy's."""
+    run("dynamics.py", monkeypatch, "--out", str(tmp_path))
+    assert (tmp_path / "dynamics.png").stat().st_size > 10_000
+    lines = capsys.readouterr().out.splitlines()
+    table = [line.split() for line in lines if "  |  " in line and " gd " not in line]
+    assert len(table) == 34
+    for row in table:
+        for law, value in pairwise(row):
+            if law in ("D", "M") or (law == "E" and "leapfrog" not in row):
+                assert float(value) < 5e-7, row
+    assert sum("greatest relative difference" in line and float(line.split()[-1]) < 1e-11 for line in lines) == 2
 
 
 def test_travel(monkeypatch, capsys):

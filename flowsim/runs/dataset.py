@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray
+
+from flowsim.errors import InputError
 
 if TYPE_CHECKING:
     from flowsim.runs.trajectory import Trajectory
@@ -69,3 +73,25 @@ def dataset_of(run: Trajectory) -> xarray.Dataset:
         },
         attrs={"status": run.status, "message": run.message},
     )
+
+
+def series_of(run: Trajectory) -> xarray.Dataset:
+    """The series along the run, at its checkpoints."""
+    layers = range(1, run.problem.network.depth + 1)
+    told: dict[str, tuple[tuple[str, ...], Callable[[], np.ndarray], str]] = {
+        "sharpness": ((), run.sharpness, "largest eigenvalue of the Hessian of L"),
+        "kernel_distance": ((), run.kernel_distance, "||T(t) - T(0)||_F / ||T(0)||_F"),
+        "effective_rank": ((), run.effective_rank, "effective rank of the product W(t)"),
+        "alignment": (("layer",), run.alignment, "|<v_l, u_{l+1}>| of neighbouring layers"),
+    }
+    for layer in layers:
+        sizes = (f"mode_{layer}",), partial(run.layer_singular_values, layer), f"singular values of W_{layer}(t)"
+        told[f"layer_singular_values_{layer}"] = sizes
+    found = {}
+    for name, (dims, of, words) in told.items():
+        try:
+            found[name] = (("checkpoint_time", *dims), of(), {"long_name": words})
+        except InputError:
+            if name in ("sharpness", "kernel_distance", "effective_rank"):
+                raise
+    return xarray.Dataset(found, {"checkpoint_time": run.checkpoints.times})

@@ -160,7 +160,8 @@ class Trajectory(Record, Value, Shown):
         return sealed(np.linalg.svd(self.products, compute_uv=False))
 
     def sharpness(self) -> np.ndarray:
-        """(C): the largest eigenvalue of the Hessian of L in all weights, at checkpoints.times, in 1 / [time].
+        """(C): the largest eigenvalue of the Hessian of L in all weights (with weight decay x of L + x/2 ||W||_F^2), at
+        checkpoints.times, in 1 / [time].
 
         Gradient descent is stable about a minimum where step_size times it is below 2 (Cohen et al., ICLR 2021). NaN
         where the Hessian is not finite.
@@ -239,6 +240,22 @@ class Trajectory(Record, Value, Shown):
         [1.0, 1.0]
         """
         return series.alignment(self)
+
+    def series(self) -> xarray.Dataset:
+        """All of the series above as a Dataset over checkpoint_time: sharpness, kernel_distance, effective_rank, and
+        alignment and layer_singular_values_l where the layers are at hand as arrays.
+
+        Raises InputError where the loss was not saved with a loaded run.
+
+        >>> import numpy as np
+        >>> import flowsim as fs
+        >>> problem = fs.Problem(fs.SquaredLoss(np.ones((2, 2))), fs.fan_in((2, 4, 2), seed=0))
+        >>> sorted(fs.simulate(problem, t1=0.1, save_points=3).series().data_vars)[:3]
+        ['alignment', 'effective_rank', 'kernel_distance']
+        """
+        from flowsim.runs.dataset import series_of
+
+        return series_of(self)
 
     def _state_at(self, t: float) -> np.ndarray:
         end = float(self.time[-1])

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 class StochasticPaths(Shown):
     """Losses of P paths, and the change of every D_l in the mean beside its prediction.
 
-    subject: what was walked, descent or the flow. time (S); excess (P, S): L - f* of the whole loss, without decay's energy; changes, predictions: for each D_l
-    (S, h_l, h_l), the mean over the paths of D_l(t) - D_l(0) and of its prediction, what the law of a step says of it
-    in the mean given the weights before; deviations: the standard deviation over the paths, entry by entry, of what a
-    path's change differs from its prediction by. seeds: of the paths. width: "full", or how it was compressed: then D_l
-    is that of the core. seconds: of the whole call.
+    subject: what was walked, descent or the flow. time (S); excess (P, S): L - f* of the whole loss, without decay's
+    energy; changes, predictions: for each D_l (S, h_l, h_l), the mean over the paths of D_l(t) - D_l(0) and of its
+    prediction, what the law of a step says of it in the mean given the weights before; deviations: the standard
+    deviation over the paths, entry by entry, of what a path's change differs from its prediction by. seeds: of the
+    paths. width: how it was compressed, if it was: then D_l is that of the core. seconds: of the whole call.
 
     >>> import numpy as np
     >>> import flowsim as fs

@@ -13,6 +13,8 @@ import argparse
 import dataclasses
 import sys
 from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -42,11 +44,11 @@ QUICK = (
 
 
 class Obeyed(NamedTuple):
-    """What the weights obey; weight_decay: over the mean eigenvalue of T; descent: settings of gd, then the only method."""
+    """What the weights obey; weight_decay: over the mean of T; descent: settings of gd, then the only method."""
 
     dynamics: fs.Dynamics = fs.GradientFlow()
     weight_decay: float = 0.0
-    descent: dict = {}
+    descent: Mapping[str, object] = MappingProxyType({})
 
 
 PLAIN = Obeyed(fs.GradientFlow())

@@ -285,3 +285,20 @@ def test_hidden_layers_that_are_operators_are_refused(rng):
         run.alignment()
     assert run.layer_singular_values(3).shape == (2, 1)
     assert flatten(run.core_at(0.0).weights).size < 90 * 91
+
+
+def test_all_series_are_one_dataset():
+    """Those that need a hidden layer as an array are left out where there is none."""
+    problem = fs.Problem(fs.SquaredLoss(np.ones((2, 2))), fs.fan_in((2, 5, 4, 2), seed=0), weight_decay=0.1)
+    run = fs.simulate(problem, t1=1.0, save_points=4, dynamics=fs.HeavyBall(0.5))
+    found = run.series()
+    assert found.sharpness.values == pytest.approx(run.sharpness())
+    assert found.kernel_distance.values == pytest.approx(run.kernel_distance())
+    assert found.effective_rank.values == pytest.approx(run.effective_rank())
+    assert found.alignment.values == pytest.approx(run.alignment())
+    assert found.layer_singular_values_2.values == pytest.approx(run.layer_singular_values(2))
+    drawn = fs.Problem(problem.loss, fs.sample_compressed("fan_in", (2, 10**5, 10**5, 2), seed=0))
+    few = fs.simulate(drawn, t1=1e-6, save_points=2).series()
+    assert "layer_singular_values_2" not in few
+    assert "alignment" not in few
+    assert np.isfinite(few.layer_singular_values_1).all()
