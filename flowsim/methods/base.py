@@ -142,6 +142,10 @@ class Method(ABC):
         """Whether its steps are random: of batches, or with noise."""
         return False
 
+    def for_member(self, k: int) -> Method:
+        """The method of member k of an ensemble: where steps are random, with a seed of its own."""
+        return self
+
     @property
     def gain(self) -> float:
         """How much further than for the flow a wrong gradient moves the weights."""

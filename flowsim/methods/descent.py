@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -106,6 +106,10 @@ class GradientDescent(Method):
     def stochastic(self) -> bool:
         """With batches or label noise."""
         return self.batch_size is not None or self.label_noise > 0
+
+    def for_member(self, k: int) -> GradientDescent:
+        """With the seed seed + k, where batches or noise need one."""
+        return replace(self, seed=self.seed + k) if self.stochastic else self
 
     @cached_property
     def clock(self) -> Clock:

@@ -93,7 +93,7 @@ def instantaneous_rate(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:
     middle (over several steps of a long run).
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        if not trajectory.method.kind.discrete:
+        if trajectory.motion.is_plain and not trajectory.method.kind.discrete:
             rate = trajectory.gradient_norm**2 / trajectory.excess
             return trajectory.time, np.where(trajectory.excess > 0, rate, np.nan)
         time, excess = trajectory.step_time, trajectory.steps.excess
@@ -163,7 +163,7 @@ def _named(certificate: Certificate, run: Trajectory) -> str:
 
 
 def drift_chart(trajectory: Trajectory) -> Chart:
-    """||D_l(t) - D_l(0)||_F / max(1, ||D_l(0)||_F), a curve a layer."""
+    """||D_l(t) - D_l(0)||_F / max(1, ||D_l(0)||_F), a curve a layer; of D_l(t) - q^2 D_l(0) with weight decay."""
     drift = trajectory.imbalance_drift
     keep = thinned(drift)
     values, layers = drift[keep], drift.shape[1]
@@ -174,11 +174,19 @@ def drift_chart(trajectory: Trajectory) -> Chart:
             Curve(f"greatest of {layers} layers", values.max(axis=1)),
             Curve(f"least of {layers} layers", values.min(axis=1)),
         ]
-    label = "relative drift of $D_l$"
-    words = "‖D_l(t) − D_l(0)‖_F / max(1, ‖D_l(0)‖_F)"
+    kept = trajectory.dynamics.keeps_imbalance
+    title = "Drift of the imbalance" if kept else "Change of the imbalance"
+    label = f"relative {title.split()[0].lower()} of $D_l$"
+    words = f"‖D_l(t) − {remains(trajectory)}D_l(0)‖_F / max(1, ‖D_l(0)‖_F)"
     time, logarithmic = trajectory.time[keep], bool((values > 0).any())
-    title, before = "Drift of the imbalance", _before(keep, trajectory.time)
-    return Chart("drift", title, label, words, time, tuple(curves), logarithmic, before, round_off=True)
+    before = _before(keep, trajectory.time)
+    return Chart("drift", title, label, words, time, tuple(curves), logarithmic, before, round_off=kept)
+
+
+def remains(trajectory: Trajectory) -> str:
+    """What is left of D_l(0) as a factor, where weights decay; "" where they do not."""
+    x = trajectory.problem.weight_decay
+    return "" if not x else f"exp(−{2 * x:g} t) " if trajectory.dynamics.keeps_imbalance else "q(t)² "
 
 
 def singular_values_chart(trajectory: Trajectory) -> Chart:
@@ -233,12 +241,14 @@ def gradient_chart(trajectory: Trajectory) -> Chart:
 
 
 def energy_chart(trajectory: Trajectory) -> Chart:
-    """|L(0) - L(t) - integral of ||grad L||_F^2| / (L(0) - f*) at all steps."""
+    """|L(0) - L(t) - integral of ||grad L||_F^2| / (L(0) - f*) at all steps; of other dynamics that of their energy."""
     residual = np.abs(trajectory.energy_residual)
     keep = thinned(residual)
     curves, logarithmic = (Curve("residual", residual[keep]),), bool((residual > 0).any())
     label = r"$|L(0) - L(t) - \int\,\Vert\nabla L\Vert^2\,|\ /\ (L(0) - f^*)$"
     words = "|L(0) − L(t) − ∫‖∇L‖²| / (L(0) − f*)"
+    if not trajectory.motion.is_plain:
+        label, words = r"$|E(0) - E(t) - \mathrm{dissipated}|\ /\ E(0)$", "|E(0) − E(t) − dissipated| / E(0)"
     time, before = trajectory.step_time[keep], _before(keep, residual)
     return Chart("energy", "Energy residual", label, words, time, curves, logarithmic, before, round_off=True)
 

@@ -19,7 +19,7 @@ from flowsim.errors import InputError
 from flowsim.files import write_atomically
 from flowsim.laws import Diagnosis
 from flowsim.plots import COLOURS, Chart, bounds_of, run_figure
-from flowsim.plots.charts import drift_chart, loss_chart, rate_chart, singular_values_chart
+from flowsim.plots.charts import drift_chart, loss_chart, rate_chart, remains, singular_values_chart
 from flowsim.rates import Certificates
 from flowsim.reports import contents
 from flowsim.runs.trajectory import Trajectory, as_trajectory
@@ -28,10 +28,10 @@ from flowsim.values import Json
 FIGURES = {
     "loss": "Loss, relative to its start; bounds of certificates dashed.",
     "rate": "Rate at which log(L − f*) falls; certified rates dashed.",
-    "drift": "‖Dₗ(t) − Dₗ(0)‖ / max(1, ‖Dₗ(0)‖), Frobenius norms: 0 for the exact flow.",
+    "drift": "‖Dₗ(t) − {remains}Dₗ(0)‖ / max(1, ‖Dₗ(0)‖), Frobenius norms{conserved}.",
     "singular-values": "Singular values of the product W(t); dotted those of the minimiser.",
     "gradient": "Norm of the gradient over all layers.",
-    "energy": "Energy residual: L(0) − L(t) against the integral of ‖∇L‖² since t = 0; 0 for the exact flow.",
+    "energy": "Energy residual: {energy} since t = 0; 0 for the exact flow.",
 }
 MOST_FRAMES = 500
 """Places of the time slider; more checkpoints than this are thinned."""
@@ -150,6 +150,18 @@ def _numbers(values: Iterable[float], digits: int = 6) -> list[float | None]:
     return [float(f"{value:.{digits}g}") if np.isfinite(value) else None for value in values]
 
 
+def _caption(trajectory: Trajectory, kind: str) -> str:
+    """What a figure shows, of this run."""
+    kept, plain = trajectory.dynamics.keeps_imbalance, trajectory.motion.is_plain
+    return FIGURES[kind].format(
+        remains=remains(trajectory),
+        conserved=": 0 for the exact flow" if kept else f"; {trajectory.dynamics.name} does not conserve it",
+        energy="L(0) − L(t) against the integral of ‖∇L‖²"
+        if plain
+        else "E(0) − E(t) against what was dissipated, E the loss and the energy of decay and motion,",
+    )
+
+
 def _figure(trajectory: Trajectory, kind: str, certificates: Certificates) -> str:
     import matplotlib
 
@@ -161,7 +173,7 @@ def _figure(trajectory: Trajectory, kind: str, certificates: Certificates) -> st
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'\bid="', f'id="{kind}-', svg)
     svg = re.sub(r'href="#', f'href="#{kind}-', svg).replace("url(#", f"url(#{kind}-")
-    caption = escape(FIGURES[kind])
+    caption = escape(_caption(trajectory, kind))
     return f'<figure><div role="img" aria-label="{caption}">{svg}</div><figcaption>{caption}</figcaption></figure>\n'
 
 

@@ -107,11 +107,12 @@ def energy_residual(record: Record) -> np.ndarray:
 
 
 def resolved_until(record: Record) -> float | None:
-    """Until when L - f* is that of the flow, not round-off and error; None where it is to the end."""
+    """Until when L - f* is that of the flow, not round-off and error; None where it is to the end, or not known."""
     steps, end = record.steps, record.checkpoints.states[-1]
+    if record.motion.structure != "gradient":
+        return None  # neither the gradient nor what is dissipated tells how far away the minimum is
     tolerance = record.method.step_tolerance(float(np.linalg.norm(end)), len(end))
-    plain = record.motion.structure == "gradient"  # else dissipation does not tell the curvature
-    told = steps.time, steps.energy, plain * steps.dissipated, float(record.gradient_norm[-1])
+    told = steps.time, steps.energy, steps.dissipated, float(record.gradient_norm[-1])
     return _resolved_until(*told, tolerance, rounding_of(record.problem.loss))
 
 

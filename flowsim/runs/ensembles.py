@@ -129,7 +129,8 @@ def ensemble(
     that were not finished say so. progress(done, members) is called after each batch; True shows a bar. save_points
     (33 times, evenly; beyond the end of a member that stopped there is NaN), t1, stop_loss, max_steps as for simulate.
     certificates: which of `certify`'s go into the rows, all, cheap (a few products with the layers) or none. dynamics:
-    as for simulate; other ones than gradient flow, and weight decay, are simulated one member after the other.
+    as for simulate; other ones than gradient flow, and weight decay, are simulated one member after the other. Gradient
+    descent with batches or label noise has the seed method.seed + k in member k.
     Raises InputError for arguments out of range.
 
     Member k has a seed of its own and is the same whatever the number of members (here by compiled gradient descent):
@@ -204,13 +205,13 @@ def _results(draw: Draw, seed: int, block: range, settings: _Settings) -> list[R
     """Those of a batch; after Ctrl-C rows that say so."""
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # a member that diverges is a row, not a warning
-            return _block([_drawn(draw, seed, k) for k in block], settings)
+            return _block([_drawn(draw, seed, k) for k in block], block, settings)
     except KeyboardInterrupt:
         return [(np.full(len(settings.times), np.nan), INTERRUPTED)] * len(block)
 
 
-def _block(problems: Sequence[Problem | str], settings: _Settings) -> list[Result]:
-    """The results of a batch, in order."""
+def _block(problems: Sequence[Problem | str], members: Sequence[int], settings: _Settings) -> list[Result]:
+    """The results of a batch of members, in order."""
     records: list[Record | None] = [None] * len(problems)
     if settings.method.side_by_side:
         from flowsim.runs.side_by_side import side_by_side
@@ -234,7 +235,7 @@ def _block(problems: Sequence[Problem | str], settings: _Settings) -> list[Resul
                 )
                 for k, record in zip(alike, found, strict=True):
                     records[k] = record
-    return [_result(problem, record, settings) for problem, record in zip(problems, records, strict=True)]
+    return [_result(*drawn, settings) for drawn in zip(problems, members, records, strict=True)]
 
 
 def _model(problem: Problem | str, settings: _Settings) -> Model | None:
@@ -257,7 +258,7 @@ def _kind(model: Model) -> tuple[object, ...]:
     return same, model.problem.network.dims
 
 
-def _result(problem: Problem | str, record: Record | None, settings: _Settings) -> Result:
+def _result(problem: Problem | str, k: int, record: Record | None, settings: _Settings) -> Result:
     """The loss curve on the grid, its last value held beyond the end, and the scalars; of a record, or by simulate."""
     times = settings.times
     if isinstance(problem, str):
@@ -265,7 +266,7 @@ def _result(problem: Problem | str, record: Record | None, settings: _Settings) 
     try:
         record = record or simulate(
             problem,
-            settings.method,
+            settings.method.for_member(k),
             dynamics=settings.dynamics,
             t1=settings.t1,
             save_points=times,

@@ -347,3 +347,17 @@ def test_the_gradients_of_the_loss_alone_leave_no_cross_terms():
     for layer in (0, 1):
         assert W[layer].T @ G[layer] == pytest.approx(G[layer + 1] @ W[layer + 1].T, abs=1e-12)
     assert np.linalg.norm(flatten(G)) > 0.1
+
+
+def test_members_of_an_ensemble_have_seeds_of_their_own():
+    """And dynamics, decay and schedules go through it, one member after the other."""
+    problem = problem_of(weight_decay=0.1)
+    method = fs.GradientDescent(0.02, label_noise=0.3, batch_size=5, seed=3)
+    many = fs.ensemble(lambda seed: problem, 3, t1=0.4, method=method)
+    for k in range(3):
+        own = fs.GradientDescent(0.02, label_noise=0.3, batch_size=5, seed=3 + k)
+        assert many.excess[k, -1] == pytest.approx(fs.simulate(problem, own, t1=0.4).excess[-1], rel=1e-12)
+    moving = fs.ensemble(lambda seed: problem, 2, t1=0.4, method="dop853", dynamics=fs.HeavyBall(0.5))
+    true = fs.simulate(problem, t1=0.4, dynamics=fs.HeavyBall(0.5)).excess[-1]
+    assert moving.excess[:, -1] == pytest.approx([true, true], rel=1e-7)
+    assert np.isnan(moving.scalars["drift"]).all()
