@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="fewer methods and networks, seconds")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    quick = [method for method in METHODS if not isinstance(method, fs.Diffrax)]
+    quick = [fs.Scipy("DOP853"), fs.GaussLegendre(4), fs.Projected(fs.Scipy("DOP853")), fs.Leapfrog(0.01, 4)]
     print("greatest residual of each law, full | compressed")
     table = laws(tuple(quick) if arguments.small else METHODS)
     for one, other in zip(table[::2], table[1::2], strict=True):

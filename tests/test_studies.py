@@ -110,7 +110,7 @@ def test_dynamics(monkeypatch, tmp_path, capsys):
     assert (tmp_path / "dynamics.png").stat().st_size > 10_000
     lines = capsys.readouterr().out.splitlines()
     table = [line.split() for line in lines if "  |  " in line and " gd " not in line]
-    assert len(table) == 34
+    assert len(table) == 17
     for row in table:
         for law, value in pairwise(row):
             if law in ("D", "M") or (law == "E" and "leapfrog" not in row):

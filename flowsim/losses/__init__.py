@@ -14,6 +14,7 @@ from flowsim.losses.adapting import (
 )
 from flowsim.losses.base import BuiltIn, Loss, LossConstants, StackedLoss
 from flowsim.losses.classification import ExponentialLoss, LogisticLoss, separation
+from flowsim.losses.rows import Rows
 from flowsim.losses.squared import LeastSquares, MaskedSquaredLoss, SquaredLoss
 from flowsim.losses.table import LOSSES, STORED, Entry
 
@@ -30,6 +31,7 @@ __all__ = [
     "Loss",
     "LossConstants",
     "MaskedSquaredLoss",
+    "Rows",
     "SquaredLoss",
     "StackedLoss",
     "UnknownLoss",

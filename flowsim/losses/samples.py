@@ -15,6 +15,7 @@ import numpy as np
 from flowsim.errors import InputError
 from flowsim.losses.base import Loss
 from flowsim.losses.classification import ExponentialLoss, LogisticLoss
+from flowsim.losses.rows import Rows
 from flowsim.losses.squared import LeastSquares, MaskedSquaredLoss, SquaredLoss
 from flowsim.values import Array
 
@@ -39,25 +40,24 @@ class Samples(Protocol):
         ...
 
 
-class Rows:
-    """Rows of data X with labels Y, by the names that parts of the loss have; rows of zeros fill up a small batch."""
+class DataRows:
+    """Rows of data, by the names that parts of the loss have; rows of zeros fill up a small batch."""
 
-    def __init__(
-        self, kind: Any, names: tuple[str, str], X: np.ndarray, Y: np.ndarray, fixed: Mapping[str, float]
-    ) -> None:
-        self.kind, self.names, self.X, self.Y, self.fixed = kind, names, X, Y, fixed
-        self.count, self.noisy = len(X), kind is LeastSquares
+    def __init__(self, kind: Any, names: tuple[str, str], rows: Rows, fixed: Mapping[str, float]) -> None:
+        self.kind, self.names, self.rows, self.fixed = kind, names, rows, fixed
+        self.count, self.noisy = rows.count, kind is LeastSquares and rows.plain
 
     def parts(self, chosen: np.ndarray, size: int, noise: np.ndarray | None) -> dict[str, np.ndarray]:
         """X and Y of the chosen rows."""
-        X, Y = self.X[chosen], self.Y[chosen] if noise is None else self.Y[chosen] + noise
+        X, Y = self.rows.take(chosen)
+        Y = Y if noise is None else Y + noise
         missing = ((0, size - len(chosen)), (0, 0))
         found = [np.pad(part, missing) if missing[0][1] else part for part in (X, Y)]
         return {**dict(zip(self.names, found, strict=True)), **{k: np.array(v) for k, v in self.fixed.items()}}
 
     def noise(self, rng: np.random.Generator, chosen: np.ndarray) -> np.ndarray:
         """(chosen, m)."""
-        return rng.standard_normal((len(chosen), self.Y.shape[1]))
+        return rng.standard_normal((len(chosen), self.rows.m))
 
 
 class Entries:
@@ -84,9 +84,9 @@ def samples_of(loss: Loss, noisy: bool) -> Samples:
     kind, parts = type(loss), vars(loss)
     found: Samples
     if isinstance(loss, LeastSquares) and kind is LeastSquares:
-        found = Rows(kind, ("factor", "seen"), *_rows(loss), {"minimum": 0.0})
+        found = DataRows(kind, ("factor", "seen"), _rows(loss), {"minimum": 0.0})
     elif kind in (ExponentialLoss, LogisticLoss):
-        found = Rows(kind, ("X", "labels"), parts["X"], parts["labels"], {"margin": 0.0})
+        found = DataRows(kind, ("X", "labels"), Rows(parts["X"], parts["labels"]), {"margin": 0.0})
     elif kind in (MaskedSquaredLoss, SquaredLoss):
         found = Entries(parts["Y"], parts.get("mask", np.ones_like(parts["Y"])))
     else:
@@ -95,24 +95,23 @@ def samples_of(loss: Loss, noisy: bool) -> Samples:
             " known; flowsim's own losses have them."
         )
     if noisy and not found.noisy:
-        raise InputError(f"Argument `label_noise` must be 0 for {kind.__name__}: its labels are -1 and +1.")
+        why = "its rows are weighed" if kind is LeastSquares else "its labels are -1 and +1"
+        raise InputError(f"Argument `label_noise` must be 0 for this {kind.__name__}: {why}.")
     return found
 
 
-def _rows(loss: LeastSquares) -> tuple[np.ndarray, np.ndarray]:
+def _rows(loss: LeastSquares) -> Rows:
     """X and Y. Raises InputError where the loss has them no longer, or they have been changed."""
     if loss.rows is None:
         raise InputError(
             "Argument `problem` must have the rows of its data, for batches or noise, but its LeastSquares was loaded"
             " or made without them; pass LeastSquares(X, Y), of a loaded run as load(path, loss=...)."
         )
-    X, Y = loss.rows
     for W in (np.zeros(loss.shape), np.ones(loss.shape)):
-        R = X @ W - Y
-        told = 0.5 * float(np.vdot(R, R))
+        told = loss.rows.value(W)
         if abs(told - float(loss.value(W))) > SAME * told:
             raise InputError("Argument `problem` must have the data it was made of, but X or Y was changed since.")
-    return X, Y
+    return loss.rows
 
 
 class Scaled:

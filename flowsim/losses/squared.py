@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from flowsim.checks import as_matrix, as_number, refuse_masked
 from flowsim.errors import InputError
 from flowsim.losses.base import BuiltIn, LossConstants
+from flowsim.losses.rows import Rows
 from flowsim.values import Array, frozen, sealed
 
 WELL_CONDITIONED = float(np.finfo(float).eps) ** 0.5
@@ -80,17 +81,22 @@ class SquaredLoss(BuiltIn):
 class LeastSquares(BuiltIn):
     """f(W) = 1/2 ||Y - X W||_F^2 for data X (rows x n), Y (rows x m), evaluated as f* + 1/2 ||R W - S||_F^2.
 
+    X, Y: matrices; a numpy.memmap or a scipy sparse matrix is read in blocks of 64 MiB, and never there as a whole.
+    weights: of the rows, f(W) = 1/2 sum_i w_i |y_i - x_i W|^2, or "balanced": each class (rows with the same y) counts
+    alike. centre: the (weighted) means of X and Y are taken off first, as if W had a constant beside it.
+
     With X = U Sigma V^T, of rank r, the factor is R = Sigma V^T (r x n) and S = U^T Y (r x m), what X sees of Y: after
-    construction nothing depends on the number of rows. f - f* = 1/2 ||R W - S||_F^2 is a sum of squares, free of
-    cancellation, and the gradient R^T (R W - S) needs no minimiser, whose digits an ill-conditioned X would take.
+    construction nothing depends on the number of rows. They come from the triangle of a QR decomposition of [X, Y].
+    f - f* = 1/2 ||R W - S||_F^2 is a sum of squares, free of cancellation, and the gradient R^T (R W - S) needs no
+    minimiser, whose digits an ill-conditioned X would take.
 
     Singular values of at most `rank_tolerance` sigma_1 (default max(rows, n) eps, what X's own rounding leaves of them)
     count as zero, in f and in f* alike: f is that of an X changed by at most rank_tolerance sigma_1 in the spectral
     norm, with the default by round-off of X W.
     K = sigma_1(X)^2, gamma = 2 (least nonzero sigma(X))^2, mu = sigma_n(X)^2 with full column rank, else 0.
 
-    Raises InputError when X or Y is not a finite real matrix, X is zero, their rows differ in number, or the tolerance
-    is not in [0, 1).
+    Raises InputError when X or Y is not a finite real matrix, X is zero, their rows differ in number, the tolerance is
+    not in [0, 1), or the weights are not numbers >= 0, one a row and not all 0.
 
     Of the rows of the data only X^T X, X^T Y and ||Y||^2 count (but for minibatches, see `rows`):
 
@@ -107,38 +113,47 @@ class LeastSquares(BuiltIn):
     factor: np.ndarray
     seen: np.ndarray
 
-    def __init__(self, X: ArrayLike, Y: ArrayLike, rank_tolerance: float | None = None) -> None:
-        X = as_matrix(X, "X")
-        Y = as_matrix(Y, "Y")
-        if X.shape[0] != Y.shape[0]:
-            raise InputError(f"Argument `Y` must have as many rows as `X` ({X.shape[0]}), but it has {Y.shape[0]}.")
-        tolerance = max(X.shape) * np.finfo(float).eps
+    def __init__(
+        self,
+        X: Any,
+        Y: Any,
+        rank_tolerance: float | None = None,
+        *,
+        weights: ArrayLike | str | None = None,
+        centre: bool = False,
+    ) -> None:
+        rows = Rows(X, Y, weights, centre)
+        tolerance = max(rows.count, rows.n) * np.finfo(float).eps
         if rank_tolerance is not None:
             tolerance = as_number(rank_tolerance, "rank_tolerance", least=0.0, below=1.0)
-        left, sigma, right = np.linalg.svd(X, full_matrices=False)
+        R = rows.triangle()
+        top = min(rows.n, len(R))
+        left, sigma, right = np.linalg.svd(R[:top, : rows.n], full_matrices=False)
         rank = int((sigma > tolerance * sigma[0]).sum())
         if rank == 0:
             raise InputError("Argument `X` must not be zero: the loss would not depend on the weights.")
-        seen = left[:, :rank].T @ Y
+        turned, unseen = R[:top, rows.n :], R[top:, rows.n :]  # Q^T Y, and what no column of X sees of Y
+        seen = left[:, :rank].T @ turned
+        missed = turned - left[:, :rank] @ seen
         vars(self).update(
             factor=sealed(sigma[:rank, None] * right[:rank]),
             seen=sealed(seen),
-            minimum=0.5 * float(((Y - left[:, :rank] @ seen) ** 2).sum()),
+            minimum=0.5 * float((missed**2).sum() + (unseen**2).sum()),
         )
-        self.keep_rows(X, Y)
+        self.keep_rows(rows)
 
     kept = ("factor", "seen", "minimum")
 
     @property
-    def rows(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """(X, Y), for minibatches and label noise, which draw rows: no copies, they must not be changed. None where the
-        loss was loaded without them."""
-        found: tuple[np.ndarray, np.ndarray] | None = vars(self).get("_rows")
+    def rows(self) -> Rows | None:
+        """X and Y, for minibatches and label noise, which draw rows: no copies, they must not be changed. None where
+        the loss was loaded without them."""
+        found: Rows | None = vars(self).get("_rows")
         return found
 
-    def keep_rows(self, X: np.ndarray, Y: np.ndarray) -> None:
-        """Keep the data (rows x n, rows x m) that the loss was made of, as `rows`."""
-        vars(self)["_rows"] = X, Y
+    def keep_rows(self, rows: Rows) -> None:
+        """Keep the data that the loss was made of, as `rows`."""
+        vars(self)["_rows"] = rows
 
     data_parts: ClassVar[Mapping[str, str]] = {"X": "factor", "Y": "seen"}
 

@@ -83,9 +83,9 @@ def _rows(trajectory: Trajectory) -> dict[str, np.ndarray]:
     """The data that batches or noise draw from, unless they are too large."""
     loss = trajectory.problem.loss
     rows = loss.rows if isinstance(loss, losses.LeastSquares) and trajectory.method.stochastic else None
-    if rows is None or sum(part.nbytes for part in rows) > LARGEST_KEPT:
+    if rows is None or rows.nbytes > LARGEST_KEPT:
         return {}
-    return {"rows_X": rows[0], "rows_Y": rows[1]}
+    return dict(zip(("rows_X", "rows_Y"), rows.take(slice(None)), strict=True))
 
 
 def _describe_reduction(reduction: Reduction, network: Network) -> tuple[Json, dict[str, np.ndarray]]:

@@ -233,7 +233,7 @@ def _loss(contents: Contents, arrays: Arrays) -> Loss:
         found = kind.restored({**parts, **contents.loss_numbers})
     if isinstance(found, losses.LeastSquares) and "rows_X" in arrays:
         X = arrays.get("rows_X", None, contents.dims[0])
-        found.keep_rows(X, arrays.get("rows_Y", len(X), contents.dims[-1]))
+        found.keep_rows(losses.Rows(X, arrays.get("rows_Y", len(X), contents.dims[-1])))
     return found
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from flowsim.checks import as_count, as_number
 from flowsim.errors import InputError
 from flowsim.losses import LeastSquares, Loss
-from flowsim.losses.samples import Entries, Rows, Samples, samples_of
+from flowsim.losses.samples import DataRows, Entries, Samples, samples_of
 from flowsim.methods.jax_support import Tree
 from flowsim.values import Array
 
@@ -131,8 +131,8 @@ def noise_of(loss: Loss, batch_size: int | None, label_noise: float) -> tuple[An
 
 
 def _told(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
-    assert isinstance(samples, Rows)
-    return samples.X, samples.Y
+    assert isinstance(samples, DataRows)
+    return samples.rows.take(slice(None))
 
 
 def _of_labels(samples: Samples, loss: Loss, sigma: float) -> tuple[np.ndarray, np.ndarray]:

@@ -56,7 +56,7 @@ def test_the_steps_are_torch_s(settings, weight_decay):
     """200 steps of torch.optim.SGD on the loss of each batch, written out in torch, its rate set by its schedulers."""
     torch = pytest.importorskip("torch")
     problem, eta = problem_of(weight_decay=weight_decay), 0.02
-    X, Y = (torch.tensor(part.copy()) for part in problem.loss.rows)
+    X, Y = (torch.tensor(part.copy()) for part in problem.loss.rows.take(slice(None)))
     method = fs.GradientDescent(eta, **settings)
     weights = [torch.tensor(W.copy(), requires_grad=True) for W in problem.network.weights]
     momentum, nesterov = settings.get("momentum", 0.0), settings.get("nesterov", False)
@@ -141,7 +141,7 @@ def test_label_noise_has_the_mean_and_the_variance_of_the_labels(loss):
     batches, W = Batches(problem.loss, None, 0.5, seed=1), problem.network.product + 0.1
     found = np.array([batches.at(k).loss(batches.kind).gradient(W) for k in range(4000)])
     true = problem.loss.gradient(W)
-    X = problem.loss.rows[0] if loss == "least squares" else np.eye(3)
+    X = problem.loss.rows.X if loss == "least squares" else np.eye(3)
     mask = problem.loss.mask if loss == "masked" else np.ones((3, 2))
     variance = 0.25 * np.diag(X.T @ X)[:, None] * mask**2
     assert np.abs(found.mean(0) - true).max() < 5 * (variance.max() / 4000) ** 0.5
@@ -321,7 +321,7 @@ def test_the_edge_of_stability_with_decay_and_beyond_it():
 def test_the_command(tmp_path, capsys):
     problem = problem_of()
     fs.save_weights(tmp_path / "w.npz", problem.network)
-    X, Y = problem.loss.rows
+    X, Y = problem.loss.rows.X, problem.loss.rows.Y
     np.savez(tmp_path / "d.npz", X=X, Y=Y)
     words = ["simulate", f"{tmp_path}/w.npz", "--data", f"{tmp_path}/d.npz", "--method", "gd", "--step-size", "0.01"]
     more = ["--batch-size", "5", "--label-noise", "0.1", "--seed", "7", "--schedule", "step-decay:20:0.5"]

@@ -369,7 +369,7 @@ def test_networks_that_are_not_all_arrays_are_refused(rng):
 
 REFUSED = {
     "Argument `weights` must be layers of shapes": (([[1.0]], [[1.0]]), None),
-    r"one of scale, X, Y, but it is 'y' \(did you mean Y": (None, {"y": np.ones(6)}),
+    r"one of scale, weight_decay, X, Y, but it is 'y' \(did you mean Y": (None, {"y": np.ones(6)}),
     "both X and Y: LeastSquares keeps no more": (None, {"X": np.ones((6, 3))}),
     r"are of shapes \(6, 3\) and \(5, 2\)": (None, {"X": np.ones((6, 3)), "Y": np.ones((5, 2))}),
 }
@@ -387,7 +387,7 @@ def test_args_of_other_shapes_or_for_a_loss_without_data(rng):
     with pytest.raises(InputError, match=r"Y of shape \(3, 2\), as the loss has, but it is of shape \(2, 3\)"):
         fs.vector_field(problem)(0.0, in_jax(problem), {"Y": np.ones((2, 3))})
     problem = fs.Problem(Huber(), random_network(rng, (2, 3, 1)))
-    with pytest.raises(InputError, match="no more than scale, but it names target: Huber has no with_data"):
+    with pytest.raises(InputError, match="scale and weight_decay, but it names target: Huber has no with_data"):
         fs.vector_field(problem)(0.0, in_jax(problem), {"target": np.ones((2, 1))})
 
 
