@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flowsim.compression.bases import FixedBases, KrylovBases
 from flowsim.compression.core import CompressedNetwork, compress, first_level
+from flowsim.compression.outside import Outside
 from flowsim.compression.regrown import regrown
 from flowsim.compression.sampling import SAMPLED, cannot_sample, redrawn, sample_compressed
 
@@ -12,6 +13,7 @@ __all__ = [
     "CompressedNetwork",
     "FixedBases",
     "KrylovBases",
+    "Outside",
     "cannot_sample",
     "compress",
     "first_level",

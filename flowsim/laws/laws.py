@@ -31,7 +31,7 @@ def record(case: Levels) -> Law:
     """The saved L - f* and ||grad L||_F against those of the checkpoints' weights."""
     run, kept = case.run, np.isin(case.run.time, case.times)
     W, gradients = case.problem.gradients(unflatten(case.states, case.problem.network.dims))
-    norms = joint_norm(gradients)
+    norms = np.hypot(joint_norm(gradients), run.outside.gradient(case.times))
     first, steepest = run.excess[0] or 1.0, norms.max() or 1.0
     if kept.sum() != len(W):
         return worst(*RECORD, np.full(len(case.times), np.nan), ROUND_OFF, case.times)

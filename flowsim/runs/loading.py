@@ -273,13 +273,14 @@ def _check_start(run: Trajectory, path: str | Path) -> None:
         raise damaged(path, "excess_loss and step_excess_loss must begin alike, but they do not")
     if isinstance(run.problem.loss, UnknownLoss):
         return
-    stored = run.simulated_motion.stored(np.zeros(1), run.checkpoints.whole(0)[None])
-    plain = run.motion.is_plain or run.method.kind.recorded
-    if not _same(run.steps.stored[:1], stored) or (plain and run.steps.stored.any()):
+    outside = run.outside
+    stored = run.simulated_motion.stored(np.zeros(1), run.checkpoints.whole(0)[None]) + outside.energy(np.zeros(1))
+    fits = _same(run.steps.stored[:1], stored) if outside.known else run.steps.stored[0] >= (1 - SAME) * stored[0]
+    if not fits or (run.motion.is_plain and run.steps.stored.any()):
         raise damaged(path, "stored must be the energy of weight decay and motion, but at the start it is another")
     W, gradients = simulated.gradients(unflatten(state, simulated.network.dims))
     around = simulated.excess(np.array([1 - SAME, 1.0, 1 + SAME])[:, None, None] * W)
-    norm = float(joint_norm(gradients))
+    norm = float(np.hypot(joint_norm(gradients), outside.gradient(0.0)))
     if not (_near(around[1], run.excess[0], np.ptp(around)) and _near(norm, run.gradient_norm[0], SAME * norm)):
         raise damaged(
             path,

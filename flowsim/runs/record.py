@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 from typing_extensions import TypedDict
 
 from flowsim.checks import WIDEST
-from flowsim.compression import CompressedNetwork
+from flowsim.compression import CompressedNetwork, Outside
 from flowsim.dynamics import Dynamics, GradientFlow, Motion
 from flowsim.methods import Method
 from flowsim.problem import Problem
@@ -138,8 +138,8 @@ class Record:
     resumed; provenance: versions and settings; dynamics: what the weights obey.
 
     With weight decay x the change of the imbalance is ||D_l(t) - q(t)^2 D_l(0)||_F, q what decay alone leaves,
-    exp(-x t) along gradient flow. gradient_norm is that of the objective, decay included; where the width was
-    compressed, in the coordinates that the loss reaches.
+    exp(-x t) along gradient flow. gradient_norm is that of the objective, decay included; of a network that was drawn
+    in compressed form, in the coordinates that the loss reaches.
     """
 
     problem: Problem
@@ -169,6 +169,13 @@ class Record:
     def kept(self, t: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
         """(q, q') at times: what weight decay leaves of the weights that the loss does not reach."""
         return self.method.remaining(self.motion, np.asarray(t, float))
+
+    @property
+    def outside(self) -> Outside:
+        """The weights that were not integrated, where the width was compressed: only weight decay moves them."""
+        network = self.reduction.network
+        core = self.problem if network is None else network.problem(self.problem.loss, self.problem.weight_decay)
+        return Outside(self.motion, self.method, core)
 
     @property
     def message(self) -> str:

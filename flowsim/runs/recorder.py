@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from flowsim.compression.control import CompressedModel, Model, Refused, choose_model, resumed_model
+from flowsim.compression.outside import Outside, square_norm
 from flowsim.dynamics import Motion
 from flowsim.errors import InputError, NumericalFailure
 from flowsim.losses import Adapted, excess
@@ -45,12 +46,6 @@ def growth_limit(problem: Problem) -> float:
         return GROWTH_LIMIT * max(problem.initial_excess, zero, float(np.finfo(float).tiny))
 
 
-def _square(problem: Problem) -> float:
-    """||W(0)||_F^2 over all layers."""
-    start = problem.initial_state
-    return float(start @ start)
-
-
 @dataclass
 class Recorder:
     """A simulation under way. What it has recorded grows by whole segments, so that an interruption leaves it whole."""
@@ -61,6 +56,7 @@ class Recorder:
     stopping: Stopping
     progress: Progress | None
     model: Model = field(init=False)
+    outside: Outside = field(init=False)
     size: int = 0
     status: str = ""
     detail: str = ""
@@ -161,7 +157,7 @@ class Recorder:
         self._flush()
         coarse, self.model = self.model, refused.finer
         self.size = self.model.problem.network.size
-        self._widen(_square(self.model.problem) - _square(coarse.problem))
+        self._widen(square_norm(self.model.problem) - square_norm(coarse.problem))
         state = self._converted(coarse, refused.t, refused.state)
         thinner = self._stride_for(state) // self.stride or 1
         self.stride *= thinner
@@ -171,20 +167,21 @@ class Recorder:
         return state
 
     def _widen(self, added: float) -> None:
-        """Count the weights that a finer model adds: so far they were q(t) times their start, of that square norm."""
-        x, start = self.problem.weight_decay, 0.0
-        if not x:
+        """Count the weights that a finer model adds, of that square norm at the start, where they did not count before:
+        of a network that was drawn in compressed form."""
+        before, self.outside = self.outside, Outside(self.whole, self.method, self.model.problem)
+        if before.known:
             return
+        before.square = added
         log: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        last = before.energy(np.zeros(1))
         for times, losses, dissipated, stored in self.log:
-            q, slope = self.method.remaining(self.whole, times)
-            energy = 0.5 * added * (x * q**2 + self.whole.dynamics.second_order * slope**2)
-            lost = -np.diff(energy, prepend=start if log else energy[0])
-            log.append((times, losses, dissipated + lost, stored + energy))
-            start = energy[-1]
+            energy = before.energy(times)
+            log.append((times, losses, dissipated - np.diff(energy, prepend=last), stored + energy))
+            last = energy[-1:]
         self.log = log
         self.rows = [
-            (times, losses, np.hypot(norms, added**0.5 * x * self.method.remaining(self.whole, times)[0]), *others)
+            (times, losses, np.hypot(norms, before.gradient(times)), *others)
             for times, losses, norms, *others in self.rows
         ]
 
@@ -205,7 +202,7 @@ class Recorder:
         self._use(choose_model(self.whole, self.method, reduce, float(self.save_times[-1])))
         state = self._motion.initial_state
         with np.errstate(over="ignore", invalid="ignore"):
-            first, gradient = self.problem.initial_excess, self._gradient_norm(state)
+            first, gradient = self.problem.initial_excess, self._gradient_norm(state, 0.0)
         if not (np.isfinite(first) and np.isfinite(gradient)):
             raise InputError(
                 "Argument `problem` must have a finite loss and gradient at its weights, but L - f* ="
@@ -213,13 +210,14 @@ class Recorder:
             )
         self.log.append((np.zeros(1), np.array([first]), np.zeros(1), self._stored(np.zeros(1), state[None])))
         self._save(np.zeros(1), state[None])
-        self._stop_where_it_stands(first, state)
+        self._stop_where_it_stands(first, state, 0.0)
         return 0.0, state
 
-    def _stop_where_it_stands(self, loss: float, state: np.ndarray) -> None:
+    def _stop_where_it_stands(self, loss: float, state: np.ndarray, t: float) -> None:
         """Before the first step: a level that is reached already."""
         level, gradient = self.stopping.level, self.stopping.gradient
-        if (level is not None and loss <= level) or (gradient is not None and self._gradient_norm(state) <= gradient):
+        low = level is not None and loss <= level
+        if low or (gradient is not None and self._gradient_norm(state, t) <= gradient):
             self.status = "converged"
 
     def resume(self, run: Trajectory) -> tuple[float, np.ndarray]:
@@ -242,11 +240,12 @@ class Recorder:
         self.counts = Counts(**{name: work[name] for name in vars(self.counts)})
         self.spent = {name: work[name] for name in self.spent}
         self.mark = self.steps, self.final[0], np.inf
-        self._stop_where_it_stands(float(run.excess[-1]), self.final[1])
+        self._stop_where_it_stands(float(run.excess[-1]), self.final[1], self.final[0])
         return self.final
 
     def _use(self, model: Model) -> None:
         self.model, self.size = model, model.problem.network.size
+        self.outside = Outside(self.whole, self.method, model.problem)
         self.limit = growth_limit(self.problem)
         if isinstance(self.problem.stacked_loss, Adapted):
             self.problem.stacked_loss.failure = None
@@ -265,8 +264,10 @@ class Recorder:
         losses, dissipated = losses[:count].copy(), segment.dissipated[:count].copy()
         if count and end < times[-1]:
             times[-1] = end
-            losses[-1] = self._excess(segment.evaluate(np.array([end]))[0])
+            losses[-1] = self._excess(segment.evaluate(np.array([end]))[0], end)
             dissipated[-1] = dissipation(self._motion, segment.evaluate, float(segment.times[count - 1]), end)
+        if count and self.outside.counts:
+            dissipated -= np.diff(self.outside.energy(np.append(segment.times[0], times)))
         due = self.save_times[(self.save_times > self.saved_until) & (self.save_times <= end * (1 + 1e-14))]
         if len(due):
             self._save(due, segment.evaluate(np.minimum(due, segment.times[-1])))
@@ -285,7 +286,8 @@ class Recorder:
 
     def _stored(self, times: np.ndarray, states: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):
-            return self._motion.stored(times, states[:, : self._motion.initial_state.size])
+            inside = self._motion.stored(times, states[:, : self._motion.initial_state.size])
+            return inside + self.outside.energy(times)
 
     def _save_where_it_stopped(self) -> None:
         if self.reached is not None and self.saved_until < self.reached[0]:
@@ -305,8 +307,9 @@ class Recorder:
                 crossing = self._crossing(segment, int(low[0]), self._excess, self.stopping.level)
                 candidates.append((int(low[0]) + 1, crossing, "converged"))
         if self.stopping.gradient is not None:
-            for step, state in enumerate(segment.evaluate(segment.times[1:])):
-                if self._gradient_norm(state) <= self.stopping.gradient:
+            ends = segment.times[1:]
+            for step, state in enumerate(segment.evaluate(ends)):
+                if self._gradient_norm(state, float(ends[step])) <= self.stopping.gradient:
                     crossing = self._crossing(segment, step, self._gradient_norm, self.stopping.gradient)
                     candidates.append((step + 1, crossing, "converged"))
                     break
@@ -319,7 +322,9 @@ class Recorder:
             return first[0], first[1], "" if first[1] >= self.save_times[-1] else "wall_limit"
         return first
 
-    def _crossing(self, segment: Segment, step: int, measure: Callable[[np.ndarray], float], level: float) -> float:
+    def _crossing(
+        self, segment: Segment, step: int, measure: Callable[[np.ndarray, float], float], level: float
+    ) -> float:
         """Where a measure of the state crosses the level within a step of the flow; the step's end for descent."""
         left, right = float(segment.times[step]), float(segment.times[step + 1])
         if segment.discrete or not level:
@@ -327,18 +332,19 @@ class Recorder:
         from scipy.optimize import brentq
 
         def above(t: float) -> float:
-            value = measure(segment.evaluate(np.array([t]))[0])
+            value = measure(segment.evaluate(np.array([t]))[0], t)
             return float(np.log(max(value, np.finfo(float).tiny) / (level * BELOW)))
 
         if above(left) <= 0 or above(right) >= 0:
             return right
         return float(brentq(above, left, right, xtol=1e-14 * right, rtol=1e-14))
 
-    def _excess(self, state: np.ndarray) -> float:
+    def _excess(self, state: np.ndarray, t: float) -> float:
         return float(self.problem.excess(self.model.problem.products(self._weights(state))))
 
-    def _gradient_norm(self, state: np.ndarray) -> float:
-        return float(np.linalg.norm(self.model.problem.velocity(self._weights(state))))
+    def _gradient_norm(self, state: np.ndarray, t: float) -> float:
+        inside = np.linalg.norm(self.model.problem.velocity(self._weights(state)))
+        return float(np.hypot(inside, self.outside.gradient(t)))
 
     def _save(self, times: np.ndarray, states: np.ndarray) -> None:
         self.pending += zip(times.tolist(), states, strict=True)
@@ -354,7 +360,8 @@ class Recorder:
         times = np.array([t for t, _ in self.pending])
         states = np.array([self._weights(state) for _, state in self.pending])
         with np.errstate(over="ignore", invalid="ignore"):
-            self.rows.append((times, *self.model.diagnose(times, states)))
+            losses, norms, *others = self.model.diagnose(times, states)
+            self.rows.append((times, losses, np.hypot(norms, self.outside.gradient(times)), *others))
         self.checkpoints += [entry for k, entry in enumerate(self.pending, before) if k % self.stride == 0]
         self.final = self.pending[-1]
         self.pending = []

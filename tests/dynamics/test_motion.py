@@ -120,6 +120,19 @@ def test_compressed_is_full(dynamics, weight_decay, dims):
         assert np.linalg.norm(gaps) <= 1e-7 + 3 * small.error_estimate.max()
     assert small.imbalance_change == pytest.approx(full.imbalance_change, abs=1e-6)
     assert abs(small.energy_residual).max() < 1e-7
+    assert small.gradient_norm == pytest.approx(full.gradient_norm, rel=1e-6, abs=1e-5)
+    size = full.steps.energy[0]
+    assert small.steps.energy[[0, -1]] == pytest.approx(full.steps.energy[[0, -1]], abs=1e-7 * size)
+    assert small.steps.dissipated[-1] == pytest.approx(full.steps.dissipated[-1], rel=1e-6)
+
+
+def test_stopping_by_the_gradient_counts_what_decay_does_outside_of_the_core():
+    """As the full weights stop: late, for x W decays slowly."""
+    problem = fs.Problem(fs.SquaredLoss(np.ones((2, 2))), fs.fan_out((2, 30, 40, 2), seed=0), weight_decay=0.5)
+    runs = [fs.simulate(problem, t1=20.0, stop_gradient=0.05, reduce=reduce) for reduce in ("never", "always")]
+    assert [run.status for run in runs] == ["converged"] * 2
+    assert runs[0].time[-1] == pytest.approx(runs[1].time[-1], rel=1e-6)
+    assert runs[1].gradient_norm[-1] == pytest.approx(0.05, rel=1e-6)
 
 
 def test_a_core_that_grows_on_the_way_counts_what_decay_does_outside_of_it():
