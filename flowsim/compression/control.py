@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -14,7 +15,7 @@ from flowsim.dynamics import Motion
 from flowsim.errors import InputError
 from flowsim.methods.base import LEAST_COMPRESSION_RTOL, Method
 from flowsim.methods.steps import DENSE_JACOBIAN_LIMIT, Segment
-from flowsim.network import LinearNetwork, flatten, imbalance_change, joint_norm, unflatten
+from flowsim.network import LinearNetwork, Network, flatten, imbalance_change, joint_norm, unflatten
 from flowsim.problem import Problem
 
 ALLOWANCE, ALLOWANCE_GROWTH = {3: 0.5}, 1.5
@@ -44,6 +45,19 @@ class Refused:
     finer: Model
 
 
+EXACT, LEAST_EXACT = 8.0, 5e7
+"""Where the change of every D_l takes LEAST_EXACT operations and as much as EXACT gradients, it is estimated from
+PROBES random vectors of signs (Hutchinson): with a standard error of at most (2 PROBES)^(-1/2) of itself, 18 %."""
+PROBES = 16
+
+
+def estimates_drift(network: Network) -> bool:
+    """Whether runs of the full weights estimate the change of D_l."""
+    h = network.dims
+    exact = sum(2 * h[k] ** 2 * (h[k - 1] + h[k + 1]) for k in range(1, len(h) - 1))
+    return exact > max(LEAST_EXACT, EXACT * 6 * min(h[0], h[-1]) * network.size)
+
+
 class FullModel:
     """The network's own weights."""
 
@@ -55,6 +69,10 @@ class FullModel:
                 " with operators as layers); use auto."
             )
         self.motion, self.method, self.reason, self.error = whole, method, reason, error
+        self.probes: list[np.ndarray] | None = None
+        if estimates_drift(problem.network):
+            rng = np.random.default_rng(0)
+            self.probes = [rng.choice((-1.0, 1.0), (h, PROBES)) for h in problem.network.dims[1:-1]]
 
     @property
     def problem(self) -> Problem:
@@ -71,7 +89,8 @@ class FullModel:
 
     def diagnose(self, times: np.ndarray, states: np.ndarray) -> tuple[np.ndarray, ...]:
         """L - f*, ||grad L||_F, ||D_l - q^2 D_l(0)||_F and the compression error at the states, weights alone."""
-        drift = imbalance_changes(self.problem, None, states, self.method.remaining(self.motion, times)[0])
+        kept = self.method.remaining(self.motion, times)[0]
+        drift = imbalance_changes(self.problem, None, states, kept, self.probes)
         return *_loss_and_gradient(self.problem, states), drift, np.full(len(times), self.error)
 
 
@@ -268,17 +287,24 @@ def _why_not(network: CompressedNetwork) -> str:
 
 
 def imbalance_changes(
-    problem: Problem, compressed: CompressedNetwork | None, states: np.ndarray, kept: np.ndarray | float = 1.0
+    problem: Problem,
+    compressed: CompressedNetwork | None,
+    states: np.ndarray,
+    kept: np.ndarray | float = 1.0,
+    probes: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
     """(S, L-1): ||D_l - q^2 D_l(0)||_F at states (S, size) of what was integrated in a problem's place: its own
-    weights, or the core of its compressed form; kept: q at their times, 1 without weight decay."""
+    weights, or the core of its compressed form; kept: q at their times, 1 without weight decay; probes: of
+    network.imbalance_change."""
     if compressed is not None:
         start, changes = list(compressed.surroundings), compressed.changes(states, kept)
     else:
         initial, dims = problem.initial_state, problem.network.dims
         start, changes = unflatten(initial, dims), unflatten(states - np.multiply.outer(kept, initial), dims)
     kept = np.broadcast_to(kept, len(states))
-    return np.array([imbalance_change([q * W for W in start], [C[k] for C in changes]) for k, q in enumerate(kept)])
+    return np.array(
+        [imbalance_change([q * W for W in start], [C[k] for C in changes], probes) for k, q in enumerate(kept)]
+    )
 
 
 def _loss_and_gradient(problem: Problem, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

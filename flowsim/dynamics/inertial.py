@@ -122,8 +122,11 @@ class HeavyBall(Inertial):
         return np.exp(-self.friction * (t - s))
 
     def kicked(self, s: np.ndarray, t: np.ndarray) -> np.ndarray:
-        """(1 - exp(-friction (t - s))) / friction; t - s without friction."""
-        return -np.expm1(-self.friction * (t - s)) / self.friction if self.friction else t - s
+        """(1 - exp(-friction (t - s))) / friction; t - s without friction, or where that is lost in rounding."""
+        span = np.asarray(t, float) - s
+        lost = self.friction * span
+        safe = np.where(np.abs(lost) < SOONEST, 1.0, lost)
+        return span * np.where(np.abs(lost) < SOONEST, 1.0, -np.expm1(-safe) / safe)
 
     def reach(self, s: np.ndarray, t: float) -> np.ndarray:
         """As kicked: friction fades what a kick does later as it fades what kicks did before."""

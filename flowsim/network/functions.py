@@ -123,14 +123,22 @@ THIN = 16
 """A change of D_l whose rank is below 1 / THIN of its size is taken in a basis."""
 
 
-def imbalance_change(initial: Sequence[np.ndarray], changes: Sequence[np.ndarray]) -> np.ndarray:
+def imbalance_change(
+    initial: Sequence[np.ndarray], changes: Sequence[np.ndarray], probes: Sequence[np.ndarray] | None = None
+) -> np.ndarray:
     """||D_l(t) - D_l(0)||_F, l = 1 .. L-1, from W_l(0) and W_l(t) - W_l(0) (or stacks of these): shape (..., L-1).
 
     The change of W_l^T W_l is X + X^T with X = C^T (W_l(0) + C / 2), C the change of W_l: no large terms cancel.
+    probes: signs Z_l (h_l x k); then it is estimated, (||(change of D_l) Z_l||_F^2 / k)^(1/2).
     """
     norms = []
-    for W, C, V, B in zip(initial, changes, initial[1:], changes[1:], strict=False):
+    for place, (W, C, V, B) in enumerate(zip(initial, changes, initial[1:], changes[1:], strict=False)):
         left, right = np.concatenate([C.mT, -V - 0.5 * B], axis=-1), np.concatenate([W + 0.5 * C, B.mT], axis=-2)
+        if probes is not None:
+            Z = probes[place]
+            seen = left @ (right @ Z) + right.mT @ (left.mT @ Z)
+            norms.append(np.linalg.norm(seen, axis=(-2, -1)) / Z.shape[-1] ** 0.5)
+            continue
         if left.shape[-2] > THIN * left.shape[-1]:  # left right has a small rank: it is small in a basis of both
             Q = np.linalg.qr(np.concatenate([left, right.mT], axis=-1))[0]
             left, right = Q.mT @ left, right @ Q

@@ -85,7 +85,8 @@ def drifts(run: Trajectory) -> str:
     """The greatest residuals of the laws that the run should obey, but for round-off and the errors of its steps."""
     found, of = [], " of the flow" if run.method.kind.discrete else ""
     if run.dynamics.keeps_imbalance:
-        found.append(f"imbalance {number(float(run.imbalance_drift.max()))}")
+        about = "about " if run.drift_is_estimated else ""
+        found.append(f"imbalance {about}{number(float(run.imbalance_drift.max()))}")
     ends = laws_of_the_dynamics(run)
     found += [f"{name} {number(residual)}" for name, residual in ends.items()]
     known = run.dynamics.power(np.zeros(())) is not None
