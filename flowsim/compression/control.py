@@ -296,14 +296,19 @@ def imbalance_changes(
     """(S, L-1): ||D_l - q^2 D_l(0)||_F at states (S, size) of what was integrated in a problem's place: its own
     weights, or the core of its compressed form; kept: q at their times, 1 without weight decay; probes: of
     network.imbalance_change."""
+    kept = np.broadcast_to(kept, len(states))
+    decays = bool((kept != 1.0).any())
     if compressed is not None:
         start, changes = list(compressed.surroundings), compressed.changes(states, kept)
     else:
         initial, dims = problem.initial_state, problem.network.dims
-        start, changes = unflatten(initial, dims), unflatten(states - np.multiply.outer(kept, initial), dims)
-    kept = np.broadcast_to(kept, len(states))
+        left = np.multiply.outer(kept, initial) if decays else initial
+        start, changes = unflatten(initial, dims), unflatten(states - left, dims)
     return np.array(
-        [imbalance_change([q * W for W in start], [C[k] for C in changes], probes) for k, q in enumerate(kept)]
+        [
+            imbalance_change([q * W for W in start] if decays else start, [C[k] for C in changes], probes)
+            for k, q in enumerate(kept)
+        ]
     )
 
 

@@ -133,12 +133,12 @@ def imbalance_change(
     """
     norms = []
     for place, (W, C, V, B) in enumerate(zip(initial, changes, initial[1:], changes[1:], strict=False)):
-        left, right = np.concatenate([C.mT, -V - 0.5 * B], axis=-1), np.concatenate([W + 0.5 * C, B.mT], axis=-2)
         if probes is not None:
             Z = probes[place]
-            seen = left @ (right @ Z) + right.mT @ (left.mT @ Z)
+            seen = _of_square(W, C, Z) - _of_square(V.mT, B.mT, Z)
             norms.append(np.linalg.norm(seen, axis=(-2, -1)) / Z.shape[-1] ** 0.5)
             continue
+        left, right = np.concatenate([C.mT, -V - 0.5 * B], axis=-1), np.concatenate([W + 0.5 * C, B.mT], axis=-2)
         if left.shape[-2] > THIN * left.shape[-1]:  # left right has a small rank: it is small in a basis of both
             Q = np.linalg.qr(np.concatenate([left, right.mT], axis=-1))[0]
             left, right = Q.mT @ left, right @ Q
@@ -147,12 +147,24 @@ def imbalance_change(
     return np.stack(norms, axis=-1)
 
 
+def _of_square(W: np.ndarray, C: np.ndarray, Z: np.ndarray) -> np.ndarray:
+    """(the change of W^T W by a change C of W) Z, with products by thin matrices alone."""
+    moved = C @ Z
+    return C.mT @ (W @ Z + 0.5 * moved) + W.mT @ moved + 0.5 * (C.mT @ moved)
+
+
+SAFE = 1e100
+"""Squares of numbers between 1 / SAFE and SAFE, and sums of them, neither overflow nor underflow to what matters."""
+
+
 def joint_norm(matrices: Sequence[np.ndarray]) -> np.ndarray:
     """(sum_l ||G_l||_F^2)^(1/2) of arrays, or of stacks (..., rows, columns) of them, where squares underflow too.
 
-    The entries are scaled by a power of two, which changes no digit.
+    Where they might, the entries are scaled by a power of two first, which changes no digit.
     """
-    greatest = np.max([np.abs(G).max((-2, -1)) for G in matrices], axis=0)
+    greatest = np.max([np.maximum(G.max((-2, -1)), -G.min((-2, -1))) for G in matrices], axis=0)
+    if ((greatest > 1 / SAFE) & (greatest < SAFE)).all():
+        return np.sqrt(sum(np.einsum("...ij,...ij->...", G, G) for G in matrices))
     exponent = np.where(np.isfinite(greatest), np.frexp(greatest)[1], 0)
     scaled = (np.ldexp(G, -exponent[..., None, None]) for G in matrices)
     return np.ldexp(np.sqrt(sum((G * G).sum((-2, -1)) for G in scaled)), exponent)
