@@ -123,7 +123,7 @@ class Dynamics(ABC):
             return np.ones_like(t), np.zeros_like(t)
         raise InputError(f"Argument `dynamics` must tell what weight decay leaves, but {self.name} does not.")
 
-    def reach(self, s: np.ndarray, t: float) -> np.ndarray:
+    def reach(self, s: np.ndarray, t: np.ndarray | float) -> np.ndarray:
         """How far a unit of gradient at the time s has moved the weights at t: 1 for a flow."""
         return np.ones_like(s)
 

@@ -49,6 +49,10 @@ class Inertial(Dynamics):
     def kicked(self, s: np.ndarray, t: np.ndarray) -> np.ndarray:
         """int_s^t faded(r, t) dr: the velocity that a unit of force has given from s to t."""
 
+    @abstractmethod
+    def swept(self, s: np.ndarray, t: np.ndarray) -> np.ndarray:
+        """int_s^t kicked(s, r) dr: how far a unit of force, held from s to t, has moved what was at rest."""
+
     def acceleration(self, t: Array, gradients: list[Array], velocities: list[Array]) -> list[Array]:
         """-G - b(t) V."""
         b = factor(self.damping(t))
@@ -128,7 +132,16 @@ class HeavyBall(Inertial):
         safe = np.where(np.abs(lost) < SOONEST, 1.0, lost)
         return span * np.where(np.abs(lost) < SOONEST, 1.0, -np.expm1(-safe) / safe)
 
-    def reach(self, s: np.ndarray, t: float) -> np.ndarray:
+    def swept(self, s: np.ndarray, t: np.ndarray) -> np.ndarray:
+        """span^2 (exp(-x) - 1 + x) / x^2, x = friction span, span = t - s; by its series where x is small."""
+        span = np.asarray(t, float) - s
+        x = self.friction * span
+        near = np.abs(x) < 1e-2
+        safe = np.where(near, 1.0, x)
+        series = 0.5 - x / 6 + x**2 / 24 - x**3 / 120 + x**4 / 720 - x**5 / 5040
+        return span**2 * np.where(near, series, (np.expm1(-safe) + safe) / safe**2)
+
+    def reach(self, s: np.ndarray, t: np.ndarray | float) -> np.ndarray:
         """As kicked: friction fades what a kick does later as it fades what kicks did before."""
         return self.kicked(s, np.asarray(t))
 
@@ -180,9 +193,13 @@ class Nesterov(Inertial):
         """(t - s (s / t)^3) / 4."""
         return 0.25 * (t - s * self.faded(s, t))
 
-    def reach(self, s: np.ndarray, t: float) -> np.ndarray:
+    def swept(self, s: np.ndarray, t: np.ndarray) -> np.ndarray:
+        """(t - s^2 / t)^2 / 8."""
+        return 0.125 * (t - s * s / _positive(t)) ** 2
+
+    def reach(self, s: np.ndarray, t: np.ndarray | float) -> np.ndarray:
         """s/2 (1 - (s / t)^2)."""
-        return 0.5 * s * (1 - (s / t) ** 2) if t > 0 else np.zeros_like(s)
+        return 0.5 * s * (1 - (s / _positive(np.asarray(t, float))) ** 2)
 
     def remaining(self, weight_decay: float, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """2 J_1(z) / z at z = x^(1/2) t, x = weight_decay, and its derivative -2 x^(1/2) J_2(z) / z."""

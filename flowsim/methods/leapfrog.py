@@ -25,7 +25,8 @@ class Leapfrog(Method):
     M_l of the dynamics to round-off, whatever the step size: M_l' = -b M_l holds exactly. Without friction the energy
     does not drift, it swings by O(step_size^order) (Hairer, Lubich and Wanner, Geometric Numerical Integration,
     sections II.4 and IX.8; with friction: McLachlan and Perlmutter, "Conformal Hamiltonian systems", J. Geom. Phys. 39,
-    2001). Stable for step_size below about 2 / lambda_max(Hess L)^(1/2). There is no error estimate.
+    2001). Stable for step_size below about 2 / lambda_max(Hess L)^(1/2); order 4 goes back for a part of its step,
+    which friction much above 1 / step_size does not let it. There is no error estimate.
 
     Raises InputError unless step_size > 0 and order is 2 or 4; simulate refuses dynamics without momentum.
 

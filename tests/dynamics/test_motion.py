@@ -190,6 +190,8 @@ def test_friction_alone_and_a_constant_force(s, h, friction):
         inside = begun + 0.5 * h * (1 + nodes)
         area = 0.5 * h * weights @ dynamics.faded(begun, inside)
         assert dynamics.reach(np.array(begun), end) == pytest.approx(area, rel=1e-8)
+        pushed = 0.5 * h * weights @ dynamics.kicked(begun, inside)
+        assert dynamics.swept(begun, end) == pytest.approx(pushed, rel=1e-8)
 
 
 @pytest.mark.parametrize("dynamics", OBEYED, ids=lambda d: d.name)
@@ -245,6 +247,17 @@ def test_leapfrog_keeps_its_laws_and_its_order_between_steps(dynamics, order):
         assert max(run.motion.residuals(t, state).values()) < 1e-14
         errors.append(np.linalg.norm(state - true))
     assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.4)
+
+
+@pytest.mark.parametrize("friction", [1e2, 1e6])
+def test_leapfrog_with_friction_that_stops_at_once(friction):
+    """In far less than a step: the weights creep along gradient flow, 1 / friction as fast, and energy is accounted."""
+    problem = problem_of(0)
+    run = fs.simulate(problem, fs.Leapfrog(0.05), t1=5.0, dynamics=fs.HeavyBall(friction))
+    flow = fs.simulate(problem, TIGHT, t1=5.0 / friction)
+    assert run.status == "completed"
+    assert run.weights_change == pytest.approx(flow.weights_change, rel=0.1)
+    assert abs(run.energy_residual).max() < 5e-3 * (1 - run.excess[-1] / run.excess[0])
 
 
 def test_leapfrog_is_reversible_and_symplectic_without_friction(rng):
