@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -176,3 +177,50 @@ def test_a_dynamics_that_is_not_defined_is_told_when_a_file_is_read(problem, exa
 def test_a_class_must_not_take_the_name_of_one_of_flowsims():
     with pytest.raises(fs.errors.InputError, match="must not be called Scipy"):
         type("Scipy", (methods.Method,), {})
+
+
+def of_ones_own(velocity, **declared):
+    """A dynamics with that velocity."""
+    kind = type("OnesOwn", (dynamics.Dynamics,), {"velocity": velocity, "__annotations__": {}, **declared})
+    return dataclass(frozen=True)(kind)()
+
+
+def descending(problem, state):
+    return [-G for G in problem.gradients(state)[1]]
+
+
+WRONG = {
+    "shapes": lambda self, p, t, state: [V.T for V in descending(p, state)],
+    "numbers": lambda self, p, t, state: [1.0] * len(state),
+    "one vector": lambda self, p, t, state: np.concatenate([V.ravel() for V in descending(p, state)]),
+    "none": lambda self, p, t, state: None,
+    "too few": lambda self, p, t, state: descending(p, state)[1:],
+    "complex": lambda self, p, t, state: [V * 1j for V in descending(p, state)],
+    "not a number": lambda self, p, t, state: [V * np.nan for V in descending(p, state)],
+    "an error": lambda self, p, t, state: 1 / 0,
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+@pytest.mark.parametrize("name", ["dop853", "radau", "tsit5"])
+def test_a_velocity_that_is_none_is_refused_before_the_first_step(examples, how, name):
+    problem = fs.Problem(fs.SquaredLoss(np.ones((3, 2))), fs.fan_in((3, 6, 5, 2), seed=0))
+    with pytest.raises(fs.errors.InputError, match="dynamics"):
+        fs.simulate(problem, name, t1=1.0, dynamics=of_ones_own(WRONG[how]))
+
+
+def test_a_dynamics_of_ones_own_with_weight_decay(examples):
+    """Nothing is taken for granted of it, and it runs; one that says it can be compressed has to tell what is left."""
+    problem = fs.Problem(fs.SquaredLoss(np.ones((3, 2))), fs.fan_in((3, 6, 5, 2), seed=0), weight_decay=0.2)
+    plain = of_ones_own(lambda self, p, t, state: descending(p, state))
+    run, flow = (fs.simulate(problem, t1=1.0, dynamics=d) for d in (plain, fs.GradientFlow()))
+    assert run.products[-1] == pytest.approx(flow.products[-1], rel=1e-6)
+    promised = of_ones_own(lambda self, p, t, state: descending(p, state), compressible=True)
+    with pytest.raises(fs.errors.InputError, match="remaining"):
+        fs.simulate(problem, t1=1.0, dynamics=promised)
+
+
+def test_a_loss_that_rises_under_a_dynamics_of_ones_own_is_no_error(examples):
+    problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[2.0]])))
+    rising = of_ones_own(lambda self, p, t, state: [np.ones_like(W) for W in state])
+    assert fs.simulate(problem, t1=1.0, dynamics=rising).detail == ""

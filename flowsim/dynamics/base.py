@@ -92,6 +92,11 @@ class Dynamics(ABC):
         return type(self).__name__
 
     @property
+    def built_in(self) -> bool:
+        """Whether it is one of flowsim's own."""
+        return type(self).__module__.startswith("flowsim.")
+
+    @property
     def line(self) -> str:
         """Its equation: what the first line of its docstring has before a colon."""
         return (type(self).__doc__ or self.name).strip().split("\n")[0].split(":")[0].rstrip(".")
@@ -117,11 +122,15 @@ class Dynamics(ABC):
     def remaining(self, weight_decay: float, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(q, q') at the times t: the parts of the weights that the loss does not reach are q(t) times those at t = 0.
 
-        weight_decay: that of the problem. Raises InputError where it is not 0 and the dynamics does not tell.
+        weight_decay: that of the problem. Of a dynamics that neither is compressible nor keeps the imbalance q = 1, and
+        changes are told from the start. Raises InputError where weight_decay is not 0 and the dynamics does not tell.
         """
-        if not weight_decay:
+        if not (weight_decay and (self.compressible or self.keeps_imbalance)):
             return np.ones_like(t), np.zeros_like(t)
-        raise InputError(f"Argument `dynamics` must tell what weight decay leaves, but {self.name} does not.")
+        raise InputError(
+            f"Argument `dynamics` must tell by `remaining` what weight decay leaves, but {self.name} does not, which"
+            " says that it is compressible or keeps the imbalance."
+        )
 
     def reach(self, s: np.ndarray, t: np.ndarray | float) -> np.ndarray:
         """How far a unit of gradient at the time s has moved the weights at t: 1 for a flow."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from flowsim.dynamics.base import Dynamics, LawResiduals
 from flowsim.dynamics.flows import GradientFlow
-from flowsim.errors import NumericalFailure
+from flowsim.errors import InputError, NumericalFailure
 from flowsim.network import flatten, unflatten
 from flowsim.problem import Problem
 from flowsim.values import Array
@@ -28,6 +28,29 @@ class Motion:
     def __init__(self, problem: Problem, dynamics: Dynamics | None = None) -> None:
         self.problem = problem
         self.dynamics = GradientFlow() if dynamics is None else dynamics
+
+    def check(self) -> None:
+        """Refuse a dynamics of one's own whose velocity at the start is not what it has to be. Raises InputError."""
+        if self.dynamics.built_in:
+            return
+        name, state = self.dynamics.name, self.split(self.initial_state)
+        self.remaining(0.0)
+        try:
+            found = [np.asarray(V) for V in self.dynamics.velocity(self.problem, np.zeros(()), state)]
+        except Exception as error:
+            raise InputError(
+                f"Argument `dynamics` must have a velocity at the start, but that of {name} raised"
+                f" {type(error).__name__}: {error}"
+            ) from error
+        shapes, wanted = [V.shape for V in found], [W.shape for W in state]
+        if shapes != wanted or any(V.dtype.kind not in "fiu" for V in found):
+            kinds = ", ".join(sorted({str(V.dtype) for V in found}))
+            raise InputError(
+                f"Argument `dynamics` must return a real array for each of the state's, of shapes {wanted}, but the"
+                f" velocity of {name} has shapes {shapes} ({kinds})."
+            )
+        if not all(np.isfinite(V).all() for V in found):
+            raise InputError(f"Argument `dynamics` must have a finite velocity at the start, but {name} has not.")
 
     @property
     def size(self) -> int:

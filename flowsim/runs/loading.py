@@ -12,7 +12,6 @@ import numpy as np
 from flowsim import losses
 from flowsim.checks import as_choice
 from flowsim.compression import CompressedNetwork, FixedBases, regrown
-from flowsim.dynamics import Dynamics
 from flowsim.errors import InputError
 from flowsim.files import read_netcdf
 from flowsim.losses import Loss, UnknownLoss
@@ -130,7 +129,7 @@ def _restored(
     saved, steps = len(time), len(step_time)
     dynamics = dynamics_of(contents.dynamics, path)
     lost = "dissipated", steps
-    dissipated = arrays.sizes(*lost) if is_ours(dynamics) else arrays.get(*lost, finite=False)
+    dissipated = arrays.sizes(*lost) if dynamics.built_in else arrays.get(*lost, finite=False)
     older = "dynamics" not in record and "stored" not in arrays
     stored = np.zeros(steps) if older else arrays.get("stored", steps)
     run = Trajectory(
@@ -154,11 +153,6 @@ def _restored(
     if bool(len(run.checkpoints.beside)) != (run.method.carries or run.dynamics.second_order):
         raise damaged(path, "checkpoint_momentum must be there where weights have momentum, and nowhere else")
     return run
-
-
-def is_ours(dynamics: Dynamics) -> bool:
-    """Whether it is one of flowsim's, whose power is known to be at least 0."""
-    return type(dynamics).__module__.startswith("flowsim.")
 
 
 def _checkpoints(times: np.ndarray, arrays: Arrays) -> Checkpoints:

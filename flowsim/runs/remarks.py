@@ -59,7 +59,7 @@ def rise(run: Trajectory) -> str:
         return "The gradient is 0 at the start, a stationary point: the weights do not move."
     if 0 < run.gradient_norm[0] < np.finfo(float).tiny ** 0.5 and run.excess[0] == 0:
         return "L - f* is 0 in float64 at the start, but the gradient is not: its square underflows; scale the problem."
-    if run.dynamics.second_order:  # momentum climbs, and swings
+    if run.motion.structure != "gradient":  # momentum climbs, and swings; of others it is not known
         return ""
     if run.method.kind.discrete:  # descent may rise and fall again, as its own law has it
         low, high = run.excess[0], run.excess[-1] if run.status == "completed" else run.excess[0]
