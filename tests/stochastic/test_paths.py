@@ -38,7 +38,7 @@ NOISES = [
 
 @pytest.mark.parametrize(("kind", "batch_size", "label_noise"), NOISES)
 def test_the_noise_has_the_covariance_of_batches_and_labels(kind, batch_size, label_noise):
-    """Of 20,000 batches drawn by descent's own hand; and Q_l is the mean square of the noise in the layers."""
+    """Of 8,000 batches drawn by descent's own hand; and Q_l is the mean square of the noise in the layers."""
     problem = problem_of(kind)
     method = fs.GradientDescent(
         0.1, batch_size=batch_size, label_noise=label_noise, independent_batches=bool(batch_size)
@@ -47,7 +47,7 @@ def test_the_noise_has_the_covariance_of_batches_and_labels(kind, batch_size, la
     from flowsim.methods.descent_steps import batches_of
 
     batches = batches_of(method, problem.loss)
-    drawn = np.array([batches.at(k).loss(batches.kind).gradient(W) - problem.loss.gradient(W) for k in range(20_000)])
+    drawn = np.array([batches.at(k).loss(batches.kind).gradient(W) - problem.loss.gradient(W) for k in range(8_000)])
     sampled = drawn.reshape(len(drawn), -1)
     true = sampled.T @ sampled / len(sampled)
     of, noise = noise_of(problem.loss, batch_size, label_noise)
@@ -61,7 +61,7 @@ def test_the_noise_has_the_covariance_of_batches_and_labels(kind, batch_size, la
         told = sum(np.outer(b, b) for b in basis)
         A, B = factors(problem.network.weights, 1.0, *W.shape)
         Q = [np.asarray(q) for q in squares(terms, A, B)]
-    assert np.abs(told - true).max() < 0.06 * np.abs(true).max()
+    assert np.abs(told - true).max() < 0.1 * np.abs(true).max()
     A, B = [np.asarray(a) for a in A], [np.asarray(b) for b in B]
     exact = sum(
         (A[0].T @ N @ B[0].T).T @ (A[0].T @ N @ B[0].T) - (A[1].T @ N @ B[1].T) @ (A[1].T @ N @ B[1].T).T
@@ -70,8 +70,10 @@ def test_the_noise_has_the_covariance_of_batches_and_labels(kind, batch_size, la
     assert Q[0] == pytest.approx(exact, abs=1e-12)
 
 
-@pytest.mark.parametrize("dims", [(3, 6, 2), (3, 5, 4, 2)])
-@pytest.mark.parametrize("settings", [{"label_noise": 0.3}, {"batch_size": 5}, {"batch_size": 5, "label_noise": 0.2}])
+@pytest.mark.parametrize(
+    ("dims", "settings"),
+    [((3, 6, 2), {"label_noise": 0.3}), ((3, 5, 4, 2), {"batch_size": 5, "label_noise": 0.2})],
+)
 def test_each_path_of_descent_is_the_run_of_its_seed(dims, settings):
     problem = problem_of(dims=dims, weight_decay=0.1)
     method = fs.GradientDescent(0.05, **settings, schedule=fs.StepDecay(10, 0.5))
@@ -84,15 +86,14 @@ def test_each_path_of_descent_is_the_run_of_its_seed(dims, settings):
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings"),
+    ("kind", "settings", "weight_decay"),
     [
-        ("least squares", {"label_noise": 0.5}),
-        ("masked", {"label_noise": 0.5}),
-        ("least squares", {"batch_size": 4, "independent_batches": True}),
-        ("logistic", {"batch_size": 4, "independent_batches": True}),
+        ("least squares", {"label_noise": 0.5}, 0.0),
+        ("masked", {"label_noise": 0.5}, 0.2),
+        ("least squares", {"batch_size": 4, "independent_batches": True}, 0.2),
+        ("logistic", {"batch_size": 4, "independent_batches": True}, 0.0),
     ],
 )
-@pytest.mark.parametrize("weight_decay", [0.0, 0.2])
 def test_the_mean_drift_of_descent_is_the_predicted(kind, settings, weight_decay):
     problem = problem_of(kind, weight_decay=weight_decay)
     many = fs.stochastic_paths(problem, fs.GradientDescent(0.1, **settings), t1=4.0, paths=500, save_points=3)
@@ -117,13 +118,17 @@ def test_a_wrong_prediction_is_seen():
     assert np.abs((many.changes[0][-1] - without) / error).max() > 20
 
 
-@pytest.mark.parametrize("settings", [{"label_noise": 0.3}, {"batch_size": 5}])
-def test_the_flow_has_its_law_as_its_steps_become_short(settings):
+def test_the_flow_has_its_law_as_its_steps_become_short():
     """dD_l/dt = step_size Q_l: what Euler-Maruyama misses of it is of first order in its step."""
     problem, gaps = problem_of(), []
     for h in (0.05, 0.0125):
         many = fs.stochastic_paths(
-            problem, fs.StochasticFlow(0.1, **settings), t1=3.0, paths=200, save_points=2, step_size=h
+            problem,
+            fs.StochasticFlow(0.1, batch_size=5, label_noise=0.2),
+            t1=3.0,
+            paths=200,
+            save_points=2,
+            step_size=h,
         )
         gaps.append(np.linalg.norm(many.changes[0][-1] - many.predictions[0][-1]))
     assert gaps[1] < 0.5 * gaps[0]
