@@ -224,3 +224,72 @@ def test_a_loss_that_rises_under_a_dynamics_of_ones_own_is_no_error(examples):
     problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[2.0]])))
     rising = of_ones_own(lambda self, p, t, state: [np.ones_like(W) for W in state])
     assert fs.simulate(problem, t1=1.0, dynamics=rising).detail == ""
+
+
+@pytest.mark.parametrize("dims", [(3, 300, 2), (3, 70, 80, 2)])
+def test_a_dynamics_that_hidden_bases_do_not_commute_with_is_never_compressed(examples, dims):
+    """Signs of gradients are of a basis; two layers, whose bases are complete, are no exception."""
+    problem = fs.Problem(fs.SquaredLoss(np.ones((3, 2))), fs.fan_in(dims, seed=0))
+    signs = of_ones_own(lambda self, p, t, state: [np.tanh(50 * V) for V in descending(p, state)])
+    auto, full = (fs.simulate(problem, t1=0.01, dynamics=signs, reduce=reduce) for reduce in ("auto", "never"))
+    assert auto.reduction.network is None
+    assert (auto.products == full.products).all()
+    with pytest.raises(fs.errors.InputError, match="bases of networks"):
+        fs.simulate(problem, t1=0.01, dynamics=signs, reduce="always")
+    drawn = fs.Problem(problem.loss, fs.sample_compressed("fan_in", dims, seed=0))
+    with pytest.raises(fs.errors.InputError, match="bases of networks"):
+        fs.simulate(drawn, t1=0.01, dynamics=signs)
+    cooling = examples["cooling"].Cooling(0.5)
+    run, flow = fs.simulate(drawn, t1=0.01, dynamics=cooling), fs.simulate(drawn, t1=np.log1p(0.005) / 0.5)
+    assert run.products[-1] == pytest.approx(flow.products[-1], rel=1e-6)
+
+
+def test_the_modified_flow_of_two_layers_is_compressed_exactly():
+    for x in (0.0, 0.3):
+        problem = fs.Problem(fs.SquaredLoss(np.ones((3, 2))), fs.fan_in((3, 300, 2), seed=0), weight_decay=x)
+        small, full = (fs.simulate(problem, t1=0.3, dynamics="modified-flow:0.01", reduce=r) for r in ("auto", "never"))
+        assert small.reduction.network.exact
+        for V, W in zip(small.weights_at(0.3), full.weights_at(0.3), strict=True):
+            assert pytest.approx(W, abs=1e-7) == V
+
+
+def failing_later(how):
+    """dW = -G until t = 0.5."""
+
+    def velocity(self, p, t, state):
+        if t <= 0.5:
+            return descending(p, state)
+        return {
+            "nan": lambda: [V * np.nan for V in state],
+            "shape": lambda: [V.T for V in state],
+            "error": lambda: {}["x"],
+        }[how]()
+
+    return of_ones_own(velocity)
+
+
+@pytest.mark.parametrize("how", ["nan", "shape", "error"])
+@pytest.mark.parametrize("name", ["dop853", "rk45", "radau", "bdf", "lsoda"])
+def test_what_fails_on_the_way_ends_the_run_with_what_there_is(examples, how, name):
+    problem = fs.Problem(fs.SquaredLoss(np.ones((3, 2))), fs.fan_in((3, 6, 5, 2), seed=0))
+    run = fs.simulate(problem, name, t1=1.0, dynamics=failing_later(how), wall_limit=20)
+    assert run.status == "diverged"
+    assert 0.3 < run.time[-1] <= 0.5 + 1e-9
+    assert how == "nan" or "OnesOwn" in run.detail
+
+
+def test_a_velocity_that_jax_cannot_trace_is_refused_by_compiled_methods(examples):
+    problem = fs.Problem(fs.SquaredLoss(np.ones((3, 2))), fs.fan_in((3, 6, 5, 2), seed=0))
+    with pytest.raises(fs.errors.InputError, match=r"cannot trace.*dop853"):
+        fs.simulate(problem, "tsit5", t1=1.0, dynamics=failing_later("nan"))
+
+
+def test_without_power_there_is_no_energy_and_every_kind_of_setting_is_told(examples, tmp_path):
+    """A text as a setting; NaN as the residual, in plots and on pages too."""
+    of_words = of_ones_own(lambda self, p, t, state: descending(p, state), __annotations__={"kind": str}, kind="plain")
+    run = fs.simulate(fs.Problem(fs.SquaredLoss([[1.0]]), fs.fan_in((1, 3, 1), seed=0)), t1=1.0, dynamics=of_words)
+    assert np.isnan(run.energy_residual).all()
+    assert "kind plain" in run.summary()
+    assert "energy" not in {law.name for law in fs.diagnose(run)}
+    run.save(tmp_path / "run.nc")
+    fs.report(fs.load(tmp_path / "run.nc"), tmp_path / "run.html")

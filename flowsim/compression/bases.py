@@ -98,7 +98,7 @@ class KrylovBases(Bases):
         start = [np.zeros((width, 0)) for width in self.dims[1:-1]]
         start[0] = _extended(start[0], first.T)
         start[-1] = _extended(start[-1], last)
-        self.vectors: list[np.ndarray] = start
+        self.vectors: list[np.ndarray] = start if self.depth > 2 else _filled(start)
         # W_l P_l and W_l^T P_{l-1} for the vectors that have met W_l, 1 < l < L
         self.right = [np.zeros((W.shape[0], 0)) for W in weights]
         self.left = [np.zeros((W.shape[1], 0)) for W in weights]
@@ -129,6 +129,8 @@ class KrylovBases(Bases):
         for index, blocks in enumerate(candidates):
             for block in blocks:
                 self.vectors[index] = _extended(self.vectors[index], block)
+        if self._widths() == self.counts[-1] or len(self.counts) >= self.depth - 2:  # both ends have been everywhere
+            self.vectors = _filled(self.vectors)
         self._project()
         return self._widths()
 
@@ -189,6 +191,11 @@ class FixedBases(Bases):
     def _grow(self) -> tuple[int, ...]:
         """Nothing is beyond."""
         return self.counts[-1]
+
+
+def _filled(vectors: list[np.ndarray]) -> list[np.ndarray]:
+    """With a vector of any direction in the place of an empty basis, which layers of zeros leave: it harms nothing."""
+    return [P if P.shape[1] else np.eye(len(P), 1) for P in vectors]
 
 
 def _extended(P: np.ndarray, block: np.ndarray) -> np.ndarray:

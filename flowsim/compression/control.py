@@ -213,13 +213,11 @@ def choose_model(motion: Motion, method: Method, reduce: str, end: float = np.in
     if reduce == "never":
         return FullModel(motion, method, "full weights, as asked")
     may_give_up = reduce == "auto" and isinstance(network, LinearNetwork) and network.is_dense
-    if not motion.dynamics.compressible and network.depth > 2:
+    if not motion.dynamics.compresses(network.depth):
+        why = f"{motion.dynamics.name} is not known to keep to the bases of networks of {network.depth} layers"
         if not may_give_up:
-            raise InputError(
-                f"Argument `reduce` must be never for {motion.dynamics.name}, which is not known to commute with"
-                " changes of the hidden bases, and the network must have full weights."
-            )
-        return FullModel(motion, method, f"full weights: {motion.dynamics.name} is not known to keep to the bases")
+            raise InputError(f"Argument `reduce` must be never, and the network have full weights: {why}.")
+        return FullModel(motion, method, f"full weights: {why}")
     may_give_up = may_give_up and (not method.kind.dense_jacobian or network.size <= DENSE_JACOBIAN_LIMIT)
     least = WORTH_COMPRESSING if method.kind.explicit and network.depth > 2 else WORTH_COMPRESSING_SOON
     if may_give_up and network.size < least:
@@ -266,10 +264,16 @@ def resumed_model(
     growing, states = regrown(compressed, whole, states)
     may_give_up = isinstance(whole, LinearNetwork) and whole.is_dense
     model = CompressedModel(motion, method, growing, may_give_up, end)
-    middle = np.array(0.5 * times[-1])
-    further = motion.dynamics.reach(middle, end) / motion.dynamics.reach(middle, float(times[-1]))
-    model.times, model.errors = [times], [errors * further]
+    model.times, model.errors = [times], [errors * _further(motion, float(times[-1]), end)]
     return model, states
+
+
+def _further(motion: Motion, t: float, end: float) -> float:
+    """How much further a gradient of half way to t has moved the weights at the end than at t."""
+    if not t:
+        return 1.0
+    middle = np.array(0.5 * t)
+    return float(motion.dynamics.reach(middle, end) / motion.dynamics.reach(middle, t))
 
 
 def pays(network: CompressedNetwork) -> bool:

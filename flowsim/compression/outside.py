@@ -13,14 +13,15 @@ from flowsim.problem import Problem
 class Outside:
     """The weights of a network outside of its core, q(t) times their start: nothing moves them but weight decay.
 
-    square: ||W(0)||_F^2 over all layers less that of the core; 0 where the full weights are not there, of a network
-    that was drawn in compressed form: then norms and energies are those of the core.
+    square: ||W(0)||_F^2 over all layers less that of the core; 0 where nothing decays, and where the full weights are
+    not there, of a network that was drawn in compressed form: then norms and energies are those of the core.
     """
 
     def __init__(self, whole: Motion, method: Method, core: Problem) -> None:
         self.whole, self.method, network = whole, method, whole.problem.network
         self.known = isinstance(network, LinearNetwork) and network.is_dense
-        self.square = max(square_norm(whole.problem) - square_norm(core), 0.0) if self.known else 0.0
+        counts = self.known and whole.problem.weight_decay > 0
+        self.square = max(square_norm(whole.problem) - square_norm(core), 0.0) if counts else 0.0
 
     @property
     def counts(self) -> bool:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
 from flowsim.errors import InputError
-from flowsim.values import Array, Json
+from flowsim.families import Family
+from flowsim.values import Array
 
 LawResiduals = dict[tuple[str, str], float]
 """(name of a law, its equation) -> by how much a state fails it."""
@@ -33,15 +33,16 @@ class Equation(Protocol):
         ...
 
 
-class Dynamics(ABC):
+class Dynamics(Family):
     """d(state)/dt = velocity(problem, t, state): subclasses are frozen dataclasses of settings that JSON can hold.
 
     A state is a list of arrays: W_1, ..., W_L, and with `second_order` behind them V_1, ..., V_L, their velocities,
-    which are 0 at t = 0. A subclass needs `velocity` alone. Its class name stands for it in files. Whatever it does not
-    declare is not taken for granted: without `power` the energy is not judged, without `compressible` the full weights
-    are integrated, and methods that rest on the Jacobian of a flow refuse it.
+    which are 0 at t = 0. A subclass needs `velocity` alone. Whatever it does not declare is not taken for granted:
+    without `power` the energy is not judged, without `compressible` the full weights are integrated, and methods that
+    rest on the Jacobian of a flow refuse it. What it answers at the start is looked at before the first step
+    (InputError); where it raises later, or answers with other shapes, the run ends as "diverged".
 
-    Momentum that fades as 1/t, by any method with error control:
+    A step size that fades as 1/t, by any method with error control:
 
     >>> from dataclasses import dataclass
     >>> import numpy as np
@@ -59,8 +60,6 @@ class Dynamics(ABC):
     True
     """
 
-    FAMILIES: ClassVar[dict[str, type[Dynamics]]] = {}
-    """class name -> class."""
     second_order: ClassVar[bool] = False
     """Whether states have velocities behind the weights."""
     structure: ClassVar[Literal["gradient", "inertial", "general"]] = "general"
@@ -68,16 +67,9 @@ class Dynamics(ABC):
     anything. Methods that are made for one of the first two refuse the others."""
     compressible: ClassVar[bool] = False
     """Whether it commutes with orthogonal changes of the hidden bases and moves W_l by sums of A_l^T (.) B_l^T alone,
-    what `remaining` tells apart: then the width can be compressed."""
+    what `remaining` tells apart: then the width can be compressed. Elementwise changes of gradients do not."""
     keeps_imbalance: ClassVar[bool] = False
     """Whether D_l(t) = q(t)^2 D_l(0), q = remaining: gradient flow."""
-
-    def __init_subclass__(cls, **arguments: object) -> None:
-        super().__init_subclass__(**arguments)
-        known = Dynamics.FAMILIES.get(cls.__name__)
-        if known is not None and known.__module__.startswith("flowsim.") and known.__module__ != cls.__module__:
-            raise InputError(f"A dynamics' class must not be called {cls.__name__}: flowsim has one of that name.")
-        Dynamics.FAMILIES[cls.__name__] = cls
 
     @abstractmethod
     def velocity(self, problem: Equation, t: Array, state: Sequence[Array]) -> list[Array]:
@@ -86,15 +78,14 @@ class Dynamics(ABC):
         For the compiled methods of diffrax it is traced: t and the arrays are jax's.
         """
 
+    def compresses(self, depth: int) -> bool:
+        """Whether networks of `depth` layers can be compressed under it."""
+        return self.compressible
+
     @property
     def name(self) -> str:
         """What messages call it."""
         return type(self).__name__
-
-    @property
-    def built_in(self) -> bool:
-        """Whether it is one of flowsim's own."""
-        return type(self).__module__.startswith("flowsim.")
 
     @property
     def line(self) -> str:
@@ -142,19 +133,8 @@ class Dynamics(ABC):
         """Laws that hold along the exact solution from `start` at t = 0, each with the residual at a state."""
         return {}
 
-    def describe(self) -> Json:
-        """A JSON-able record, which Dynamics.described reads."""
-        return {"family": type(self).__name__, **{f.name: getattr(self, f.name) for f in fields(self)}}  # type: ignore[arg-type]
-
-    @staticmethod
-    def described(record: Mapping[str, Any]) -> Dynamics:
-        """The dynamics of a record. Raises InputError, KeyError or TypeError for a foreign one."""
-        settings = dict(record)
-        return Dynamics.FAMILIES[str(settings.pop("family"))](**settings)
-
     def __str__(self) -> str:
-        settings = [f"{f.name} {getattr(self, f.name):g}" for f in fields(self)]  # type: ignore[arg-type]
-        return ", ".join([self.name, *settings])
+        return ", ".join([self.name, *self.settings_told()])
 
 
 def factor(b: Array) -> Array:

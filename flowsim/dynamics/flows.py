@@ -99,6 +99,10 @@ class ModifiedFlow(Dynamics):
         H = problem.hessian_product(state, G)
         return [-g - 0.5 * self.step_size * h for g, h in zip(G, H, strict=True)]
 
+    def compresses(self, depth: int) -> bool:
+        """With depth 2: all products of two layers and their gradients are in the span of the ends, which it keeps."""
+        return depth == 2
+
     def power(self, t: Array) -> Array:
         """1."""
         return 1.0 + 0 * t

@@ -96,8 +96,9 @@ class HeavyBall(Inertial):
 
     Polyak, "Some methods of speeding up the convergence of iteration methods", USSR Comput. Math. Math. Phys. 4, 1964;
     the flow of GradientDescent(step_size, momentum=mu): with h = step_size^(1/2) and mu = 1 - friction h, step k is the
-    time k h, to first order in h. friction: in 1 / [time]; 0: nothing is ever lost. Inertial has its laws. Raises
-    InputError unless friction >= 0.
+    time k h, to first order in h. friction: in 1 / [time]; 0: nothing is ever lost. With little of it large weights
+    swing chaotically, and errors grow exponentially, whatever the laws say: Trajectory.global_error tells how far.
+    Inertial has its laws. Raises InputError unless friction >= 0.
 
     One weight a layer near its minimum swings as a damped oscillator:
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from flowsim.dynamics.base import Dynamics, LawResiduals
 from flowsim.dynamics.flows import GradientFlow
-from flowsim.errors import InputError, NumericalFailure
+from flowsim.errors import FlowsimError, InputError, NumericalFailure
 from flowsim.network import flatten, unflatten
 from flowsim.problem import Problem
 from flowsim.values import Array
@@ -30,27 +31,46 @@ class Motion:
         self.dynamics = GradientFlow() if dynamics is None else dynamics
 
     def check(self) -> None:
-        """Refuse a dynamics of one's own whose velocity at the start is not what it has to be. Raises InputError."""
+        """Refuse a dynamics of one's own whose answers at the start are not what they have to be. Raises InputError."""
         if self.dynamics.built_in:
             return
-        name, state = self.dynamics.name, self.split(self.initial_state)
-        self.remaining(0.0)
+        state = self.initial_state
         try:
-            found = [np.asarray(V) for V in self.dynamics.velocity(self.problem, np.zeros(()), state)]
+            found = self.velocity(0.0, state)
+            self.power(0.0, found)
+            self.stored(np.zeros(1), state[None])
+            self.residuals(0.0, state)
+        except NumericalFailure as failure:
+            raise InputError(f"Argument `dynamics` must answer for the weights at the start: {failure}") from failure
+        self.remaining(0.0)
+        if not np.isfinite(found).all():
+            raise InputError(f"Argument `dynamics` must be finite at the start, but {self.dynamics.name} is not.")
+
+    def _ask(self, what: str, *arguments: Any) -> Any:
+        """A function of the dynamics. Raises NumericalFailure where one of one's own raises an exception."""
+        function = getattr(self.dynamics, what)
+        if self.dynamics.built_in:
+            return function(*arguments)
+        try:
+            return function(*arguments)
+        except FlowsimError:
+            raise
         except Exception as error:
-            raise InputError(
-                f"Argument `dynamics` must have a velocity at the start, but that of {name} raised"
-                f" {type(error).__name__}: {error}"
+            raise NumericalFailure(
+                f"The {what} of {self.dynamics.name} raised {type(error).__name__}: {error}"
             ) from error
-        shapes, wanted = [V.shape for V in found], [W.shape for W in state]
-        if shapes != wanted or any(V.dtype.kind not in "fiu" for V in found):
-            kinds = ", ".join(sorted({str(V.dtype) for V in found}))
-            raise InputError(
-                f"Argument `dynamics` must return a real array for each of the state's, of shapes {wanted}, but the"
-                f" velocity of {name} has shapes {shapes} ({kinds})."
-            )
-        if not all(np.isfinite(V).all() for V in found):
-            raise InputError(f"Argument `dynamics` must have a finite velocity at the start, but {name} has not.")
+
+    def _joined(self, found: Any, state: Sequence[np.ndarray]) -> np.ndarray:
+        """The arrays for those of a state as one vector. Raises NumericalFailure where they are of other shapes."""
+        if not self.dynamics.built_in:
+            shapes = [np.shape(V) for V in found] if isinstance(found, (list, tuple)) else type(found).__name__
+            kinds = {np.asarray(V).dtype.kind for V in found} if isinstance(shapes, list) else set()
+            if shapes != [V.shape for V in state] or not kinds <= set("fiu"):
+                raise NumericalFailure(
+                    f"The velocity of {self.dynamics.name} must be a list of real arrays of the shapes"
+                    f" {[V.shape for V in state]}, as the state is, but it has {shapes}, dtypes {sorted(kinds)}."
+                )
+        return np.asarray(flatten([np.asarray(V, float) for V in found]))
 
     @property
     def size(self) -> int:
@@ -79,6 +99,11 @@ class Motion:
         return self.structure == "gradient"
 
     @property
+    def has_energy(self) -> bool:
+        """Whether the dynamics knows of an energy and how it falls."""
+        return self._ask("power", np.zeros(())) is not None
+
+    @property
     def stores(self) -> bool:
         """Whether there is energy beyond L - f*."""
         return not self.is_plain
@@ -91,15 +116,17 @@ class Motion:
         """F(t, y) at a state (size), or at a stack (..., size), t one number or an array (...)."""
         if self.is_plain:
             return self.problem.velocity(states)
-        return np.asarray(flatten(self.dynamics.velocity(self.problem, np.asarray(t), self.split(states))))
+        state = self.split(states)
+        return self._joined(self._ask("velocity", self.problem, np.asarray(t), state), state)
 
     def jacobian_product(self, t: float, state: np.ndarray, directions: np.ndarray) -> np.ndarray:
         """The derivative of F at (t, y) along directions (..., size), by differences where the dynamics does not tell.
 
         Raises NumericalFailure where it is not finite.
         """
-        found = self.dynamics.jacobian_product(self.problem, t, self.split(state), self.split(directions))
-        result = self._difference(t, state, directions) if found is None else np.asarray(flatten(found))
+        along = self.split(directions)
+        found = self._ask("jacobian_product", self.problem, t, self.split(state), along)
+        result = self._difference(t, state, directions) if found is None else self._joined(found, along)
         if not np.isfinite(result).all():
             raise NumericalFailure("The Hessian of the loss is not finite at a state that the method came to.")
         return result
@@ -120,7 +147,7 @@ class Motion:
 
     def power(self, t: float | np.ndarray, slopes: np.ndarray) -> np.ndarray:
         """What the energy falls by, b(t) ||dW/dt||_F^2, from F (..., size) at the times t (...); 0 where not known."""
-        b = self.dynamics.power(np.asarray(t))
+        b = self._ask("power", np.asarray(t))
         moved = slopes[..., : self.size]
         return np.zeros(slopes.shape[:-1]) if b is None else b * np.einsum("...i,...i->...", moved, moved)
 
@@ -128,15 +155,17 @@ class Motion:
         """(K): the energy beyond L - f* at states (K, size) at the times t (K): weight decay's, and the dynamics'."""
         weights = states[:, : self.size]
         decay = 0.5 * self.problem.weight_decay * np.einsum("ki,ki->k", weights, weights)
-        return decay + self.dynamics.stored(self.problem, t, self.split(states))
+        return np.asarray(decay + self._ask("stored", self.problem, t, self.split(states)))
 
     def remaining(self, t: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(q, q') at the times: what is left of weights that the loss does not reach, and how fast that changes."""
-        return self.dynamics.remaining(self.problem.weight_decay, np.asarray(t, float))
+        q, slope = self._ask("remaining", self.problem.weight_decay, np.asarray(t, float))
+        return q, slope
 
     def residuals(self, t: float, state: np.ndarray) -> LawResiduals:
         """Dynamics.residuals at a state."""
-        return self.dynamics.residuals(self.problem, t, self.split(state), self.split(self.initial_state))
+        found: LawResiduals = self._ask("residuals", self.problem, t, self.split(state), self.split(self.initial_state))
+        return found
 
     def radius(
         self, t: float, state: np.ndarray, spectral_norm: Callable[[Callable[[np.ndarray], np.ndarray], int], float]

@@ -98,7 +98,7 @@ def energies(run: Trajectory) -> list[tuple[tuple[str, str], tuple[str, str]]]:
     """The energy law and that it falls, named; nothing where the dynamics knows of no energy."""
     if run.motion.is_plain:
         return [(ENERGY, MONOTONE)]
-    return [] if run.dynamics.power(np.zeros(())) is None else [(ALL_ENERGY, MONOTONE_ENERGY)]
+    return [(ALL_ENERGY, MONOTONE_ENERGY)] if run.motion.has_energy else []
 
 
 def told(case: Levels) -> list[tuple[str, str]]:

@@ -48,11 +48,15 @@ class Rows:
 
     def take(self, chosen: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
         """The chosen rows of both, dense, weighed and centred. Raises InputError for entries that are not finite."""
-        X, Y = _dense(self.X[chosen], "X") - self.means[0], _dense(self.Y[chosen], "Y") - self.means[1]
+        X, Y = self.centred(chosen)
         if self.roots is None:
             return X, Y
         root = self.roots[chosen, None]
         return root * X, root * Y
+
+    def centred(self, chosen: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
+        """The chosen rows of both, dense and centred, not weighed."""
+        return _dense(self.X[chosen], "X") - self.means[0], _dense(self.Y[chosen], "Y") - self.means[1]
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """All rows, a block at a time."""

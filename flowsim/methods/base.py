@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from flowsim.checks import as_number
 from flowsim.errors import InputError
+from flowsim.families import Family, settings_of, told
 from flowsim.methods.schedules import Schedule
-from flowsim.values import Json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,7 +60,7 @@ class Kind:
         return not (self.explicit or self.matrix_free)
 
 
-class Method(ABC):
+class Method(Family):
     """An integrator with its settings: subclasses are frozen dataclasses of settings that JSON can hold.
 
     A subclass has `kind` (what is known of it) and `begin` (which takes steps), and a field or property `step_size`
@@ -75,17 +75,8 @@ class Method(ABC):
     True
     """
 
-    FAMILIES: ClassVar[dict[str, type[Method]]] = {}
-    """class name -> class."""
     takes_single_steps: ClassVar[bool] = False
     """Whether step_by_step gives one step a segment, from any state: what a projection needs."""
-
-    def __init_subclass__(cls, **arguments: object) -> None:
-        super().__init_subclass__(**arguments)
-        known = Method.FAMILIES.get(cls.__name__)
-        if known is not None and known.__module__.startswith("flowsim.") and known.__module__ != cls.__module__:
-            raise InputError(f"A method's class must not be called {cls.__name__}: flowsim has one of that name.")
-        Method.FAMILIES[cls.__name__] = cls
 
     @property
     @abstractmethod
@@ -196,48 +187,29 @@ class Method(ABC):
         with breakdown(self.name, t):
             return Guarded(self.begin(as_motion(motion), t, state.copy(), t1), self.name)
 
-    def describe(self) -> Json:
-        """A JSON-able record, which Method.described reads; a function among the settings is told by its name."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        return {"family": type(self).__name__, **{name: _described(value) for name, value in values.items()}}
-
     def check_storable(self) -> None:
         """Raises InputError for a setting that no file can hold."""
-        for field in fields(self):  # type: ignore[arg-type]
-            if callable(getattr(self, field.name)):
+        for name, value in settings_of(self).items():
+            if callable(value):
                 raise InputError(
-                    f"Argument `{field.name}` is a function, which a file cannot hold; make it a subclass of"
-                    f" flowsim.{field.name.capitalize()}."
+                    f"Argument `{name}` is a function, which a file cannot hold; make it a subclass of"
+                    f" flowsim.{name.capitalize()}."
                 )
 
-    @staticmethod
-    def described(record: Mapping[str, Any]) -> Method:
+    @classmethod
+    def described(cls, record: Mapping[str, Any]) -> Self:
         """The method of a record. Raises InputError, KeyError or TypeError for a foreign one."""
-        settings = dict(record)
-        if isinstance(settings.get("method"), Mapping):
-            settings["method"] = Method.described(settings["method"])
-        if isinstance(settings.get("schedule"), Mapping):
-            schedule = dict(settings["schedule"])
-            settings["schedule"] = Schedule.FAMILIES[str(schedule.pop("family"))](**schedule)
-        return Method.FAMILIES[str(settings.pop("family"))](**settings)
+        inner = {"method": Method, "schedule": Schedule}
+        settings = {k: inner[k].described(v) if isinstance(v, Mapping) else v for k, v in record.items()}
+        return super().described(settings)
 
     def __str__(self) -> str:
         """Its name, its tolerances, and what differs from the default."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        usual = {field.name: field.default for field in fields(self)}  # type: ignore[arg-type]
+        values, usual = settings_of(self), {f.name: f.default for f in fields(self)}  # type: ignore[arg-type]
         name = str(values.pop("name", type(self).__name__))
-        told = {k: v for k, v in values.items() if k in TOLD or v != usual[k]}
-        settings = [
-            str(v) if isinstance(v, Method | Schedule) else f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
-            for k, v in told.items()
-        ]
+        shown = {k: v for k, v in values.items() if k in TOLD or v != usual[k]}
+        settings = [str(v) if isinstance(v, Family) else f"{k} {told(v)}" for k, v in shown.items()]
         return ", ".join([name, *settings])
-
-
-def _described(value: Any) -> Any:
-    if hasattr(value, "describe"):
-        return value.describe()
-    return getattr(value, "__qualname__", repr(value)) if callable(value) else value
 
 
 class Controlled(Protocol):

@@ -153,7 +153,8 @@ class GradientDescent(Method):
         x, t = motion.problem.weight_decay, np.asarray(t, float)
         if not x:
             return np.ones_like(t), np.zeros_like(t)
-        last = int(np.max(self.clock.nearest(t))) + 1
+        last = int(np.max(self.clock.nearest(t)))
+        last += bool(np.max(t) > self.clock.times(last, 0)[0] * (1 + 1e-12))  # between two steps
         pairs = self._decayed.setdefault(x, [(1.0, 0.0)])
         ahead = self.momentum * self.nesterov
         for size in self.clock.sizes(0, last)[len(pairs) - 1 :]:

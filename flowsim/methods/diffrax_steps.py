@@ -8,7 +8,7 @@ integral of the power, comes from the method's own quadrature: its stages and we
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -63,6 +63,28 @@ def traced(motion: Motion) -> Traced:
     return Traced(loss, scale, np.array(decay) if decay else 0.0, motion.dynamics, network.depth)
 
 
+def check_traced(args: Traced, state: Sequence[np.ndarray]) -> None:
+    """Refuse a dynamics of one's own whose velocity jax cannot trace, or that has other shapes then. InputError."""
+    import jax
+
+    dynamics = args.dynamics
+    if dynamics.built_in:
+        return
+    shapes = [jax.ShapeDtypeStruct(W.shape, np.float64) for W in state]
+    try:
+        with float64():
+            found = jax.eval_shape(partial(dynamics.velocity, args), jax.ShapeDtypeStruct((), np.float64), shapes)
+        fits = [V.shape for V in found] == [W.shape for W in state]
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(
+            f"Argument `method` must not be one of diffrax's for {dynamics.name}, whose velocity jax cannot trace"
+            f" ({type(error).__name__}: {reason}); use dop853, or radau where it is stiff, or jax.numpy alone in it."
+        ) from error
+    if not fits:
+        raise InputError(f"Argument `dynamics` must return arrays of the state's shapes to jax too: {dynamics.name}.")
+
+
 class Carry(NamedTuple):
     """What one segment hands to the next."""
 
@@ -94,6 +116,7 @@ class DiffraxSteps:
         self.counts = Counts(rhs_evaluations=None, rejected_steps=0)
         self.end = np.array(t1, float)
         self.args = traced(motion)
+        check_traced(self.args, motion.split(self.state))
         step = None if method.step_size is None else np.array(min(method.step_size, t1 - t), float)
         with float64():
             self.solver, self.controller = solver_of(method), controller_of(method)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from flowsim.checks import as_choice, as_count, as_number
 from flowsim.errors import InputError
-from flowsim.values import Json
+from flowsim.families import Family
 
 MOST_STEPS = 2**53
 """Beyond, the times of successive steps are no longer told apart."""
@@ -20,10 +20,10 @@ MOST_SCHEDULED = 10**8
 BLOCK = 1024
 
 
-class Schedule(ABC):
+class Schedule(Family):
     """The step size of step k over GradientDescent.step_size, k = 0, 1, ...: subclasses are frozen dataclasses.
 
-    A subclass needs `factors`. Its class name stands for it in files: a class that is defined can be loaded.
+    A subclass needs `factors`.
 
     >>> from dataclasses import dataclass
     >>> import numpy as np
@@ -39,27 +39,12 @@ class Schedule(ABC):
     [0.1, 0.0909, 0.0833]
     """
 
-    FAMILIES: ClassVar[dict[str, type[Schedule]]] = {}
-    """class name -> class."""
-
-    def __init_subclass__(cls, **arguments: object) -> None:
-        super().__init_subclass__(**arguments)
-        known = Schedule.FAMILIES.get(cls.__name__)
-        if known is not None and known.__module__.startswith("flowsim.") and known.__module__ != cls.__module__:
-            raise InputError(f"A schedule's class must not be called {cls.__name__}: flowsim has one of that name.")
-        Schedule.FAMILIES[cls.__name__] = cls
-
     @abstractmethod
     def factors(self, k: np.ndarray) -> np.ndarray:
         """The factors at the numbers k of steps, finite and at least 0; from a factor 0 on there are no more steps."""
 
-    def describe(self) -> Json:
-        """A JSON-able record."""
-        return {"family": type(self).__name__, **{f.name: getattr(self, f.name) for f in fields(self)}}  # type: ignore[arg-type]
-
     def __str__(self) -> str:
-        settings = (f"{f.name} {getattr(self, f.name):g}" for f in fields(self))  # type: ignore[arg-type]
-        return f"{type(self).__name__}({', '.join(settings)})"
+        return f"{type(self).__name__}({', '.join(self.settings_told())})"
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def summary(trajectory: Trajectory, certificates: Certificates) -> Rows:
         ("final loss L", words.final_loss(trajectory, unknown)),
         ("(L − f*) at the end / at t = 0", words.ratio(trajectory)),
         ("mean rate seen", words.mean_rate(trajectory)),
-        ("best certified rate", words.certified(certificates.best, unknown)),
+        ("best certified rate", words.certified(trajectory, certificates.best, unknown)),
         *([] if (tail := words.tail(trajectory)) is None else [("the rest of it", tail)]),
         ("greatest residuals", words.drifts(trajectory) or "no law is known"),
         ("steps", number(trajectory.stats.get("steps"))),

@@ -101,7 +101,10 @@ def imbalance_drift(record: Record) -> np.ndarray:
 
 
 def energy_residual(record: Record) -> np.ndarray:
-    """(E(0) - E(t) - what was dissipated) / E(0) after each step, E = L - f* and what is stored beside."""
+    """(E(0) - E(t) - what was dissipated) / E(0) after each step, E = L - f* and what is stored beside; NaN where the
+    dynamics knows of no energy."""
+    if not record.motion.has_energy:
+        return np.full(len(record.steps.time), np.nan)
     energy, dissipated = record.steps.energy, record.steps.dissipated
     return (energy[0] - energy - dissipated) / (energy[0] or 1.0)
 
@@ -150,7 +153,7 @@ SCALARS = {
     ),
     "energy_residual": Scalar(
         "greatest |L(0) - L(t) - integral of ||grad L||^2| / (L(0) - f*); of other dynamics that of their energy",
-        lambda r: None if r.dynamics.power(np.zeros(())) is None else float(np.abs(energy_residual(r)).max()),
+        lambda r: float(np.abs(energy_residual(r)).max()) if r.motion.has_energy else None,
     ),
     "error_estimate": Scalar(
         "estimated compression error of the weights at the end", lambda r: float(r.reduction.error[-1])

@@ -85,7 +85,8 @@ def _rows(trajectory: Trajectory) -> dict[str, np.ndarray]:
     rows = loss.rows if isinstance(loss, losses.LeastSquares) and trajectory.method.stochastic else None
     if rows is None or rows.nbytes > LARGEST_KEPT:
         return {}
-    return dict(zip(("rows_X", "rows_Y"), rows.take(slice(None)), strict=True))
+    found = dict(zip(("rows_X", "rows_Y"), rows.centred(slice(None)), strict=True))
+    return found if rows.roots is None else {**found, "rows_weights": rows.roots[:, None] ** 2}
 
 
 def _describe_reduction(reduction: Reduction, network: Network) -> tuple[Json, dict[str, np.ndarray]]:

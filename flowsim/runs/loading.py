@@ -227,7 +227,10 @@ def _loss(contents: Contents, arrays: Arrays) -> Loss:
         found = kind.restored({**parts, **contents.loss_numbers})
     if isinstance(found, losses.LeastSquares) and "rows_X" in arrays:
         X = arrays.get("rows_X", None, contents.dims[0])
-        found.keep_rows(losses.Rows(X, arrays.get("rows_Y", len(X), contents.dims[-1])))
+        Y = arrays.get("rows_Y", len(X), contents.dims[-1])
+        weights = arrays.get("rows_weights", len(X), 1)[:, 0] if "rows_weights" in arrays else None
+        with refusals_of(arrays.path):
+            found.keep_rows(losses.Rows(X, Y, weights))
     return found
 
 

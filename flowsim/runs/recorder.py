@@ -147,7 +147,7 @@ class Recorder:
             return
         t, h = self.reached[0], float(np.median(np.diff(times)))
         state = self._weights(self.reached[1](np.array([t]))[0])
-        self.detail = stiffness(self._motion, self.method, state, h, t1 - t)
+        self.detail = stiffness(self._motion, self.method, t, state, h, t1 - t)
         if self.stopping.max_steps is None and self.status == "step_limit":
             there = f"At t = {t:.4g} the loss no longer falls, and {t1:.3g} is {(t1 - t) / h:.1e} steps away: lower t1."
             self.detail = f"{there} {self.detail}".strip()
@@ -157,7 +157,7 @@ class Recorder:
         self._flush()
         coarse, self.model = self.model, refused.finer
         self.size = self.model.problem.network.size
-        self._widen(square_norm(self.model.problem) - square_norm(coarse.problem))
+        self._widen(coarse)
         state = self._converted(coarse, refused.t, refused.state)
         thinner = self._stride_for(state) // self.stride or 1
         self.stride *= thinner
@@ -166,13 +166,13 @@ class Recorder:
         self.reached = refused.t, lambda _: state[None]
         return state
 
-    def _widen(self, added: float) -> None:
-        """Count the weights that a finer model adds, of that square norm at the start, where they did not count before:
-        of a network that was drawn in compressed form."""
+    def _widen(self, coarse: Model) -> None:
+        """Count the weights that a finer model adds, where they did not count before: those of a network that was drawn
+        in compressed form, where weights decay."""
         before, self.outside = self.outside, Outside(self.whole, self.method, self.model.problem)
-        if before.known:
+        if before.known or not self.problem.weight_decay:
             return
-        before.square = added
+        before.square = square_norm(self.model.problem) - square_norm(coarse.problem)
         log: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
         last = before.energy(np.zeros(1))
         for times, losses, dissipated, stored in self.log:
@@ -200,6 +200,7 @@ class Recorder:
     def begin(self, reduce: str) -> tuple[float, np.ndarray]:
         """Stand at t = 0."""
         self._use(choose_model(self.whole, self.method, reduce, float(self.save_times[-1])))
+        self._motion.check()
         state = self._motion.initial_state
         with np.errstate(over="ignore", invalid="ignore"):
             first, gradient = self.problem.initial_excess, self._gradient_norm(state, 0.0)

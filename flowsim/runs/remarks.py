@@ -18,6 +18,8 @@ EXPLAINED = 100.0
 """An error of the weights that is certain to be more than this many tolerances is remarked on."""
 LOST = 0.1
 """So is an imbalance that drifted by this share of ||W||^2, whatever the tolerance."""
+SURE = 0.5
+"""Of an estimate of the drift so much is taken for proved: twice the truth is five of its standard errors away."""
 STIFF = 1.0
 """Steps of an explicit method with h |lambda|_max above this, and LONG / |lambda|_max still to go, are taken to be
 bound by stability, others by accuracy."""
@@ -95,6 +97,7 @@ def drift(run: Trajectory) -> str:
     if run.method.kind.discrete or not run.dynamics.keeps_imbalance:
         return ""
     size, seen, allowed = _size(run), float(run.imbalance_change.max()), tolerance(run)
+    seen *= SURE if run.drift_is_estimated else 1.0
     error = seen / (8**0.5 * size) if size else 0.0
     if seen <= LOST * size**2 and (allowed is None or error <= EXPLAINED * allowed):
         return ""
@@ -120,22 +123,25 @@ def path(run: Trajectory) -> str:
     )
 
 
-def stiffness(motion: Motion, method: Method, state: np.ndarray, h: float, left: float) -> str:
-    """What to take where stability, not accuracy, bounds the steps h of an explicit method with time `left` to go."""
+def stiffness(motion: Motion, method: Method, t: float, state: np.ndarray, h: float, left: float) -> str:
+    """What to take where stability, not accuracy, bounds the steps h of an explicit method at (t, state), the weights,
+    with time `left` to go."""
     kind = method.kind
-    if kind.stabilised or kind.discrete or not kind.explicit or motion.structure != "gradient":
+    if kind.stabilised or kind.discrete or kind.inertial or not kind.explicit or motion.structure == "general":
         return ""
     if method.tolerances is None or not np.isfinite(state).all():
         return ""
     with np.errstate(all="ignore"):
-        radius, _ = spectral_radius(lambda v: motion.jacobian_product(0.0, state, v), np.ones_like(state))
+        radius = motion.radius(t, state, lambda product, size: spectral_radius(product, np.ones(size))[0])
     if not h * radius > STIFF or not left * radius > LONG:
         return ""
-    implicit = "radau, bdf, kvaerno5 or gauss-legendre"
+    implicit, flow = "radau, bdf, kvaerno5 or gauss-legendre", motion.structure == "gradient"
     if state.size > DENSE_JACOBIAN_LIMIT:
-        better = "rkc or gauss-legendre"
-    else:
+        better = "rkc or gauss-legendre" if flow else "gauss-legendre"
+    elif flow:
         better = f"{implicit}, or rkc" if state.size <= FEW else f"rkc, or {implicit}"
+    else:
+        better = implicit
     return (
         f"The problem is stiff: stability bounds the steps of {method.name}, h |lambda|_max = {h * radius:.2g}; made"
         f" for that: {better}."

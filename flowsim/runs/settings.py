@@ -18,6 +18,9 @@ Steps = Annotated[int | None, Field(ge=1)]
 WallLimit = Annotated[float | None, Field(gt=0)]
 Rtol = Annotated[float, Field(ge=LEAST_RTOL, le=1)]
 Atol = Annotated[float, Field(ge=0)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+BatchSize = Annotated[int | None, Field(ge=1)]
+Nonnegative = Annotated[float, Field(ge=0)]
 Reduce = Literal["auto", "always", "never"]
 """What the settings of a run can be, for every schema that has them."""
 
@@ -57,14 +60,14 @@ class RunConfig(BaseModel):
     wall_limit: WallLimit = None
     reduce: Reduce = "auto"
     backend: Literal["numpy", "jax"] = "numpy"
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Momentum = 0.0
     nesterov: bool = False
     schedule: str | None = None
-    batch_size: Annotated[int | None, Field(ge=1)] = None
-    label_noise: Annotated[float, Field(ge=0)] = 0.0
+    batch_size: BatchSize = None
+    label_noise: Nonnegative = 0.0
     seed: Annotated[int, Field(ge=0)] = 0
     independent_batches: bool = False
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Nonnegative = 0.0
     dynamics: str | None = None
 
     @classmethod

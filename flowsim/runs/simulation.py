@@ -80,7 +80,6 @@ def simulate(
             f"Argument `problem` must be a Problem(loss, network), but it is of type {type(problem).__name__}."
         )
     method, motion = as_method(method), Motion(problem, as_dynamics(dynamics))
-    motion.check()
     t1 = as_number(t1, "t1", above=0.0)
     as_choice(reduce, "reduce", ("auto", "always", "never"))
     stopping = stopping_of(problem, stop_loss, stop_gradient, max_steps, wall_limit)

@@ -94,7 +94,7 @@ class Trajectory(Record, Value, Shown):
 
     @property
     def energy_residual(self) -> np.ndarray:
-        """(E(0) - E(t) - dissipated) / E(0) at step_time: 0 for the exact flow.
+        """(E(0) - E(t) - dissipated) / E(0) at step_time: 0 for the exact flow; NaN of a dynamics without `power`.
 
         Of gradient flow E = L - f* and what is dissipated is the integral of ||grad L||_F^2. Weight decay x adds
         x/2 ||W||_F^2 to E and x W to the gradient; other dynamics have their own (`Steps`). For gradient descent the
@@ -362,7 +362,7 @@ class Trajectory(Record, Value, Shown):
         step = np.diff(self.step_time)
         sizes = f"steps {step.min():.3g} to {step.max():.3g}" if len(step) else "no step"
         unknown = isinstance(self.problem.loss, UnknownLoss)
-        certified, end = words.certified(self.certificates.best, unknown), words.number(float(self.time[-1]))
+        certified, end = words.certified(self, self.certificates.best, unknown), words.number(float(self.time[-1]))
         first, known = words.number(float(self.loss[0])), minimum_of(self.problem.loss) is not None
         fallen = f" (L - f* to {words.ratio(self)} of its start)" if known else f" ({words.ratio(self)})"
         tail, recorded = words.tail(self), self.method.kind.recorded

@@ -53,10 +53,12 @@ def _no_rate(run: Trajectory) -> str:
     return "L - f* is not positive"
 
 
-def certified(best: Certificate | None, unknown: bool) -> str:
+def certified(run: Trajectory, best: Certificate | None, unknown: bool) -> str:
     """The best certified rate, its certificate and law, or why there is none."""
     if unknown:
         return "not known: the file does not hold the loss"
+    if not run.motion.is_plain:
+        return f"none: no theorem is on {obeyed(run)}"
     if best is None or best.rate is None:
         return "none applies" if best is None else f"none: {best.reason}"
     if best.rate == 0:
@@ -89,9 +91,9 @@ def drifts(run: Trajectory) -> str:
         found.append(f"imbalance {about}{number(float(run.imbalance_drift.max()))}")
     ends = laws_of_the_dynamics(run)
     found += [f"{name} {number(residual)}" for name, residual in ends.items()]
-    known = run.dynamics.power(np.zeros(())) is not None
     method = run.method
-    if known and not (method.kind.recorded or method.carries or method.stochastic):  # else what is lost is another sum
+    another = method.kind.recorded or method.carries or method.stochastic  # what is lost is another sum
+    if run.motion.has_energy and not another:
         found.append(f"energy{of} {np.abs(run.energy_residual).max():.3g}")
     return ", ".join(found)
 

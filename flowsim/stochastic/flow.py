@@ -66,13 +66,14 @@ class Noise(NamedTuple):
     """What the noise of a gradient is made of, on a batch of `size` of the samples; arrays are traced.
 
     U, V: of label noise (q, n) and (q, m), empty where there is none; X, Y: rows with labels, or a mask and a target
-    where the samples are its entries; empty where all samples are in every batch.
+    where the samples are its entries, `seen` their places in them; empty where all samples are in every batch.
     """
 
     U: Array
     V: Array
     X: Array
     Y: Array
+    seen: Array
     factor: Array
 
     def terms(self, kind: Any, W: Array) -> list[tuple[Array, Array, Array | None]]:
@@ -95,8 +96,8 @@ class Noise(NamedTuple):
 
         if kind is None:
             n, m = W.shape
-            rows, columns = jnp.divmod(jnp.arange(n * m), m)
-            values = (self.X * (W - self.Y)).ravel()
+            rows, columns = jnp.divmod(self.seen, m)
+            values = (self.X * (W - self.Y)).ravel()[self.seen]
             return values[:, None] * jax.nn.one_hot(rows, n, dtype=W.dtype), jax.nn.one_hot(columns, m, dtype=W.dtype)
         names = ("factor", "seen") if kind is LeastSquares else ("X", "labels")
         other = {"minimum": 0.0} if kind is LeastSquares else {"margin": 0.0}
@@ -119,15 +120,12 @@ def noise_of(loss: Loss, batch_size: int | None, label_noise: float) -> tuple[An
     size = count if batch_size is None else batch_size
     factor = np.sqrt(count * (count - size) / (size * max(count - 1, 1)))
     U, V = _of_labels(samples, loss, label_noise * np.sqrt(count / size))
-    X, Y = np.zeros((0, 0)), np.zeros((0, 0))
+    X, Y, seen = np.zeros((0, 0)), np.zeros((0, 0)), np.zeros(0, int)
     if size < count:
         X, Y = (samples.mask, samples.Y) if isinstance(samples, Entries) else _told(samples)
-        if isinstance(samples, Entries) and count < X.size:
-            raise InputError(
-                "Argument `batch_size` must not be given for the stochastic flow of a target that is not seen in full:"
-                " use GradientDescent(batch_size=)."
-            )
-    return None if isinstance(samples, Entries) else samples.kind, Noise(U, V, X, Y, np.array(factor))
+    if isinstance(samples, Entries):
+        seen = samples.seen
+    return None if isinstance(samples, Entries) else samples.kind, Noise(U, V, X, Y, seen, np.array(factor))
 
 
 def _told(samples: Samples) -> tuple[np.ndarray, np.ndarray]:

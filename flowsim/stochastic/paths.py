@@ -172,7 +172,7 @@ class _Sums:
         n = self.count
         changes, told = (tuple(total / n for total in totals) for totals in (self.change, self.told))
         spread = tuple(
-            np.sqrt(np.maximum(square - gap**2 / n, 0.0) / max(n - 1, 1))
+            np.sqrt(np.maximum(square - gap**2 / n, 0.0) / (n - 1)) if n > 1 else np.full_like(gap, np.nan)
             for square, gap in zip(self.square, self.gap, strict=True)
         )
         return changes, told, spread

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowsim.display import Shown, Table
+from flowsim.runs.words import number
 from flowsim.values import sealed
 
 if TYPE_CHECKING:
@@ -66,10 +67,10 @@ class StochasticPaths(Shown):
 
     def scores(self, layer: int) -> np.ndarray:
         """(S, h_l, h_l): (mean change of D_l - mean prediction) over its standard error, l = layer: about standard
-        normal where the prediction is right and paths are many; 0 where they do not differ."""
+        normal where the prediction is right and paths are many; 0 where they do not differ, NaN of one path."""
         gap = self.changes[layer - 1] - self.predictions[layer - 1]
         error = self.deviations[layer - 1] / np.sqrt(len(self))
-        return np.divide(gap, error, out=np.zeros_like(gap), where=error > 0)
+        return np.divide(gap, error, out=np.zeros_like(gap), where=error != 0)
 
     @cached_property
     def drift(self) -> np.ndarray:
@@ -78,7 +79,8 @@ class StochasticPaths(Shown):
 
     @property
     def dataset(self) -> xarray.Dataset:
-        """Losses (path, time), and for each D_l its mean change, prediction and standard error (time, row, column)."""
+        """Losses (path, time), seeds (path), and the mean change of each D_l, its prediction and the standard error of
+        their difference (time, row, column)."""
         import xarray
 
         variables: dict[str, Any] = {"excess_loss": (("path", "time"), self.excess, {"long_name": "L(t) - f*"})}
@@ -89,20 +91,22 @@ class StochasticPaths(Shown):
             variables[f"prediction_{layer}"] = dims, told, {"long_name": "its prediction"}
             error = spread / np.sqrt(len(self))
             variables[f"standard_error_{layer}"] = dims, error, {"long_name": "of their difference"}
+        variables["seed"] = "path", np.array(self.seeds), {"long_name": "seed of the path"}
         return xarray.Dataset(variables, {"time": self.time, "path": np.arange(len(self))})
 
     def shown(self) -> Table:
         """Losses at the end, and the drift beside its prediction."""
         ends = " ".join(f"{end:.3g}" for end in self.quantiles()[:, -1])
+        sure = number(float(self.standard_error[-1]))
         rows = [
             ("paths", f"{len(self)} of {self.subject}"),
             ("work", f"{self.seconds:.3g} s, width {self.width}"),
-            ("loss", f"L - f* {self.mean[0]:.4g} to {self.mean[-1]:.4g} +- {self.standard_error[-1]:.2g} in the mean"),
+            ("loss", f"L - f* {self.mean[0]:.4g} to {self.mean[-1]:.4g} in the mean, standard error {sure}"),
             ("quantiles", f"5 25 50 75 95 % at t = {self.time[-1]:.4g}: {ends}"),
         ]
         for layer, (change, told) in enumerate(zip(self.changes, self.predictions, strict=True), 1):
             size, gap = np.linalg.norm(change[-1]), np.linalg.norm(change[-1] - told[-1])
             error = float(np.sqrt((self.deviations[layer - 1][-1] ** 2).sum() / len(self)))
-            text = f"changed by {size:.4g} in the mean, {gap:.2g} from its prediction (standard error {error:.2g})"
+            text = f"changed by {size:.4g} in the mean, {gap:.2g} from its prediction (standard error {number(error)})"
             rows.append((f"D_{layer}", text))
         return Table(rows)

@@ -36,7 +36,18 @@ from flowsim.methods import Entry as MethodEntry
 from flowsim.network import LinearNetwork, Network
 from flowsim.problem import Problem
 from flowsim.rates import THEOREMS, Theorem
-from flowsim.runs.settings import Atol, Positive, Reduce, Rtol, Steps, StopLoss, WallLimit
+from flowsim.runs.settings import (
+    Atol,
+    BatchSize,
+    Momentum,
+    Nonnegative,
+    Positive,
+    Reduce,
+    Rtol,
+    Steps,
+    StopLoss,
+    WallLimit,
+)
 from flowsim.sweeps.store import digest
 from flowsim.values import Json
 
@@ -87,12 +98,12 @@ class SweepTable(BaseModel):
     draw: Literal["full", "sampled"] = "full"
     certificates: Literal["all", "cheap", "none"] = "all"
     curve_points: int = Field(0, ge=0, le=10_000)
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Momentum = 0.0
     nesterov: bool = False
     schedule: str | None = None
-    batch_size: Annotated[int | None, Field(ge=1)] = None
-    label_noise: Annotated[float, Field(ge=0)] = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    batch_size: BatchSize = None
+    label_noise: Nonnegative = 0.0
+    weight_decay: Nonnegative = 0.0
     dynamics: str | None = None
 
     @field_validator("dims")

@@ -275,3 +275,25 @@ def test_the_drift_of_wide_full_runs_is_estimated_within_its_error(monkeypatch, 
     late = slice(20, None)
     assert flow.imbalance_change[late] == pytest.approx(true.imbalance_change[late], rel=0.6)
     assert fs.diagnose(flow).exit_code == 0
+
+
+@pytest.mark.parametrize("zero", [(0,), (0, 1), (1, 2), (0, 2), (0, 1, 2), (1,), (0, 1, 2, 3)])
+@pytest.mark.parametrize("dims", [(2, 90, 3), (2, 90, 80, 3), (2, 50, 90, 60, 3), (1, 30, 40, 40, 30, 20, 1)])
+@pytest.mark.parametrize("dynamics", [fs.GradientFlow(), fs.HeavyBall(0.5)], ids=str)
+def test_layers_of_zeros_are_compressed_too(zero, dims, dynamics, rng):
+    """Where nothing reaches a hidden layer its basis would be empty; decay moves what is not zero."""
+    shapes = list(pairwise(dims))
+    weights = tuple(
+        0.0 * rng.standard_normal(s) if k in zero else 0.2 * rng.standard_normal(s) for k, s in enumerate(shapes)
+    )
+    problem = fs.Problem(fs.SquaredLoss(np.ones((dims[0], dims[-1]))), fs.LinearNetwork(weights), weight_decay=0.3)
+    runs = [
+        fs.simulate(problem, t1=0.5, dynamics=dynamics, reduce=r, save_points=3) for r in ("never", "always", "auto")
+    ]
+    for run in runs[1:]:
+        gaps = [np.linalg.norm(V - W) for V, W in zip(run.weights_at(0.5), runs[0].weights_at(0.5), strict=True)]
+        assert np.linalg.norm(gaps) < 1e-6
+        assert run.gradient_norm == pytest.approx(runs[0].gradient_norm, abs=1e-5)
+    assert fs.certify(problem.network, cheap=True).lambda_min_T == pytest.approx(
+        fs.certify(problem.network).lambda_min_T, abs=1e-9
+    )

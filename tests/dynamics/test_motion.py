@@ -430,3 +430,27 @@ def test_training_elsewhere_with_decay_is_judged_by_its_law():
     assert run.problem.weight_decay == 0.1
     assert run.imbalance_drift.max() < 1e-3 < 0.01 < other.imbalance_drift.max()
     assert abs(run.energy_residual).max() < 5e-3 < abs(other.energy_residual).max()
+
+
+@pytest.mark.parametrize("dynamics", OBEYED[:3], ids=lambda d: d.name)
+def test_gone_on_with_from_the_very_start(dynamics):
+    """A compressed run that stopped before its first step has an error estimate, 0, when it goes on."""
+    problem = fs.Problem(fs.SquaredLoss([[1.0, 2.0]]), fs.fan_out((1, 60, 80, 2), seed=0), weight_decay=0.1)
+    stood = fs.simulate(problem, t1=0.1, dynamics=dynamics, reduce="always", stop_gradient=1e9)
+    assert (stood.status, stood.time[-1]) == ("converged", 0.0)
+    longer = fs.resume(stood, t1=0.2)
+    assert np.isfinite(longer.error_estimate).all()
+    assert longer.products[-1] == pytest.approx(
+        fs.simulate(problem, t1=0.2, dynamics=dynamics, reduce="always").products[-1], abs=1e-7
+    )
+
+
+def test_a_drawn_network_that_is_refined_on_the_way_accounts_for_its_energy():
+    """Weights that a finer core adds decay before it has them."""
+    network = fs.sample_compressed("fan_in", (2, 200, 200, 200, 1), seed=0, steps=4)
+    problem = fs.Problem(fs.SquaredLoss(np.full((2, 1), 2.0)), network, weight_decay=0.5)
+    for dynamics in (fs.GradientFlow(), fs.HeavyBall(1.0)):
+        run = fs.simulate(problem, t1=3.0, dynamics=dynamics)
+        assert run.reduction.network.steps > 4
+        assert abs(run.energy_residual).max() < 1e-6
+        assert fs.diagnose(run).exit_code == 0

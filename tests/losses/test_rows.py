@@ -98,7 +98,7 @@ def test_balanced_classes_count_alike():
     assert loss.gradient(W) == pytest.approx(-5 * np.eye(2))
 
 
-def test_batches_of_weighed_and_centred_rows_of_a_sparse_matrix():
+def test_batches_of_weighed_and_centred_rows_of_a_sparse_matrix(tmp_path):
     X, Y = data()
     X[X < 0] = 0.0
     loss = fs.LeastSquares(sparse.csr_array(X), Y, weights=np.linspace(0.5, 2.0, 50), centre=True)
@@ -110,8 +110,13 @@ def test_batches_of_weighed_and_centred_rows_of_a_sparse_matrix():
     batches, W = Batches(loss, 10, 0.0, 0), np.ones((4, 2))
     mean = np.mean([batches.at(k).loss(batches.kind).gradient(W) for k in range(5)], axis=0)
     assert mean == pytest.approx(loss.gradient(W), rel=1e-11)
-    with pytest.raises(InputError, match="weighed"):
-        fs.simulate(problem, fs.GradientDescent(1e-3, label_noise=0.1), t1=0.02)
+    runs[0].save(tmp_path / "run.nc")
+    back = fs.load(tmp_path / "run.nc")
+    whole = fs.simulate(problem, runs[0].method, t1=0.04)
+    assert fs.resume(back, t1=0.04).products[-1] == pytest.approx(whole.products[-1], rel=1e-11)
+    for one in (loss, back.problem.loss):
+        with pytest.raises(InputError, match="weighed"):
+            fs.simulate(fs.Problem(one, problem.network), fs.GradientDescent(1e-3, label_noise=0.1), t1=0.02)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 saved, judged, refused."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -169,8 +169,6 @@ def test_gone_on_with_it_is_uninterrupted(settings, backend, tmp_path):
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("weight_decay", [0.0, 0.2])
 def test_each_realised_step_obeys_its_law_and_a_nudge_is_found(settings, weight_decay):
-    from dataclasses import replace
-
     problem = problem_of(weight_decay=weight_decay)
     run = fs.simulate(problem, fs.GradientDescent(0.02, **settings), t1=0.6, save_points=16)
     found = fs.diagnose(run)
@@ -208,6 +206,11 @@ def test_a_schedule_that_ends_says_when():
     assert (run.status, run.stats["steps"]) == ("completed", 20)
     with pytest.raises(InputError, match=f"t1.*at most {total:g}"):
         fs.simulate(problem_of(), method, t1=total * 1.1)
+    for settings in ({}, {"momentum": 0.5}):  # what decay leaves is known to the very end, and no step beyond
+        decaying = fs.simulate(problem_of(weight_decay=0.1), replace(method, **settings), t1=total)
+        assert (decaying.status, decaying.stats["steps"]) == ("completed", 20)
+        assert np.isfinite(decaying.imbalance_change).all()
+        assert fs.diagnose(decaying).exit_code == 0
 
 
 def test_decay_compressed_is_full():

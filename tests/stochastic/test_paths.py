@@ -31,6 +31,8 @@ NOISES = [
     ("squared", None, 0.3),
     ("squared", 4, 0.3),
     ("masked", None, 0.3),
+    ("masked", 2, 0.0),
+    ("masked", 2, 0.3),
     ("logistic", 4, 0.0),
     ("exponential", 3, 0.0),
 ]
@@ -162,6 +164,7 @@ def test_seeds_say_all_and_two_layers_are_compressed():
         assert "compressed: exact" in one.width
         assert one.changes[0].shape[1] < 20
         assert dict(one.dataset.sizes)["path"] == 4
+        assert one.dataset.seed.values.tolist() == list(one.seeds)
         assert "4 of" in str(one)
 
 
@@ -182,10 +185,6 @@ def test_seeds_say_all_and_two_layers_are_compressed():
             "-1 and",
         ),
         (lambda: fs.stochastic_paths(problem_of(), fs.StochasticFlow(0.1, batch_size=99), t1=1.0), "at most 12"),
-        (
-            lambda: fs.stochastic_paths(problem_of("masked"), fs.StochasticFlow(0.1, batch_size=2), t1=1.0),
-            "seen in full",
-        ),
         (lambda: fs.stochastic_paths(problem_of(), fs.StochasticFlow(0.1, batch_size=2), t1=1.0, paths=0), "paths"),
     ],
 )
@@ -197,3 +196,10 @@ def test_what_cannot_be_is_refused(make, words):
 def test_paths_that_diverge_are_told():
     with pytest.raises(fs.errors.NumericalFailure, match="diverged"):
         fs.stochastic_paths(problem_of(), fs.GradientDescent(50.0, label_noise=1.0), t1=5000.0, paths=2)
+
+
+def test_one_path_has_no_standard_error():
+    one = fs.stochastic_paths(problem_of(), fs.GradientDescent(0.05, label_noise=0.3), t1=0.5, paths=1, save_points=3)
+    assert np.isnan(one.standard_error).all()
+    assert np.isnan(one.scores(1)).all()
+    assert "standard error not known" in str(one)
