@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from flowsim.checks import as_choice
@@ -44,7 +44,7 @@ def dynamics_named(text: str) -> Dynamics:
     """
     name, *given = text.split(":")
     kind: Callable[..., Dynamics] = DYNAMICS[as_choice(name, "dynamics", DYNAMICS)]
-    wanted = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    wanted: list[str] = [f.name for f in fields(kind)] if is_dataclass(kind) else []
     if len(given) != len(wanted):
         example = ":".join([name, *("0.5" for _ in wanted)])
         needs = " and ".join(wanted) if wanted else "no setting"

@@ -207,7 +207,7 @@ class Recorder:
         if not (np.isfinite(first) and np.isfinite(gradient)):
             raise InputError(
                 "Argument `problem` must have a finite loss and gradient at its weights, but L - f* ="
-                f" {first:g} and ||grad L||_F = {gradient:g} there; scale the data or the weights down."
+                f" {first:g} and ||grad L||_F = {gradient:g} there; scale the data, the weights or their decay down."
             )
         self.log.append((np.zeros(1), np.array([first]), np.zeros(1), self._stored(np.zeros(1), state[None])))
         self._save(np.zeros(1), state[None])
