@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,25 @@ REFERENCE = Path(__file__).parent / "reference"
 CASES = {case["name"]: case for case in json.loads((REFERENCE / "cases.json").read_text())["cases"]}
 
 
+FAST_COMPILING = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+"""What XLA does without: most of the time of a compilation, nothing of what is computed."""
+
+
 def pytest_configure() -> None:
-    """One thread for what is loaded, and for what is loaded later, in the processes that tests start too."""
+    """One thread for what is loaded, and for what is loaded later, in the processes that tests start too.
+
+    And jax compiles in a third of the time, to code that is hardly optimized: the tests compile far more than they
+    compute. JAX_DISABLE_MOST_OPTIMIZATIONS=0 in the environment leaves jax as it is.
+    """
     os.environ.update(dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
     threadpool_limits(1)
+    if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1" and knows_the_flags(version("jaxlib")):
+        os.environ.setdefault("XLA_FLAGS", FAST_COMPILING)
+
+
+def knows_the_flags(jaxlib: str) -> bool:
+    """Whether they were tried with that version: XLA aborts for a flag that it does not know. Others compile slower."""
+    return jaxlib.startswith("0.10.")
 
 
 def random_network(rng: np.random.Generator, dims: tuple[int, ...], size: float = 1.0, scale: float = 1.0) -> Any:
