@@ -73,6 +73,15 @@ class Huber:
         return (W - self.target) / (1 + (W - self.target) ** 2) ** 0.5
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session that all its processes share, for what is made once and then read."""
+    own = tmp_path_factory.getbasetemp()
+    place = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    place.mkdir(exist_ok=True)
+    return place
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20230724)
