@@ -15,6 +15,14 @@ def run(name, monkeypatch, *arguments):
     runpy.run_path(str(STUDIES / name), run_name="__main__")
 
 
+def run_with(changes, name, monkeypatch, *arguments):
+    """The same, with others of the study's names: changes(study) -> {name: what it stands for}."""
+    monkeypatch.setattr(sys, "argv", [name, "--small", *arguments])
+    study = runpy.run_path(str(STUDIES / name))
+    study["main"].__globals__.update(changes(study))
+    study["main"]()
+
+
 @pytest.mark.parametrize(
     ("name", "words", "only"),
     [
@@ -23,7 +31,6 @@ def run(name, monkeypatch, *arguments):
         ("solver_comparison", "dop853", ()),
         ("invariants", "exact law", ()),
         ("descent_vs_flow", "diverged", ()),
-        ("initialization", "160 draws, 0 failed", ()),
         ("quickstart", "every law that was checked holds", ()),
         ("good_initialization", "best: combined", ()),
         ("which_solver", "greatest drift of the D_l", ()),
@@ -36,6 +43,15 @@ def test_it_prints_and_draws(name, words, only, monkeypatch, tmp_path, capsys):
     run(f"{name}.py", monkeypatch, "--out", str(tmp_path), *only)
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     assert words in capsys.readouterr().out
+
+
+def test_initialization(monkeypatch, tmp_path, capsys):
+    """Half as many draws as it takes for a look."""
+    run_with(
+        lambda study: {"SMALL": study["SMALL"] | {"seeds": 4}}, "initialization.py", monkeypatch, "--out", str(tmp_path)
+    )
+    assert (tmp_path / "initialization.png").stat().st_size > 10_000
+    assert "80 draws, 0 failed" in capsys.readouterr().out
 
 
 def test_digits_trained_elsewhere(monkeypatch, tmp_path, capsys):
@@ -119,11 +135,17 @@ def test_dynamics(monkeypatch, tmp_path, capsys):
 
 
 def test_travel(monkeypatch, capsys):
+    """Half as many of what takes most of its time."""
+
+    def half(study):
+        halved = ("descent", "descents", "violations")
+        return {name: lambda count, *rest, of=study[name]: of(count // 2, *rest) for name in halved}
+
     with pytest.raises(SystemExit) as ended:
-        run("travel.py", monkeypatch)
+        run_with(half, "travel.py", monkeypatch)
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    assert "60 random networks" in printed
+    assert "30 random networks" in printed
     assert ": 0 violations" in printed
     assert printed.count("uphill") == 3
     assert ": 0 above their bounds" in printed

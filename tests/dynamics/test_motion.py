@@ -76,7 +76,7 @@ def test_against_equations_written_out(dynamics, weight_decay):
 
 @pytest.mark.parametrize(("method", "dynamics"), BY_EVERY_KIND, ids=str)
 def test_every_kind_of_method(method, dynamics):
-    problem = problem_of(3, weight_decay=0.1)
+    problem = problem_of(1, weight_decay=0.1)
     true = fs.simulate(problem, TIGHT, t1=2.0, dynamics=dynamics).checkpoints.states
     step = 0.02 if method.startswith("leapfrog") else None
     found = fs.simulate(problem, fs.method_named(method, step_size=step), t1=2.0, dynamics=dynamics).checkpoints.states
@@ -281,7 +281,7 @@ def test_leapfrog_is_reversible_and_symplectic_without_friction(rng):
 @pytest.mark.parametrize("dynamics", OBEYED[1:3], ids=lambda d: d.name)
 @pytest.mark.parametrize("method", [fs.Scipy(), fs.GaussLegendre(3), fs.Leapfrog(0.05), fs.Diffrax("Dopri8")], ids=str)
 def test_resumed_is_uninterrupted_and_files_hold_velocities(dynamics, method, tmp_path):
-    problem = problem_of(3, weight_decay=0.1)
+    problem = problem_of(1, weight_decay=0.1)
     half = fs.simulate(problem, method, t1=1.0, dynamics=dynamics)
     half.save(tmp_path / "run.nc")
     back = fs.load(tmp_path / "run.nc")
