@@ -70,8 +70,8 @@ def written_out(problem, dynamics, t1, t0=1e-9):
 def test_against_equations_written_out(dynamics, weight_decay):
     for seed in range(4):
         problem = problem_of(seed, weight_decay)
-        run = fs.simulate(problem, TIGHT, t1=3.0, dynamics=dynamics)
-        assert run.checkpoints.states[-1] == pytest.approx(written_out(problem, dynamics, 3.0), abs=1e-10)
+        run = fs.simulate(problem, TIGHT, t1=1.5, dynamics=dynamics)
+        assert run.checkpoints.states[-1] == pytest.approx(written_out(problem, dynamics, 1.5), abs=1e-10)
 
 
 @pytest.mark.parametrize(("method", "dynamics"), BY_EVERY_KIND, ids=str)

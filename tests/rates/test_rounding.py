@@ -39,7 +39,7 @@ def assert_true(network, loss=None):
             assert certificate.alpha <= truth * NEARLY, certificate
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**31), kind=st.sampled_from(["entry", "row", "layer"]))
 def test_entries_of_any_size(seed, kind):
     rng = np.random.default_rng(seed)
