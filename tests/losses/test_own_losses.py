@@ -14,6 +14,7 @@ import flowsim as fs
 from flowsim.errors import InputError
 from flowsim.losses import adapted, excess, minimum_of
 from flowsim.methods import METHODS
+from flowsim.runs import ensembles
 
 NETWORK = fs.fan_in((2, 4, 1), seed=0)
 TARGET = np.array([[1.0], [-0.5]])
@@ -123,7 +124,8 @@ def test_descent_by_numpy_and_by_jax(loss):
     assert runs[0].excess == pytest.approx(runs[1].excess, rel=1e-12)
 
 
-def test_an_ensemble_of_own_losses():
+def test_an_ensemble_of_own_losses(monkeypatch):
+    monkeypatch.setattr(ensembles, "BATCH", 4)  # each place of a batch is called back, whether a member takes it or not
     for loss in (OWN[0], OWN[3]):
         runs = [
             fs.ensemble(
