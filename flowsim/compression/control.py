@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,15 @@ from flowsim.dynamics import Motion
 from flowsim.errors import InputError
 from flowsim.methods.base import LEAST_COMPRESSION_RTOL, Method
 from flowsim.methods.steps import DENSE_JACOBIAN_LIMIT, Segment
-from flowsim.network import LinearNetwork, Network, flatten, imbalance_change, joint_norm, unflatten
+from flowsim.network import (
+    LinearNetwork,
+    Network,
+    flatten,
+    gradient_factors,
+    imbalance_change,
+    joint_norm,
+    unflatten,
+)
 from flowsim.problem import Problem
 
 ALLOWANCE, ALLOWANCE_GROWTH = {3: 0.5}, 1.5
@@ -86,6 +95,21 @@ class FullModel:
     def convert(self, finer: Model, t: float, state: np.ndarray) -> np.ndarray:
         """The same state: there is no finer model."""
         return state
+
+    @property
+    def takes_layers(self) -> bool:
+        """Whether diagnose_layers serves."""
+        return self.probes is not None
+
+    def diagnose_layers(self, times: np.ndarray, layers: Sequence[Any]) -> tuple[np.ndarray, ...]:
+        """As diagnose, of gradient flow without decay, at layers that are applied and not formed, a stack each."""
+        problem = self.problem
+        start = unflatten(problem.initial_state, problem.network.dims)
+        W, factors = gradient_factors(problem.stacked_loss, layers, problem.network.scale)
+        square = sum(_square_of_product(left, right) for left, right in factors)
+        changes = [layer - first for layer, first in zip(layers, start, strict=True)]
+        drift = imbalance_change(start, changes, self.probes)
+        return problem.excess(W), np.sqrt(square), drift, np.full(len(times), self.error)
 
     def diagnose(self, times: np.ndarray, states: np.ndarray) -> tuple[np.ndarray, ...]:
         """L - f*, ||grad L||_F, ||D_l - q^2 D_l(0)||_F and the compression error at the states, weights alone."""
@@ -314,6 +338,15 @@ def imbalance_changes(
             for k, q in enumerate(kept)
         ]
     )
+
+
+def _square_of_product(left: np.ndarray | None, right: np.ndarray | None) -> np.ndarray:
+    """||left right||_F^2 = <left^T left, right right^T> of stacks, of small matrices; None is the identity."""
+    if left is None or right is None:
+        whole = right if left is None else left
+        assert whole is not None
+        return np.einsum("...ij,...ij->...", whole, whole)
+    return np.einsum("...ij,...ij->...", left.mT @ left, right @ right.mT)
 
 
 def _loss_and_gradient(problem: Problem, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -231,7 +231,7 @@ class LeastSquares(BuiltIn):
 
     def excess(self, W: Array) -> Array:
         """f(W) - f*; W may be a stack (..., n, m)."""
-        residual = self.factor @ W - self.seen
+        residual = _times(self.factor, W) - self.seen
         return 0.5 * (residual * residual).sum((-2, -1))
 
     def value(self, W: Array) -> Array:
@@ -240,11 +240,19 @@ class LeastSquares(BuiltIn):
 
     def gradient(self, W: Array) -> Array:
         """grad f(W) = X^T (X W - Y) = R^T (R W - S)."""
-        return self.factor.T @ (self.factor @ W - self.seen)
+        return _times(self.factor.T, _times(self.factor, W) - self.seen)
 
     def hessian_product(self, W: Array, V: Array) -> Array:
         """X^T X V = R^T R V."""
-        return self.factor.T @ (self.factor @ V)
+        return _times(self.factor.T, _times(self.factor, V))
+
+
+def _times(M: Array, W: Array) -> Array:
+    """M W for a matrix M and each W of a stack (..., n, m), which is read as one matrix of many columns."""
+    if W.ndim == 2:
+        return M @ W
+    rows = W.mT.reshape(-1, W.shape[-2]) @ M.T
+    return rows.reshape(*W.shape[:-2], W.shape[-1], M.shape[0]).mT
 
 
 class MaskedSquaredLoss(BuiltIn):

@@ -81,6 +81,10 @@ class Scipy(Method):
 
     def begin(self, motion: Motion, t: float, state: np.ndarray, t1: float) -> Movable:
         """One step a segment."""
+        if self.kind.explicit:
+            from flowsim.methods.runge_kutta_steps import RungeKuttaSteps
+
+            return RungeKuttaSteps(motion, self, t, state, t1)
         from flowsim.methods.scipy_steps import ScipySteps
 
         return ScipySteps(motion, self, t, state, t1)

@@ -1,4 +1,4 @@
-"""scipy's OdeSolver objects, one accepted step a segment."""
+"""scipy's implicit OdeSolver objects, one accepted step a segment."""
 
 from __future__ import annotations
 
@@ -8,36 +8,30 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.integrate import BDF, DOP853, LSODA, RK23, RK45, Radau
+from scipy.integrate import BDF, LSODA, Radau
 from scipy.linalg import LinAlgWarning
 
 from flowsim.dynamics import Motion
 from flowsim.errors import InputError
 from flowsim.methods.steps import (
     DENSE_JACOBIAN_LIMIT,
+    LEAST_SPAN,
     CountingVelocity,
     IntegrationFailure,
     Segment,
     dissipation,
-    is_faithful,
 )
 
 if TYPE_CHECKING:
     from flowsim.methods.scipy import Scipy
 
-SOLVERS = {"RK23": RK23, "RK45": RK45, "DOP853": DOP853, "Radau": Radau, "BDF": BDF, "LSODA": LSODA}
-
-LEAST_SPAN = 1e-150
-"""A shorter span is first tried in one step."""
+SOLVERS = {"Radau": Radau, "BDF": BDF, "LSODA": LSODA}
 
 
 class ScipySteps:
-    """A method of scipy from (t, state) to t1.
+    """Radau, BDF or LSODA from (t, state) to t1.
 
-    Where stability limits the steps, DOP853's interpolant may be thousands of times less accurate than they are: where
-    an explicit method's does not solve the equation in the middle of a step, values inside are ends of shorter steps.
-
-    Raises InputError when an implicit one would need a dense Jacobian of more than DENSE_JACOBIAN_LIMIT weights.
+    Raises InputError when it would need a dense Jacobian of more than DENSE_JACOBIAN_LIMIT weights.
     """
 
     def __init__(self, motion: Motion, method: Scipy, t: float, state: np.ndarray, t1: float) -> None:
@@ -49,24 +43,18 @@ class ScipySteps:
         self.motion, self.t, self.t1 = motion, t, t1
         velocity = CountingVelocity(motion)
         self.counts = velocity.counts
-        settings = _settings(method, t1 - t)
-        if not method.kind.explicit:
-            settings["jac"] = motion.jacobian
+        settings = _settings(method, t1 - t) | {"jac": motion.jacobian}
         self.solver: Any = SOLVERS[method.name](velocity, t, state, t1, **settings)
-        self.velocity, self.explicit = velocity, method.kind.explicit
         if method.name == "Radau" and method.step_size is not None:
             self.solver.newton_tol = 1e-13  # with error control off, rtol = 1 would leave the stages unsolved
 
     def advance(self) -> Segment:
         """One accepted step."""
         before = self.t, self.solver.y
-        if self.explicit:
+        with warnings.catch_warnings():  # of singular matrices and repeated failures: the status says it
+            warnings.simplefilter("ignore", LinAlgWarning)
+            warnings.filterwarnings("ignore", "lsoda:", UserWarning)
             message = self.solver.step()
-        else:
-            with warnings.catch_warnings():  # of singular matrices and repeated failures: the status says it
-                warnings.simplefilter("ignore", LinAlgWarning)
-                warnings.filterwarnings("ignore", "lsoda:", UserWarning)
-                message = self.solver.step()
         if self.solver.status == "failed":
             raise IntegrationFailure(f"{type(self.solver).__name__} stopped at t = {self.t:.6g}: {message}")
         start, self.t = self.t, float(self.solver.t)
@@ -77,7 +65,7 @@ class ScipySteps:
         return Segment(
             times=np.array([start, self.t]),
             products=end[None],
-            dissipated=np.array([self._dissipated(dense, start)]),
+            dissipated=np.array([dissipation(self.motion, dense, start, self.t)]),
             evaluate=dense,
         )
 
@@ -97,13 +85,6 @@ class ScipySteps:
             solver.h_abs = step
             solver.LU_real = solver.LU_complex = None
 
-    def _dissipated(self, dense: _Dense, start: float) -> float:
-        """The integral of the power over the last step, by the method's own quadrature weights where it has them."""
-        if isinstance(self.solver, (RK23, RK45, DOP853)):
-            solver, h = self.solver, self.t - start
-            return h * float(solver.B @ self.motion.power(start + h * solver.C, solver.K[: len(solver.B)]))
-        return dissipation(self.motion, dense, start, self.t)
-
 
 def _settings(method: Scipy, span: float) -> dict[str, object]:
     if method.step_size is None:
@@ -117,43 +98,17 @@ class _Dense:
     """The dense output of the last step, built when first asked for; its ends are the steps' own values."""
 
     def __init__(self, steps: ScipySteps, start: tuple[float, np.ndarray]) -> None:
-        self.steps, self.solver, self.start, self.end = steps, steps.solver, start, (steps.solver.t, steps.solver.y)
+        self.solver, self.start, self.end = steps.solver, start, (steps.solver.t, steps.solver.y)
 
     @cached_property
     def interpolant(self) -> Callable[[float | np.ndarray], np.ndarray]:
         return self.solver.dense_output()
 
-    @cached_property
-    def faithful(self) -> bool:
-        """Whether the interpolant solves the equation in the middle of the step; implicit methods' always do."""
-        if not self.steps.explicit:
-            return True
-        (start, first), (end, last) = self.start, self.end
-        return is_faithful(
-            lambda t: self.interpolant(t).T,
-            self.steps.velocity,
-            (start, end),
-            (first, last),
-            self.solver.rtol,
-            self.solver.atol,
-        )
-
     def __call__(self, t: np.ndarray) -> np.ndarray:
         states = np.empty((len(t), len(self.end[1])))
         between = (t != self.start[0]) & (t != self.end[0])
         if between.any():
-            states[between] = self.interpolant(t[between]).T if self.faithful else self._shorter_steps(t[between])
+            states[between] = self.interpolant(t[between]).T
         for end, state in (self.start, self.end):
             states[t == end] = state
         return states
-
-    def _shorter_steps(self, t: np.ndarray) -> np.ndarray:
-        """The method's own step from the start of this one to each time."""
-        start, state = self.start
-        ends = []
-        for end in t:
-            step = {"rtol": 1.0, "atol": 1e6, "first_step": end - start, "max_step": end - start}
-            solver = type(self.solver)(self.steps.velocity, start, state, end, **step)
-            solver.step()
-            ends.append(solver.y)
-        return np.array(ends)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,6 +15,8 @@ ROUND_OFF = 4 * float(np.finfo(float).eps)
 """Of the greatest weight (or of its square): no correction is asked to be smaller."""
 DENSE_JACOBIAN_LIMIT = 3000
 """Implicit methods of scipy and diffrax form and factor a dense Jacobian: beyond this many weights they are refused."""
+LEAST_SPAN = 1e-150
+"""A shorter span is first tried in one step."""
 
 
 class IntegrationFailure(NumericalFailure):
@@ -27,8 +29,9 @@ class Segment:
 
     times (K+1): the ends of the steps, times[0] where the segment starts; products (K, n, m): W at times[1:];
     dissipated (K): the integral of the power, ||grad L||_F^2 for gradient flow, over each step; evaluate(t): the states
-    (S, size) at any times t (S) of the segment; discrete: the method lives on its steps only (gradient descent),
-    straight lines join them.
+    (S, size) at any times t (S) of the segment, before the next is taken; discrete: the method lives on its steps only
+    (gradient descent), straight lines join them; layers(t): the weights at these times as L stacks that are applied and
+    not formed, or None where they are no cheaper than the states.
     """
 
     times: np.ndarray
@@ -36,6 +39,7 @@ class Segment:
     dissipated: np.ndarray
     evaluate: Callable[[np.ndarray], np.ndarray]
     discrete: bool = False
+    layers: Callable[[np.ndarray], list[Any] | None] = lambda t: None
 
 
 @dataclass
@@ -121,9 +125,18 @@ class CountingVelocity:
 
 def scaled_norm(error: np.ndarray, y0: np.ndarray, y1: np.ndarray, rtol: float, atol: float) -> float:
     """The root mean square of error / (atol + rtol max(|y0|, |y1|)): at most 1 when the tolerance is met."""
-    scaled = error / (atol + rtol * np.maximum(np.abs(y0), np.abs(y1)))
-    value = float(np.sqrt(np.mean(scaled * scaled)))
+    scaled = error / scale_of(y0, y1, rtol, atol)
+    value = float(np.sqrt(scaled @ scaled / scaled.size))
     return value if np.isfinite(value) else np.inf
+
+
+def scale_of(y0: np.ndarray, y1: np.ndarray, rtol: float, atol: float) -> np.ndarray:
+    """atol + rtol max(|y0|, |y1|)."""
+    scale = np.abs(y1)
+    np.maximum(np.abs(y0), scale, out=scale)
+    scale *= rtol
+    scale += atol
+    return scale
 
 
 MOST_DEFECT = 10.0

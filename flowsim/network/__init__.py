@@ -7,6 +7,7 @@ A_l = W_1 ... W_{l-1}, B_l = W_{l+1} ... W_L, A_1 = I_n, B_L = I_m.
 from flowsim.network.functions import (
     backpropagate,
     flatten,
+    gradient_factors,
     hessian_product,
     imbalance,
     imbalance_change,
@@ -23,6 +24,7 @@ __all__ = [
     "Network",
     "backpropagate",
     "flatten",
+    "gradient_factors",
     "hessian_product",
     "imbalance",
     "imbalance_change",

@@ -29,32 +29,42 @@ def product(weights: Sequence[Array], scale: float = 1.0) -> Array:
 
 
 def backpropagate(loss: StackedLoss, weights: Sequence[Array], scale: float = 1.0) -> tuple[Array, list[Array]]:
-    """The product W and the gradients G_l = scale A_l^T grad f(W) B_l^T, each shared product formed once.
+    """The product W and the gradients G_l = scale A_l^T grad f(W) B_l^T, each shared product formed once."""
+    W, factors = gradient_factors(loss, weights, scale)
+    return W, [right if left is None else left if right is None else left @ right for left, right in factors]
+
+
+def gradient_factors(
+    loss: StackedLoss, weights: Sequence[Array], scale: float = 1.0
+) -> tuple[Array, list[tuple[Array | None, Array | None]]]:
+    """The product W and factors (P, Q) of the gradients G_l = P Q, of rank min(n, m); None stands for the identity.
 
     The sweep carries matrices with min(n, m) rows: a network with n > m is swept as its transpose.
     """
     if weights[0].shape[-2] <= weights[-1].shape[-1]:
         return _sweep(loss.gradient, weights, scale)
-    W, gradients = _sweep(lambda P: loss.gradient(P.mT).mT, _flipped(weights), scale)
-    return W.mT, _flipped(gradients)
+    W, factors = _sweep(lambda P: loss.gradient(P.mT).mT, _flipped(weights), scale)
+    return W.mT, [(right.mT, None if left is None else left.mT) for left, right in reversed(factors)]
 
 
 def _flipped(matrices: Sequence[Array]) -> list[Array]:
     return [M.mT for M in reversed(matrices)]
 
 
-def _sweep(gradient: Callable[[Array], Array], weights: Sequence[Array], scale: float) -> tuple[Array, list[Array]]:
+def _sweep(
+    gradient: Callable[[Array], Array], weights: Sequence[Array], scale: float
+) -> tuple[Array, list[tuple[Array | None, Array]]]:
     prefixes = [weights[0]]
     for W in weights[1:]:
         prefixes.append(prefixes[-1] @ W)
     end = scale * prefixes.pop()
     message = scale * gradient(end)
-    gradients = []
+    factors: list[tuple[Array | None, Array]] = []
     for prefix, W in zip(reversed(prefixes), reversed(weights[1:]), strict=True):
-        gradients.append(prefix.mT @ message)
+        factors.append((prefix.mT, message))
         message = message @ W.mT
-    gradients.append(message)
-    return end, gradients[::-1]
+    factors.append((None, message))
+    return end, factors[::-1]
 
 
 def hessian_product(
@@ -148,9 +158,9 @@ def imbalance_change(
 
 
 def _of_square(W: np.ndarray, C: np.ndarray, Z: np.ndarray) -> np.ndarray:
-    """(the change of W^T W by a change C of W) Z, with products by thin matrices alone."""
+    """(the change of W^T W by a change C of W) Z = C^T (W Z + C Z) + W^T (C Z): products by thin matrices alone."""
     moved = C @ Z
-    return C.mT @ (W @ Z + 0.5 * moved) + W.mT @ moved + 0.5 * (C.mT @ moved)
+    return C.mT @ (W @ Z + moved) + (moved.mT.reshape(-1, len(W)) @ W).reshape(*moved.shape[:-2], -1, W.shape[1]).mT
 
 
 SAFE = 1e100

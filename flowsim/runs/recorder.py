@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from flowsim.compression.control import CompressedModel, Model, Refused, choose_model, resumed_model
+from flowsim.compression.control import CompressedModel, FullModel, Model, Refused, choose_model, resumed_model
 from flowsim.compression.outside import Outside, square_norm
 from flowsim.dynamics import Motion
 from flowsim.errors import InputError, NumericalFailure
@@ -271,7 +271,7 @@ class Recorder:
             dissipated -= np.diff(self.outside.energy(np.append(segment.times[0], times)))
         due = self.save_times[(self.save_times > self.saved_until) & (self.save_times <= end * (1 + 1e-14))]
         if len(due):
-            self._save(due, segment.evaluate(np.minimum(due, segment.times[-1])))
+            self._save_from(segment, due)
         self.log.append((times, losses, dissipated, self._stored_along(segment, times)))
         self.steps += count
         self.status = status
@@ -347,6 +347,24 @@ class Recorder:
         inside = np.linalg.norm(self.model.problem.velocity(self._weights(state)))
         return float(np.hypot(inside, self.outside.gradient(t)))
 
+    def _save_from(self, segment: Segment, due: np.ndarray) -> None:
+        """Save at times of a segment; where its layers can be applied without being formed, form checkpoints only."""
+        times = np.minimum(due, segment.times[-1])
+        model = self.model
+        layers = segment.layers(times) if isinstance(model, FullModel) and model.takes_layers else None
+        if layers is None or not isinstance(model, FullModel):
+            self._save(due, segment.evaluate(times))
+            return
+        self._flush()
+        before = sum(len(row[0]) for row in self.rows)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.rows.append((due, *model.diagnose_layers(due, layers)))
+        kept = [k for k in range(len(due)) if (before + k) % self.stride == 0 or k == len(due) - 1]
+        states = segment.evaluate(times[kept])
+        found = list(zip(due[kept].tolist(), states, strict=True))
+        self.checkpoints += [entry for k, entry in zip(kept, found, strict=True) if (before + k) % self.stride == 0]
+        self.final, self.saved_until = found[-1], float(due[-1])
+
     def _save(self, times: np.ndarray, states: np.ndarray) -> None:
         self.pending += zip(times.tolist(), states, strict=True)
         self.saved_until = float(times[-1])
@@ -376,7 +394,9 @@ class Recorder:
         size = self.size
         times, states = zip(*self.checkpoints, strict=True)
         longest = max(map(len, states))
-        whole = np.array([np.pad(state, (0, longest - len(state))) for state in states])  # no momentum at the start
+        whole = np.zeros((len(states), longest))  # no momentum at the start
+        for row, state in zip(whole, states, strict=True):
+            row[: len(state)] = state
         return Checkpoints(np.array(times), whole[:, :size], whole[:, size:] if longest > size else np.zeros((0, 0)))
 
     def _trajectory(self) -> Trajectory:

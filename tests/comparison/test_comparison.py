@@ -146,16 +146,16 @@ def test_the_command_on_weights(tmp_path, capsys):
 
 def test_ctrl_c_keeps_the_rows_so_far(monkeypatch, capsys):
     """The signal comes within a step of the second method."""
-    from flowsim.methods import scipy_steps
+    from flowsim.methods.runge_kutta_steps import RungeKuttaSteps
 
-    advance, told = scipy_steps.ScipySteps.advance, []
+    advance, told = RungeKuttaSteps.advance, []
 
     def interrupted(self):
         if told and told[-1].startswith("rk45"):
             raise KeyboardInterrupt
         return advance(self)
 
-    monkeypatch.setattr(scipy_steps.ScipySteps, "advance", interrupted)
+    monkeypatch.setattr(RungeKuttaSteps, "advance", interrupted)
     problem = fs.problem_named("homogeneous").problem
     found = fs.compare(problem, ["dop853", "rk45", "lsoda"], t1=0.1, rtols=(1e-4,), repeats=1, note=told.append)
     assert [row.status for row in found.rows] == ["completed", "interrupted"]
