@@ -27,6 +27,8 @@ WIDEST = 2**53
 SHORT = reprlib.Repr()
 SHORT.maxstring, SHORT.maxlong, SHORT.maxother = 60, 30, 60
 """How much of a value a sentence tells."""
+ALWAYS_THERE = 2**20
+"""So many bytes every machine has: how many more there are need not be asked."""
 UNKNOWN_MEMORY = 2**34
 """What a machine that does not tell its memory is taken to have (16 GiB)."""
 
@@ -45,6 +47,8 @@ def memory_bytes() -> int:
 
 def check_memory(needed: float, name: str, value: object, remedy: str) -> None:
     """Refuse, before it is allocated, what `needed` bytes are estimated for and the memory cannot hold."""
+    if needed <= ALWAYS_THERE:
+        return
     there, needed = memory_bytes(), float(min(needed, sys.float_info.max))
     if needed > there:
         raise InputError(

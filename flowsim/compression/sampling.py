@@ -13,11 +13,10 @@ distributed orthonormal columns in R^h, and of these only the n coordinates alon
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from math import prod, sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,36 +24,82 @@ from flowsim.checks import as_choice, as_count, as_dims, as_number, check_memory
 from flowsim.compression.bases import Bases, FixedBases
 from flowsim.compression.core import CompressedNetwork, first_level
 from flowsim.errors import InputError
-from flowsim.initialization import GAUSSIAN, Seed, generator_of, origin_of
+from flowsim.initialization import GAUSSIAN, Seed, check_seed, origin_of
 
 SAMPLED = (*GAUSSIAN, "orthogonal")
 """Schemes that can be drawn in compressed form."""
-ROOM = 32
-"""Vectors of a basis for which there is room at first; doubled when it is full."""
 
 FEWER = "choose fewer inputs, outputs, layers or steps"
 
 
-class SampledBases(Bases):
-    """Coordinates of a network with entries of W_l from N(0, deviations[l-1]^2), drawn level by level when needed.
+class _Draw(NamedTuple):
+    """A vector meets a layer (counted from 0): what is drawn of its image.
 
-    They are drawn by a copy of the generator: what else is drawn from that does not change them.
+    vector: its row of the layer's matrix, or its column where it stands `behind` the layer; the components
+    known .. beyond - 1 of the image are drawn, normal variables; freedom: the degrees of freedom of the length of what
+    is new in the image, component `beyond`, a chi variable; 0 where nothing can be new.
     """
 
-    def __init__(self, dims: tuple[int, ...], deviations: list[float], generator: np.random.Generator) -> None:
+    layer: int
+    vector: int
+    behind: bool
+    known: int
+    beyond: int
+    freedom: int
+
+
+class _Level(NamedTuple):
+    """What a level adds to those below. It is the same for all networks with the dims.
+
+    widths: (n, k_1, ..., k_{L-1}, m) with it; met: for each layer how many vectors before and behind it have met it;
+    draws: in their order.
+    """
+
+    widths: tuple[int, ...]
+    met: tuple[tuple[int, int], ...]
+    draws: tuple[_Draw, ...]
+
+
+@cache
+def _level(dims: tuple[int, ...], level: int) -> _Level:
+    """In level 0 the units at the ends meet W_1 and W_L; in the next ones the vectors of the level before meet the
+    layers on both their sides."""
+    depth = len(dims) - 1
+    if level == 0:
+        widths, met = [dims[0], *([0] * (depth - 1)), dims[-1]], [[0, 0] for _ in range(depth)]
+        meeting = [(0, False, dims[0]), (depth - 1, True, dims[-1])]
+    else:
+        below = _level(dims, level - 1)
+        widths, met = list(below.widths), [list(counts) for counts in below.met]
+        meeting = [(layer, side, below.widths[layer + side]) for layer in range(1, depth - 1) for side in (False, True)]
+    draws = []
+    for layer, behind, end in meeting:
+        image = layer + (not behind)
+        for vector in range(met[layer][behind], end):
+            known, width = met[layer][not behind], widths[image]
+            grows = 0 < image < depth and width < dims[image]
+            draws.append(_Draw(layer, vector, behind, known, width, dims[image] - width if grows else 0))
+            met[layer][behind] += 1
+            widths[image] += grows
+    return _Level(tuple(widths), tuple((before, behind) for before, behind in met), tuple(draws))
+
+
+class SampledBases(Bases):
+    """Coordinates of a network with entries of W_l from N(0, deviations[l-1]^2), drawn level by level when needed, by a
+    generator of their own."""
+
+    def __init__(self, dims: tuple[int, ...], deviations: list[float], seed: np.random.SeedSequence) -> None:
         super().__init__(dims)
-        self.given = dims, deviations, deepcopy(generator)
-        self.deviations, self.generator = deviations, deepcopy(generator)
-        self.widths = [dims[0], *([0] * (self.depth - 1)), dims[-1]]
-        self.room = [dims[0], *([ROOM] * (self.depth - 1)), dims[-1]]
-        self.matrices = [np.zeros(shape) for shape in pairwise(self.room)]
-        self.met_from_left = [np.zeros(rows, bool) for rows in self.room[:-1]]
-        self.met_from_right = [np.zeros(columns, bool) for columns in self.room[1:]]
-        for row in range(dims[0]):
-            self._meet_left(0, row)
-        for column in range(dims[-1]):
-            self._meet_right(self.depth - 1, column)
-        self.counts.append(tuple(self.widths))
+        self.given = dims, deviations, seed
+        self.deviations, self.generator, self.drawn = deviations, np.random.default_rng(seed), 0
+        self.counts.append(_level(dims, 0).widths)
+
+    def grow_to(self, level: int) -> None:
+        """Make sure that the levels 0 .. level exist, drawn in one go, as far as there is anything new to find."""
+        super().grow_to(level)
+        end = len(self.counts) + self.exhausted  # where nothing is new, the last vectors have yet to meet the layers
+        if self.drawn < end:
+            self._draw(end)
 
     @cached_property
     def imbalance_norms(self) -> Sequence[float]:
@@ -77,48 +122,22 @@ class SampledBases(Bases):
         return norms
 
     def _grow(self) -> tuple[int, ...]:
-        before = (0,) * len(self.dims) if len(self.counts) == 1 else self.counts[-2]
-        new = [range(start, end) for start, end in zip(before, self.counts[-1], strict=True)]
-        for layer in range(1, self.depth - 1):
-            for row in new[layer]:
-                self._meet_left(layer, row)
-            for column in new[layer + 1]:
-                self._meet_right(layer, column)
-        return tuple(self.widths)
+        return _level(self.dims, len(self.counts)).widths
 
-    def _meet_left(self, layer: int, row: int) -> None:
-        """Draw W^T u for the vector u = row of the basis before the layer (counted from 0)."""
-        unknown = np.flatnonzero(~self.met_from_right[layer][: self.widths[layer + 1]])
-        sigma = self.deviations[layer]
-        self.matrices[layer][row, unknown] = sigma * self.generator.standard_normal(len(unknown))
-        self.met_from_left[layer][row] = True
-        if layer + 1 < self.depth and self._add_vector(layer + 1):
-            new = self.widths[layer + 1] - 1
-            self.matrices[layer][row, new] = sigma * sqrt(self.generator.chisquare(self.dims[layer + 1] - new))
-
-    def _meet_right(self, layer: int, column: int) -> None:
-        """Draw W v for the vector v = column of the basis after the layer."""
-        unknown = np.flatnonzero(~self.met_from_left[layer][: self.widths[layer]])
-        sigma = self.deviations[layer]
-        self.matrices[layer][unknown, column] = sigma * self.generator.standard_normal(len(unknown))
-        self.met_from_right[layer][column] = True
-        if layer > 0 and self._add_vector(layer):
-            new = self.widths[layer] - 1
-            self.matrices[layer][new, column] = sigma * sqrt(self.generator.chisquare(self.dims[layer] - new))
-
-    def _add_vector(self, index: int) -> bool:
-        """One more vector in P_index, unless it spans everything already."""
-        if self.widths[index] == self.dims[index]:
-            return False
-        if self.widths[index] == self.room[index]:
-            more = self.room[index]
-            self.room[index] += more
-            self.matrices[index - 1] = np.pad(self.matrices[index - 1], ((0, 0), (0, more)))
-            self.matrices[index] = np.pad(self.matrices[index], ((0, more), (0, 0)))
-            self.met_from_right[index - 1] = np.pad(self.met_from_right[index - 1], (0, more))
-            self.met_from_left[index] = np.pad(self.met_from_left[index], (0, more))
-        self.widths[index] += 1
-        return True
+    def _draw(self, end: int) -> None:
+        """The matrices with the levels before `end`."""
+        before, self.matrices = self.matrices, [np.zeros(shape) for shape in pairwise(self.counts[-1])]
+        for M, old in zip(self.matrices, before, strict=False):
+            M[: old.shape[0], : old.shape[1]] = old
+        lines = [(M, M.T) for M in self.matrices]
+        normal, chisquare = self.generator.standard_normal, self.generator.chisquare
+        for level in range(self.drawn, end):
+            for layer, vector, behind, known, beyond, freedom in _level(self.dims, level).draws:
+                image, sigma = lines[layer][behind][vector], self.deviations[layer]
+                image[known:beyond] = sigma * normal(beyond - known)
+                if freedom:
+                    image[beyond] = sigma * sqrt(chisquare(freedom))
+        self.drawn = end
 
 
 def cannot_sample(scheme: str, dims: tuple[int, ...]) -> str | None:
@@ -149,9 +168,7 @@ def sample_compressed(
     ('completed', True)
     """
     as_choice(scheme, "scheme", SAMPLED)
-    sizes, factor, generator = as_dims(dims), as_number(scale, "scale", above=0.0), generator_of(seed)
-    if isinstance(seed, np.random.Generator):
-        generator = np.random.default_rng(generator.integers(2**63, size=4))  # of its own, for what is drawn later
+    sizes, factor, own = as_dims(dims), as_number(scale, "scale", above=0.0), _own(seed)
     level = first_level(len(sizes) - 1) if steps is None else as_count(steps, "steps", least=0)
     reason = cannot_sample(scheme, sizes)
     if reason is not None:
@@ -163,10 +180,18 @@ def sample_compressed(
     check_memory(8 * cells, "dims", f"{len(sizes) - 1} layers with {sizes[0]} inputs and {sizes[-1]} outputs", FEWER)
     origin = {**origin_of(scheme, sizes, seed, factor), "form": "sampled"}
     if scheme == "orthogonal":
-        return CompressedNetwork(_orthogonal_bases(sizes, factor, generator), level, origin=origin)
+        return CompressedNetwork(_orthogonal_bases(sizes, factor, np.random.default_rng(own)), level, origin=origin)
     variance, model_scale = GAUSSIAN[scheme]
     deviations = [factor * sqrt(variance(rows, columns)) for rows, columns in pairwise(sizes)]
-    return CompressedNetwork(SampledBases(sizes, deviations, generator), level, model_scale(sizes), origin)
+    return CompressedNetwork(SampledBases(sizes, deviations, own), level, model_scale(sizes), origin)
+
+
+def _own(seed: Seed) -> np.random.SeedSequence:
+    """What a generator of a network's own is made from, that it can be made again: of a generator, numbers from it."""
+    check_seed(seed)
+    if isinstance(seed, np.random.Generator):
+        return np.random.SeedSequence(seed.integers(2**63, size=4).tolist())
+    return seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(int(seed))
 
 
 def redrawn(origin: Mapping[str, Any], steps: int) -> CompressedNetwork:

@@ -163,13 +163,18 @@ def arguments(dims: Sequence[int], seed: Seed, scale: float) -> tuple[tuple[int,
 
 def generator_of(seed: Seed) -> np.random.Generator:
     """The generator of a seed. Raises InputError for what is no seed."""
+    check_seed(seed)
+    return np.random.default_rng(seed)
+
+
+def check_seed(seed: Seed) -> None:
+    """Raises InputError for what is no seed."""
     if isinstance(seed, (bool, str)) or not isinstance(
         seed, (int, np.integer, np.random.SeedSequence, np.random.Generator)
     ):
         raise InputError(f"Argument `seed` must be a whole number, a SeedSequence or a Generator, but it is {seed!r}.")
     if isinstance(seed, (int, np.integer)) and seed < 0:
         raise InputError(f"Argument `seed` must be at least 0, but it is {seed}.")
-    return np.random.default_rng(seed)
 
 
 def _gaussian(scheme: str, dims: Sequence[int], seed: Seed, scale: float) -> LinearNetwork:

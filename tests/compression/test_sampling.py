@@ -91,6 +91,8 @@ def test_same_seed_same_network_however_it_is_grown():
     large = fs.sample_compressed("fan_out", (2, 10**6, 10**7, 1), seed=3, steps=6)
     for W, V in zip(small.core.weights, large.core.weights, strict=True):
         assert (V[: W.shape[0], : W.shape[1]] == W).all()
+    for W, V in zip(small.with_steps(6).core.weights, large.core.weights, strict=True):
+        assert (V == W).all()
 
 
 def test_a_billion_wide():
