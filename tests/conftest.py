@@ -35,7 +35,8 @@ FAST_COMPILING = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen
 
 
 def pytest_configure() -> None:
-    """One thread for what is loaded, and for what is loaded later, in the processes that tests start too.
+    """One thread for what is loaded, and for what is loaded later, in the processes that tests start too; nothing that
+    jax compiles is kept for other processes.
 
     And jax compiles in a third of the time, to code that is hardly optimized: the tests compile far more than they
     compute. JAX_DISABLE_MOST_OPTIMIZATIONS=0 in the environment leaves jax as it is.

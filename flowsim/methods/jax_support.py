@@ -1,10 +1,17 @@
-"""What the compiled integrators share: float64 within flowsim only, losses as arguments, time spent compiling."""
+"""What the compiled integrators share: float64 within flowsim only, losses as arguments, time spent compiling, and the
+folder in which compiled functions are kept for later processes."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import platform
+import sys
 import threading
+import warnings
 from contextlib import AbstractContextManager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from flowsim.losses import Loss, StackedLoss, adapted, is_built_in
@@ -17,11 +24,60 @@ in turn, and neither jax nor diffrax has a type that names them."""
 def float64() -> AbstractContextManager[object]:
     """A context in which jax computes in float64; the user's own setting is left alone.
 
-    It holds in this thread only and has to be entered for every call, dense output included.
+    It holds in this thread only and has to be entered for every call, dense output included. What is compiled within is
+    kept, see `cache_folder`.
     """
     import jax
 
+    if _keeps():
+        warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     return jax.enable_x64(True)
+
+
+WORTH_KEEPING = 0.1
+"""Seconds of compiling from which on its result is kept."""
+
+
+def cache_folder() -> Path | None:
+    """Where compiled functions are kept: the folder FLOWSIM_CACHE, None where that is set and empty; by default flowsim
+    in the user's folder of caches, XDG_CACHE_HOME or ~/.cache (~/Library/Caches, LOCALAPPDATA)."""
+    chosen = os.environ.get("FLOWSIM_CACHE")
+    if chosen is not None:
+        return Path(chosen).expanduser() if chosen else None
+    usual = {"darwin": "~/Library/Caches", "win32": os.environ.get("LOCALAPPDATA", "~/AppData/Local")}
+    caches = os.environ.get("XDG_CACHE_HOME") or usual.get(sys.platform, "~/.cache")
+    return Path(caches).expanduser() / "flowsim"
+
+
+@cache
+def _keeps() -> bool:
+    """Have jax keep what it compiles, each kind of processor's apart. Not where the user has chosen a folder for jax
+    himself, nor where nothing can be written: what cannot be kept is compiled again."""
+    import jax
+
+    folder = cache_folder()
+    if folder is None or jax.config.jax_compilation_cache_dir is not None:
+        return False
+    folder = folder / f"jax-{_processor()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return False
+    if not os.access(folder, os.W_OK):
+        return False
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
+    return True
+
+
+def _processor() -> str:
+    """A name for this kind of processor: compiled code is for its instructions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        told = next(line for line in lines if line.lower().startswith(("flags", "features")))
+    except (OSError, StopIteration):
+        told = platform.processor()
+    return f"{platform.machine()}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
 
 
 _spent = threading.local()
