@@ -41,6 +41,7 @@ def pytest_configure() -> None:
     And jax compiles in a third of the time, to code that is hardly optimized: the tests compile far more than they
     compute. JAX_DISABLE_MOST_OPTIMIZATIONS=0 in the environment leaves jax as it is.
     """
+    os.environ["FLOWSIM_CACHE"] = ""
     os.environ.update(dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
     threadpool_limits(1)
     if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1" and knows_the_flags(version("jaxlib")):

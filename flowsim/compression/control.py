@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -77,7 +78,7 @@ class FullModel:
                 "Argument `reduce` must not be never for a network without full weights (drawn in compressed form, or"
                 " with operators as layers); use auto."
             )
-        self.motion, self.method, self.reason, self.error = whole, method, reason, error
+        self.whole, self.motion, self.method, self.reason, self.error = whole, whole, method, reason, error
         self.probes: list[np.ndarray] | None = None
         if estimates_drift(problem.network):
             rng = np.random.default_rng(0)
@@ -138,9 +139,13 @@ class CompressedModel:
 
     def __post_init__(self) -> None:
         self.rtol, self.atol = self.method.compression_tolerances
-        core = self.network.problem(self.whole.problem.loss, self.whole.problem.weight_decay)
-        self.motion = Motion(core, self.whole.dynamics)
         self.reason = "compressed: " + ("exact" if self.network.exact else f"{self.network.steps} Krylov steps")
+
+    @cached_property
+    def motion(self) -> Motion:
+        """What is integrated: the core's problem under the dynamics."""
+        core = self.network.problem(self.whole.problem.loss, self.whole.problem.weight_decay)
+        return Motion(core, self.whole.dynamics)
 
     @property
     def problem(self) -> Problem:
@@ -162,12 +167,14 @@ class CompressedModel:
         states = whole[:, : self.problem.network.size]
         increments = self._integral(self.network, nodes, states)
         errors = self.errors[-1][-1] + increments
-        allowed = self._allowance * self._tolerance(states)
+        allowed = self.allowed(np.linalg.norm(states - self.problem.initial_state, axis=1))
         if (errors > allowed)[1:].any():
             t, rate = self.refused
             stuck = t == nodes[0] and float(increments[-1]) > STUCK * rate * float(nodes[-1] - nodes[0])
             if self.may_give_up or not stuck:
-                finer = self._finer(nodes, states, float(increments[-1]), float(allowed[-1]), stuck)
+                fewer = self.network.with_steps(self.network.steps - 1)
+                before = self._integral(fewer, nodes, self.network.restrict(fewer, states))[-1]
+                finer = self._finer(nodes, float(increments[-1]), float(before), float(allowed[-1]), stuck)
                 return Refused(float(nodes[0]), whole[0], finer)
         self.times.append(nodes[1:])
         self.errors.append(errors[1:])
@@ -197,21 +204,32 @@ class CompressedModel:
         first = 1.0 if self.rtol < LEAST_COMPRESSION_RTOL else ALLOWANCE.get(self.network.depth, 0.1)
         return min(1.0, first * ALLOWANCE_GROWTH**self.refinements)
 
-    def _tolerance(self, states: np.ndarray) -> np.ndarray:
-        return self.rtol * np.linalg.norm(states - self.problem.initial_state, axis=1) + self.atol
+    def allowed(self, moved: np.ndarray) -> np.ndarray:
+        """The error that the weights may have where they have moved as far as that."""
+        return self._allowance * (self.rtol * moved + self.atol)
 
     def _integral(self, network: CompressedNetwork, nodes: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """The integral of the defect up to each node, by the trapezoidal rule."""
         with np.errstate(over="ignore", invalid="ignore"):
             defects = network.defect(self.whole.problem.stacked_loss, states, self.kept(nodes)[0])
-            defects *= self.whole.dynamics.reach(nodes, self.end)
-            return self.method.gain * np.append(0.0, np.cumsum(0.5 * np.diff(nodes) * (defects[1:] + defects[:-1])))
+            return self.estimate(nodes, defects)
 
-    def _finer(self, nodes: np.ndarray, states: np.ndarray, increment: float, allowed: float, stuck: bool) -> Model:
-        """More steps: as many as the decay from one step fewer to these suggests, at least one."""
+    def estimate(self, nodes: np.ndarray, defects: np.ndarray) -> np.ndarray:
+        """The integral of the defect (..., K) up to each node (..., K), by the trapezoidal rule."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            reaching = defects * self.whole.dynamics.reach(nodes, self.end)
+            areas = 0.5 * np.diff(nodes) * (reaching[..., 1:] + reaching[..., :-1])
+            return self.method.gain * np.concatenate([np.zeros((*areas.shape[:-1], 1)), areas.cumsum(-1)], axis=-1)
+
+    def finer(self, nodes: np.ndarray, defects: np.ndarray, fewer: np.ndarray, moved: float) -> Model:
+        """What `watch` gives in this model's place for a first segment that it refuses, from the defects at the nodes
+        (K), the `fewer` with one Krylov step less, and how far the weights are moved in the end."""
+        increment, before = (float(self.estimate(nodes, found)[-1]) for found in (defects, fewer))
+        return self._finer(nodes, increment, before, float(self.allowed(np.array(moved))), False)
+
+    def _finer(self, nodes: np.ndarray, increment: float, before: float, allowed: float, stuck: bool) -> Model:
+        """More steps: as many as the decay from one step fewer, of which the estimate is `before`, suggests, at least
+        one."""
         rate = increment / float(nodes[-1] - nodes[0])
-        fewer = self.network.with_steps(self.network.steps - 1)
-        before = self._integral(fewer, nodes, self.network.restrict(fewer, states))[-1]
         ratio = min(max(increment / before, 1e-3), 0.3) if before > 0 and np.isfinite(before) else 0.3
         more = 1
         increment *= ratio

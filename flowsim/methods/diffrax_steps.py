@@ -111,7 +111,7 @@ class DiffraxSteps:
                 f" (at most {DENSE_JACOBIAN_LIMIT} weights); use tsit5, rkc or gauss-legendre."
             )
         self.motion, self.method, self.t, self.t1 = motion, method, t, t1
-        self.length = max(1, min(longest, SEGMENT_NUMBERS // state.size))
+        self.length = min(longest, segment_steps(state.size))
         self.attempts, self.state = 0, np.array(state)
         self.counts = Counts(rhs_evaluations=None, rejected_steps=0)
         self.end = np.array(t1, float)
@@ -182,6 +182,11 @@ class _Dense:
         arguments = self.first, self.record, which, where, np.array(len(t)), self.dims, self.args
         with float64():
             return np.asarray(compiled().evaluate(self.solver, self.controller, *arguments))[: len(t)]
+
+
+def segment_steps(size: int) -> int:
+    """How many steps a segment of a state of that size may hold."""
+    return max(1, min(LONGEST_SEGMENT, SEGMENT_NUMBERS // size))
 
 
 def solver_of(method: Diffrax) -> Tree:

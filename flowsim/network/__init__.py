@@ -6,12 +6,14 @@ A_l = W_1 ... W_{l-1}, B_l = W_{l+1} ... W_L, A_1 = I_n, B_L = I_m.
 
 from flowsim.network.functions import (
     backpropagate,
+    changed,
     flatten,
     gradient_factors,
     hessian_product,
     imbalance,
     imbalance_change,
     joint_norm,
+    probed_change,
     product,
     unflatten,
 )
@@ -23,12 +25,14 @@ __all__ = [
     "LinearNetwork",
     "Network",
     "backpropagate",
+    "changed",
     "flatten",
     "gradient_factors",
     "hessian_product",
     "imbalance",
     "imbalance_change",
     "joint_norm",
+    "probed_change",
     "product",
     "unflatten",
 ]

@@ -145,8 +145,7 @@ def imbalance_change(
     for place, (W, C, V, B) in enumerate(zip(initial, changes, initial[1:], changes[1:], strict=False)):
         if probes is not None:
             Z = probes[place]
-            seen = _of_square(W, C, Z) - _of_square(V.mT, B.mT, Z)
-            norms.append(np.linalg.norm(seen, axis=(-2, -1)) / Z.shape[-1] ** 0.5)
+            norms.append(np.linalg.norm(probed_change(W, C, V, B, Z), axis=(-2, -1)) / Z.shape[-1] ** 0.5)
             continue
         left, right = np.concatenate([C.mT, -V - 0.5 * B], axis=-1), np.concatenate([W + 0.5 * C, B.mT], axis=-2)
         if left.shape[-2] > THIN * left.shape[-1]:  # left right has a small rank: it is small in a basis of both
@@ -157,10 +156,21 @@ def imbalance_change(
     return np.stack(norms, axis=-1)
 
 
-def _of_square(W: np.ndarray, C: np.ndarray, Z: np.ndarray) -> np.ndarray:
+def changed(W: Array, C: Array, V: Array, B: Array) -> Array:
+    """The change of D_l = W^T W - V V^T where W changes by C and V by B: X + X^T, X = C^T (W + C/2) - (V + B/2) B^T."""
+    half = C.mT @ (W + 0.5 * C) - (V + 0.5 * B) @ B.mT
+    return half + half.mT
+
+
+def probed_change(W: Array, C: Array, V: Array, B: Array, Z: Array) -> Array:
+    """(the change of D_l) Z, as `changed`, with products by thin matrices alone."""
+    return _of_square(W, C, Z) - _of_square(V.mT, B.mT, Z)
+
+
+def _of_square(W: Array, C: Array, Z: Array) -> Array:
     """(the change of W^T W by a change C of W) Z = C^T (W Z + C Z) + W^T (C Z): products by thin matrices alone."""
     moved = C @ Z
-    return C.mT @ (W @ Z + moved) + (moved.mT.reshape(-1, len(W)) @ W).reshape(*moved.shape[:-2], -1, W.shape[1]).mT
+    return C.mT @ (W @ Z + moved) + W.mT @ moved
 
 
 SAFE = 1e100

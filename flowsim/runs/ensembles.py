@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +18,7 @@ from flowsim.compression.control import Model, choose_model
 from flowsim.display import Shown, Table
 from flowsim.dynamics import Dynamics, Motion, as_dynamics
 from flowsim.errors import FlowsimError, InputError
-from flowsim.losses import is_built_in, minimum_of
+from flowsim.losses import minimum_of
 from flowsim.methods import Diffrax, Method, as_method
 from flowsim.methods.guard import MEMBER_FAILURES
 from flowsim.problem import Problem
@@ -32,8 +34,12 @@ if TYPE_CHECKING:
     import xarray
 
 Draw = Callable[[np.random.SeedSequence], Problem]
-BATCH = 256
-"""Members that are integrated side by side."""
+BATCH = 1024
+"""So many members are drawn, and taken side by side, at a time."""
+THREADS = 2
+"""Batches that are integrated at the same time, while this thread draws the next ones."""
+AHEAD = THREADS + 1
+"""At most so many batches are under way."""
 INTERRUPTED: Json = {"status": "interrupted", "reason": "Ctrl-C came before this member was finished"}
 
 
@@ -120,17 +126,19 @@ def ensemble(
     """Gradient flow (or descent) of many members: member k starts from draw(SeedSequence(seed).spawn(members)[k]).
 
     method: Diffrax("Dopri8") by default. An explicit method of diffrax, or gradient descent with backend "jax", takes
-    BATCH members side by side, each with its own steps, on a GPU where jax has one; the width is compressed, and a
-    member whose estimated error exceeds the tolerance, or that fails, is simulated again by itself. Other methods
+    BATCH members side by side, each with its own steps, on a GPU where jax has one, while the next are drawn; the width
+    is compressed, a member whose estimated error exceeds the tolerance is taken again with more of it, and one that
+    fails is simulated again by itself. What is compiled is kept for later processes, in the folder FLOWSIM_CACHE (an
+    empty one: nowhere). Other methods
     simulate one member after the other; with a handful of members that is quicker, for nothing is compiled. Members may
     have targets of their own; those of another shape than their neighbours are simulated by themselves.
 
-    One member's failure never spoils the others: its row has its status and the reason; after Ctrl-C the rows of those
-    that were not finished say so. progress(done, members) is called after each batch; True shows a bar. save_points
-    (33 times, evenly; beyond the end of a member that stopped there is NaN), t1, stop_loss, max_steps as for simulate.
-    certificates: which of `certify`'s go into the rows, all, cheap (a few products with the layers) or none. dynamics:
-    as for simulate; other ones than gradient flow, and weight decay, are simulated one member after the other. Gradient
-    descent with batches or label noise has the seed method.seed + k in member k.
+    One member's failure never spoils the others: its row has its status and the reason; after Ctrl-C no more are drawn,
+    and the rows of those that were not finished say so. progress(done, members) is called after each batch; True shows
+    a bar. save_points (33 times, evenly; beyond the end of a member that stopped there is NaN), t1, stop_loss,
+    max_steps as for simulate. certificates: which of `certify`'s go into the rows, all, cheap (a few products with the
+    layers) or none. dynamics: as for simulate; other ones than gradient flow, and weight decay, are simulated one
+    member after the other. Gradient descent with batches or label noise has the seed method.seed + k in member k.
     Raises InputError for arguments out of range.
 
     Member k has a seed of its own and is the same whatever the number of members (here by compiled gradient descent):
@@ -157,14 +165,10 @@ def ensemble(
     settings = _Settings(method, as_dynamics(dynamics), end, grid, level, limit, certificates)
     begun, excess, rows = clock.perf_counter(), np.full((count, len(grid)), np.nan), []
     with counting(progress) as tell:
-        for first in range(0, count, BATCH):
-            block = range(first, min(first + BATCH, count))
-            results = _results(draw, seed, block, settings)
+        for block, results in _batches(draw, seed, count, settings):
             for k, (curve, row) in zip(block, results, strict=True):
                 excess[k] = curve
                 rows.append(row)
-            if any(row["status"] == "interrupted" for row in rows[first:]):
-                break
             if tell is not None:
                 tell(block.stop, count)
     rows += [INTERRUPTED] * (count - len(rows))
@@ -182,6 +186,11 @@ class _Settings:
     stop_loss: float | None
     max_steps: int
     certificates: str
+
+    @property
+    def walk(self) -> tuple[Method, float, np.ndarray, float | None, int]:
+        """What members that are taken side by side share."""
+        return self.method, self.t1, self.times, self.stop_loss, self.max_steps
 
 
 Result = tuple[np.ndarray, Json]
@@ -201,41 +210,67 @@ def _drawn(draw: Draw, seed: int, k: int) -> Problem | str:
     return problem
 
 
-def _results(draw: Draw, seed: int, block: range, settings: _Settings) -> list[Result]:
-    """Those of a batch; after Ctrl-C rows that say so."""
+def _batches(draw: Draw, seed: int, count: int, settings: _Settings) -> Iterator[tuple[range, list[Result]]]:
+    """The results batch by batch, in order. After Ctrl-C those that are drawn are finished, and no others drawn; after
+    another one none are finished."""
+    blocks = (range(first, min(first + BATCH, count)) for first in range(0, count, BATCH))
+    pool, under_way = ThreadPoolExecutor(THREADS), deque[_Batch]()
     try:
+        with suppress(KeyboardInterrupt):
+            for block in blocks:
+                problems = [_drawn(draw, seed, k) for k in block]
+                under_way.append(_Batch(block, problems, pool.submit(_records, problems, settings)))
+                if len(under_way) == AHEAD:
+                    yield under_way[0].block, under_way[0].results(settings)
+                    under_way.popleft()
+        with suppress(KeyboardInterrupt):
+            for batch in under_way:
+                yield batch.block, batch.results(settings)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Members under way."""
+
+    block: range
+    problems: Sequence[Problem | str]
+    records: Future[list[Record | None]]
+
+    def results(self, settings: _Settings) -> list[Result]:
+        """Theirs, in order; those of which there is no record are simulated by themselves."""
+        drawn = zip(self.problems, self.block, self.records.result(), strict=True)
         with np.errstate(over="ignore", invalid="ignore"):  # a member that diverges is a row, not a warning
-            return _block([_drawn(draw, seed, k) for k in block], block, settings)
-    except KeyboardInterrupt:
-        return [(np.full(len(settings.times), np.nan), INTERRUPTED)] * len(block)
+            return [_result(*member, settings) for member in drawn]
 
 
-def _block(problems: Sequence[Problem | str], members: Sequence[int], settings: _Settings) -> list[Result]:
-    """The results of a batch of members, in order."""
+def _records(problems: Sequence[Problem | str], settings: _Settings) -> list[Record | None]:
+    """Of the members that can be taken side by side; a member whose compression is too coarse is taken again."""
     records: list[Record | None] = [None] * len(problems)
-    if settings.method.side_by_side:
-        from flowsim.runs.side_by_side import side_by_side
+    if not settings.method.side_by_side:
+        return records
+    from flowsim.runs.side_by_side import kind_of, side_by_side
 
+    with np.errstate(over="ignore", invalid="ignore"), suppress(*MEMBER_FAILURES):  # each by itself then
         models = {k: model for k, p in enumerate(problems) if (model := _model(p, settings)) is not None}
-        kinds = [_kind(model) for model in models.values()]
-        usual = max(set(kinds), key=kinds.count) if kinds else None
-        alike = [k for k, kind in zip(models, kinds, strict=True) if kind == usual]
-        if len(alike) > 1:
-            chosen = [p for k in alike if isinstance(p := problems[k], Problem)]
-            with suppress(*MEMBER_FAILURES):  # each by itself then, and what fails is a row
-                found = side_by_side(
-                    chosen,
-                    [models[k] for k in alike],
-                    settings.method,
-                    settings.t1,
-                    settings.times,
-                    settings.stop_loss,
-                    settings.max_steps,
-                    BATCH,
-                )
-                for k, record in zip(alike, found, strict=True):
-                    records[k] = record
-    return [_result(*drawn, settings) for drawn in zip(problems, members, records, strict=True)]
+        while models:
+            alike: dict[object, list[int]] = {}
+            for k, model in models.items():
+                alike.setdefault(kind_of(model), []).append(k)
+            finer = {}
+            for members in alike.values():
+                if len(members) == 1:
+                    continue
+                chosen = [p for k in members if isinstance(p := problems[k], Problem)]
+                outcomes = side_by_side(chosen, [models[k] for k in members], *settings.walk)
+                for k, outcome in zip(members, outcomes, strict=True):
+                    if isinstance(outcome, Record):
+                        records[k] = outcome
+                    elif outcome is not None:
+                        finer[k] = outcome
+            models = finer
+    return records
 
 
 def _model(problem: Problem | str, settings: _Settings) -> Model | None:
@@ -247,15 +282,6 @@ def _model(problem: Problem | str, settings: _Settings) -> Model | None:
         return choose_model(motion, settings.method, "auto") if motion.is_plain else None
     except MEMBER_FAILURES:
         return None
-
-
-def _kind(model: Model) -> tuple[object, ...]:
-    """Members of one kind can stand side by side."""
-    loss = model.problem.stacked_loss
-    same: object = id(loss)
-    if is_built_in(loss):
-        same = type(loss), *(np.shape(part) for part in loss.parts().values())
-    return same, model.problem.network.dims
 
 
 def _result(problem: Problem | str, k: int, record: Record | None, settings: _Settings) -> Result:
