@@ -1,10 +1,11 @@
-"""Ensembles: members a second, flowsim side by side, one after the other, in processes, and on the full weights.
+"""Ensembles: members a second of fs.ensemble, of fs.simulate one by one, and of diffrax under vmap as a user writes it.
 
-Work: (5, 300, 500, 1), fan_out, Y = 1, gradient flow until the loss has fallen by 1e-8. Side by side: fs.ensemble on
-networks drawn in compressed form, drawing, compilation and diagnostics included. One at a time: fs.simulate on the same
-members. In processes: a sweep of them on 1 and 2 workers, records written. Full width: a NumPy loop of gradient descent
-with gradients by hand, at step size 5e-6, as many steps as the same fall takes, weights drawn in full. The loss curves
-of the side-by-side members are compared with those of full-width flows before times are (Kolmogorov and Smirnov).
+Work: (5, 300, 500, 1), fan_out, Y = 1, gradient flow until the loss has fallen by 1e-8, by Dopri8 with the tolerances
+of flowsim, in one process. fs.ensemble is timed with everything: drawing, compilation (what an earlier process has kept
+is used; FLOWSIM_CACHE= switches that off), diagnostics. The peer integrates the same cores, which it is given:
+diffeqsolve with an Event that locates the level, vmap, jit, saving at the same times. Answers are compared before times
+are: time_reached and the curves. Floor: the compiled gradients alone that the members' steps take, of one batch, in a
+loop.
 
     python benchmarks/ensemble.py [--members 10000] [--json FILE]
 """
@@ -13,18 +14,23 @@ import argparse
 import json
 import platform
 import resource
-import tempfile
 import time
 from pathlib import Path
 
+import diffrax
+import jax
+import jax.numpy as jnp
 import numpy as np
-from scipy.stats import ks_2samp
+import optimistix
 
 import flowsim as fs
 
-DIMS, FALL, ETA = (5, 300, 500, 1), 1e-8, 5e-6
-LOSS = fs.SquaredLoss(np.ones((5, 1)))
-T1 = 0.03
+DIMS, FALL, T1, TIMES = (5, 300, 500, 1), 1e-8, 0.03, np.linspace(0.0, 0.03, 33)
+LOSS, METHOD = fs.SquaredLoss(np.ones((5, 1))), fs.Diffrax("Dopri8")
+STAGES = 13
+"""Gradients that a step of Dopri8 takes: 14 stages, the last of which is the first of the next step."""
+PEERS, ALONE = 256, 100
+"""Members of the peer and of fs.simulate."""
 
 
 def drawn(seed: np.random.SeedSequence) -> fs.Problem:
@@ -32,84 +38,105 @@ def drawn(seed: np.random.SeedSequence) -> fs.Problem:
     return fs.Problem(LOSS, fs.sample_compressed("fan_out", DIMS, seed=seed))
 
 
-def full(seed: np.random.SeedSequence) -> fs.Problem:
-    """A network with all its weights."""
-    return fs.Problem(LOSS, fs.fan_out(DIMS, seed=seed))
+def member(k: int) -> fs.Problem:
+    """Member k of fs.ensemble(drawn, ...)."""
+    return drawn(np.random.SeedSequence(0, spawn_key=(k,)))
 
 
-def full_width_loop(seed: int) -> float:
-    """Seconds of gradient descent on the full weights until the loss has fallen."""
+def excess(weights: list[jax.Array]) -> jax.Array:
+    """L - f*, as a user writes it."""
+    W1, W2, W3 = weights
+    return 0.5 * ((W1 @ W2 @ W3 - 1.0) ** 2).sum()
+
+
+def solved(weights: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """One member by diffrax: when it stops, and its curve."""
+    first = excess(weights)
+    level = diffrax.Event(
+        lambda t, y, args, **_: jnp.log(excess(y) / (FALL * first)), optimistix.Newton(1e-10, 1e-10)
+    )
+    curve = diffrax.SubSaveAt(ts=TIMES, fn=lambda t, y, args: excess(y))
+    end = diffrax.SubSaveAt(t1=True, fn=lambda t, y, args: t)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, y, args: jax.tree.map(jnp.negative, jax.grad(excess)(y))),
+        diffrax.Dopri8(),
+        0.0,
+        T1,
+        None,
+        weights,
+        saveat=diffrax.SaveAt(subs=(curve, end)),
+        stepsize_controller=diffrax.PIDController(METHOD.rtol, METHOD.atol),
+        event=level,
+    )
+    return solution.ys[1][0], solution.ys[0]
+
+
+def seconds_of(function, *arguments) -> tuple[float, object]:
+    """Of one call."""
     begun = time.perf_counter()
-    W1, W2, W3 = (W.copy() for W in fs.fan_out(DIMS, seed=seed).weights)
-    first = None
-    while True:
-        A, B = W1 @ W2, W2 @ W3
-        E = W1 @ B - LOSS.Y
-        loss = 0.5 * (E * E).sum()
-        first = loss if first is None else first
-        if loss <= FALL * first:
-            return time.perf_counter() - begun
-        W1, W2, W3 = W1 - ETA * E @ B.T, W2 - ETA * (W1.T @ E) @ W3.T, W3 - ETA * A.T @ E
+    found = jax.block_until_ready(function(*arguments))
+    return time.perf_counter() - begun, found
 
 
-def agreement(ensemble: fs.Ensemble, count: int) -> dict[str, float]:
-    """p-values of Kolmogorov and Smirnov between the members and full-width flows: time to the fall, and the loss at
-    three times."""
-    whole = fs.ensemble(full, count, t1=T1, stop_loss=FALL, save_points=33, seed=1)
-    values = {"time to the fall": ks_2samp(ensemble.scalars["time_reached"], whole.scalars["time_reached"]).pvalue}
-    for index in (2, 4, 6):
-        curves = [e.excess[:, index] / e.excess[:, 0] for e in (ensemble, whole)]
-        values[f"loss at t = {ensemble.time[index]:.3g}"] = ks_2samp(*curves).pvalue
-    return {name: float(value) for name, value in values.items()}
+def gradients_seconds(weights: list[jax.Array], steps: int) -> float:
+    """Seconds of the gradients alone of so many steps of each member."""
 
+    @jax.jit
+    def repeated(weights: list[jax.Array]) -> list[jax.Array]:
+        def moved(_: int, y: list[jax.Array]) -> list[jax.Array]:
+            return jax.tree.map(lambda W, G: W - 1e-9 * G, y, jax.vmap(jax.grad(excess))(y))
 
-def sweep_seconds(members: int, workers: int) -> float:
-    """Seconds of a sweep of the same members."""
-    table = {"dims": [list(DIMS)], "draw": "sampled", "seeds": members, "t1": T1, "stop_loss": FALL}
-    spec = fs.SweepSpec.build({"sweep": {**table, "certificates": "none"}})
-    with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
-        fs.sweep(spec, Path(folder) / "out", workers=workers)
-        return time.perf_counter() - begun
+        return jax.lax.fori_loop(0, STAGES * steps, moved, weights)
+
+    seconds_of(repeated, weights)
+    return seconds_of(repeated, weights)[0]
 
 
 def main() -> None:
     """Print a table, and write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--members", type=int, default=10_000)
-    parser.add_argument("--compared", type=int, default=200)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    print(f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}")
-    begun = time.perf_counter()
-    ensemble = fs.ensemble(drawn, arguments.members, t1=T1, stop_loss=FALL)
-    side_by_side = time.perf_counter() - begun
-    print(ensemble)
-    p_values = agreement(ensemble, arguments.compared)
-    print(f"against {arguments.compared} full-width flows, p: {p_values}")
-    few = range(min(300, arguments.members))
-    begun = time.perf_counter()
-    for k in few:
-        fs.simulate(drawn(np.random.SeedSequence(0, spawn_key=(k,))), t1=T1, stop_loss=FALL, save_points=33)
-    one_at_a_time = (time.perf_counter() - begun) / len(few)
-    loops = np.median([full_width_loop(seed) for seed in range(5)])
-    some = min(2000, arguments.members)
-    sweeps = {workers: sweep_seconds(some, workers) / some for workers in (1, 2)}
-    rates = {
-        "fs.ensemble, side by side": arguments.members / side_by_side,
-        "fs.simulate, one at a time": 1 / one_at_a_time,
-        "sweep, 1 process": 1 / sweeps[1],
-        "sweep, 2 processes": 1 / sweeps[2],
-        "NumPy loop on the full weights": 1 / loops,
-    }
-    slowest = rates["NumPy loop on the full weights"]
-    print("| run | members a second | times the full-width loop |\n|---|---|---|")
-    for name, rate in rates.items():
-        print(f"| {name} | {rate:.4g} | {rate / slowest:.4g} |")
+    print(f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}, jax {jax.__version__}")
+    settings = {"t1": T1, "stop_loss": FALL}
+    first, _ = seconds_of(lambda: fs.ensemble(drawn, 2, **settings))
+    whole, ensemble = seconds_of(lambda: fs.ensemble(drawn, arguments.members, **settings))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{arguments.members} members in {side_by_side:.1f} s, compilation included; peak memory {peak:.0f} MB")
+    print(ensemble)
+
+    runs = [fs.simulate(member(k), METHOD, save_points=33, **settings) for k in range(3)]
+    alone, _ = seconds_of(lambda: [fs.simulate(member(k), METHOD, save_points=33, **settings) for k in range(ALONE)])
+    apart = max(abs(run.time[-1] / ensemble.scalars["time_reached"][k] - 1) for k, run in enumerate(runs))
+    print(f"fs.simulate against fs.ensemble, time to the fall: {apart:.1e} relative")
+
+    with jax.enable_x64(True):
+        usual = [k for k in range(arguments.members) if ensemble.scalars["core_width"][k] == 12][:PEERS]
+        cores = [member(k).network.core.weights for k in usual]
+        weights = [jnp.asarray(np.stack(layers)) for layers in zip(*cores, strict=True)]
+        solve = jax.jit(jax.vmap(solved))
+        cold, _ = seconds_of(solve, weights)
+        peer, (reached, curves) = seconds_of(solve, weights)
+        before = np.isfinite(curves) & (np.asarray(reached)[:, None] > TIMES)
+        apart = np.abs(np.asarray(reached) / ensemble.scalars["time_reached"][usual] - 1).max()
+        off = np.abs(np.asarray(curves) / ensemble.excess[usual] - 1)[before].max()
+        print(f"diffrax against fs.ensemble: time to the fall {apart:.1e}, curves {off:.1e} relative")
+        steps = int(np.ceil(ensemble.scalars["steps"].mean()))
+        floor = gradients_seconds(weights, steps)
+
+    rates = {
+        "fs.ensemble, all included": arguments.members / whole,
+        "diffrax under vmap, cores given": len(usual) / peer,
+        "fs.simulate, one at a time": ALONE / alone,
+        f"the gradients of {steps} steps alone": len(usual) / floor,
+    }
+    print("| run | members a second | of the floor | seconds to compile |\n|---|---|---|---|")
+    compiling = (first, cold - peer, runs[0].stats["compile_seconds"], 0.0)
+    for (name, rate), spent in zip(rates.items(), compiling, strict=True):
+        print(f"| {name} | {rate:.4g} | {rate * floor / len(usual):.2g} | {spent:.2g} |")
+    print(f"{arguments.members} members in {first + whole:.1f} s with compilation; peak memory {peak:.0f} MB")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"rates": rates, "p": p_values, "seconds": side_by_side}))
+        arguments.json.write_text(json.dumps({"rates": rates, "seconds": first + whole, "peak_mb": peak}))
 
 
 if __name__ == "__main__":
