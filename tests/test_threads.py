@@ -5,7 +5,8 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import flowsim as fs
-from flowsim.network import LinearNetwork
+from flowsim.methods import stages
+from flowsim.network import LinearNetwork, gradient_factors
 from flowsim.problem import Problem
 from flowsim.threads import threads_for
 
@@ -44,6 +45,7 @@ def test_every_entry_point_limits_them(many, monkeypatch):
         return call
 
     monkeypatch.setattr(Problem, "velocity", watched(velocity))
+    monkeypatch.setattr(stages, "gradient_factors", watched(gradient_factors))
     monkeypatch.setattr(LinearNetwork, "imbalance_eigenvalues", property(watched(eigenvalues)))
     problem = fs.Problem(fs.SquaredLoss(np.ones((2, 1))), fs.fan_in((2, 70, 1), seed=0))
     half = fs.simulate(problem, t1=0.1, save_points=3, reduce="never")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 
 from flowsim.errors import FlowsimError
 from flowsim.methods.steps import Counts, IntegrationFailure, Integrator, Reusable, Segment
+
+T = TypeVar("T")
 
 MEMBER_FAILURES = (FlowsimError, ArithmeticError, np.linalg.LinAlgError, RuntimeError, MemoryError)
 """What makes a row of a sweep, an ensemble or a comparison that says why, and leaves the other rows alone: errors of
@@ -59,13 +61,17 @@ class Guarded:
             segment = self.inner.advance()
         if not self.inner.t > start:
             raise IntegrationFailure(f"{self.name} stopped at t = {start:.6g}: its steps do not advance the time.")
-        return replace(segment, evaluate=lambda t: self._evaluated(segment, t))
+        return replace(
+            segment,
+            evaluate=lambda t: self._evaluated(segment, segment.evaluate, t),
+            layers=lambda t: self._evaluated(segment, segment.layers, t),
+        )
 
     def resume(self, t: float, state: np.ndarray, t1: float, step: float) -> None:
         """As a Reusable integrator's. Raises IntegrationFailure where that is impossible."""
         with breakdown(self.name, t):
             cast(Reusable, self.inner).resume(t, state, t1, step)
 
-    def _evaluated(self, segment: Segment, t: np.ndarray) -> np.ndarray:
+    def _evaluated(self, segment: Segment, what: Callable[[np.ndarray], T], t: np.ndarray) -> T:
         with breakdown(self.name, float(segment.times[0])):
-            return segment.evaluate(t)
+            return what(t)

@@ -42,6 +42,12 @@ SCIPY = {
 class Scipy(Method):
     """An integrator of scipy.integrate, by its name there (a key of SCIPY), with error control by rtol and atol.
 
+    The explicit ones take scipy's steps by code of our own. Of gradient flow on networks whose product is thin beside
+    their width the stages are matrices of rank min(n, m), applied to thin matrices and never formed: the weights are
+    formed once a step, and at times to save for the checkpoints alone. Between the ends of steps that stability limits,
+    where the interpolant of an explicit method is of no use, states are those of a polynomial through a shorter step;
+    each is seen to solve the equation within about the tolerance.
+
     With step_size the steps are all that long and uncontrolled (BDF and LSODA vary their own order: they refuse).
     Raises InputError for an unknown name or a setting out of range.
 

@@ -9,8 +9,9 @@ from scipy.integrate import solve_ivp
 
 import flowsim as fs
 from flowsim.errors import InputError
-from flowsim.methods import METHODS, gauss_legendre_steps, rkc_steps
+from flowsim.methods import METHODS, gauss_legendre_steps, rkc_steps, stages
 from flowsim.methods.steps import spectral_radius
+from flowsim.network import gradient_factors
 from flowsim.runs import side_by_side
 from flowsim.runs.remarks import EXPLAINED, drift, path, remarks, rise, tolerance
 
@@ -195,14 +196,14 @@ def test_a_start_that_is_not_finite_is_refused():
     "error", [np.linalg.LinAlgError("SVD"), ValueError("infs"), FloatingPointError("x"), RuntimeError("ARPACK")]
 )
 def test_what_a_library_raises_ends_the_run_with_its_partial_result(error, monkeypatch):
-    velocity, calls = fs.Problem.velocity, count()
+    calls = count()
 
-    def breaking(self, state):
+    def breaking(*arguments):
         if next(calls) > 40:
             raise error
-        return velocity(self, state)
+        return gradient_factors(*arguments)
 
-    monkeypatch.setattr(fs.Problem, "velocity", breaking)
+    monkeypatch.setattr(stages, "gradient_factors", breaking)
     run = fs.simulate(fs.Problem(fs.SquaredLoss(np.ones((2, 1))), SMALL), "rk45", t1=50.0)
     assert run.status == "diverged"
     assert str(error) in run.detail

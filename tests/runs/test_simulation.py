@@ -10,7 +10,7 @@ from conftest import Huber, random_problem
 import flowsim as fs
 from flowsim.comparison import solve_reference
 from flowsim.errors import InputError
-from flowsim.methods import steps
+from flowsim.methods import runge_kutta_steps
 
 METHODS = [
     fs.Scipy("RK45"),
@@ -274,7 +274,7 @@ def test_saved_weights_are_as_accurate_as_steps_where_stability_limits_these(mon
         return reference.errors(run.weights_at).max()
 
     shorter = error()
-    monkeypatch.setattr(steps, "MOST_DEFECT", np.inf)
+    monkeypatch.setattr(runge_kutta_steps, "MOST_DEFECT", np.inf)
     assert shorter < 1e-9
     assert error() > 1e-8
 
