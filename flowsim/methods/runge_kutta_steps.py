@@ -17,7 +17,7 @@ import numpy as np
 from scipy.integrate import DOP853, RK23, RK45
 
 from flowsim.dynamics import Motion
-from flowsim.methods.stages import FullStages, ThinStages, stages_for
+from flowsim.methods.stages import Stages, ThinStages, stages_for
 from flowsim.methods.steps import (
     LEAST_SPAN,
     MOST_DEFECT,
@@ -207,7 +207,7 @@ class RungeKuttaSteps:
         return Segment(np.array([start, end]), W[None], np.array([spent]), dense, layers=dense.layers)
 
 
-def run_stages(stages: FullStages | ThinStages, table: Tableau, t: float, h: float) -> None:
+def run_stages(stages: Stages, table: Tableau, t: float, h: float) -> None:
     """K_1 .. K_{s-1} of a step of length h."""
     for i in range(1, table.stages):
         stages.add(i, t + table.c[i] * h, h * table.a[i, :i])

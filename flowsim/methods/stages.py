@@ -69,12 +69,8 @@ class FullStages:
         dims = problem.network.dims
         W, factors = gradient_factors(problem.stacked_loss, unflatten(state, dims), problem.network.scale)
         for (left, right), K in zip(factors, unflatten(self.K[i], dims), strict=True):
-            if left is None:
-                np.negative(np.asarray(right), out=K)
-            elif right is None:
-                np.negative(left, out=K)
-            elif left.shape[1] * left.shape[0] < right.size:
-                np.matmul(-left, right, out=K)
+            if left is None or right is None:
+                np.negative(np.asarray(right if left is None else left), out=K)
             else:
                 np.matmul(left, -right, out=K)
         return W
@@ -132,20 +128,20 @@ class ThinStages:
 
     def add(self, i: int, t: float, weights: np.ndarray) -> np.ndarray:
         self.counts.rhs_evaluations = (self.counts.rhs_evaluations or 0) + 1
-        r = self.rows
-        block, layers = slice(i * r, (i + 1) * r), self._layers(weights)
-        W, message, prefixes = self._gradient(layers)
-        for left, right, prefix, layer in reversed(
-            list(zip(self.left, self.right, prefixes, layers[1:], strict=True))
-        ):
-            left[block], right[block] = prefix, message
-            message = message @ layer.mT
-        self.first[i] = message
+        problem, block = self.problem, slice(i * self.rows, (i + 1) * self.rows)
+        W, factors = gradient_factors(problem.stacked_loss, self.layers(weights), problem.network.scale)
+        if self.flipped:
+            factors = [(_transposed(right), _transposed(left)) for left, right in reversed(factors)]
+        (_, self.first[i]), *later = [(A, -np.asarray(M)) for A, M in factors]
+        for left, right, (A, M) in zip(self.left, self.right, later, strict=True):
+            left[block], right[block] = _transposed(A), M
         return W
 
     def combined(self, weights: np.ndarray) -> np.ndarray:
         used = np.flatnonzero(weights.any(axis=0))
-        out = np.empty((len(weights), self.base.size))
+        out = np.zeros((len(weights), self.base.size))
+        if not len(used):
+            return out
         layers = self._in_order(unflatten(out, self.problem.network.dims))
         r = self.rows
         layers[0][...] = np.tensordot(weights[:, used], self.first[used], axes=1)
@@ -181,19 +177,12 @@ class ThinStages:
         pairs = zip(self.W[1:], self.left, self.right, strict=True)
         return [first, *(Moved(W, left[: count * r], right[: count * r], c) for W, left, right in pairs)]
 
-    def _gradient(self, layers: Sequence[np.ndarray | Moved]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-        """(W; -scale grad f(W), transposed where the sweep is; the products A_2 .. A_L before each later layer)."""
-        loss, scale = self.problem.stacked_loss, self.problem.network.scale
-        prefixes = [np.asarray(layers[0])]
-        for layer in layers[1:]:
-            prefixes.append(prefixes[-1] @ layer)
-        end = scale * prefixes.pop()
-        W = end.T if self.flipped else end
-        E = np.asarray(loss.gradient(W))
-        return W, -scale * (E.T if self.flipped else E), prefixes
+
+def _transposed(M: Any) -> Any:
+    return None if M is None else M.mT
 
 
-def stages_for(motion: Motion, count: int, size: int, counts: Counts) -> FullStages | ThinStages:
+def stages_for(motion: Motion, count: int, size: int, counts: Counts) -> Stages:
     """Thin stages where they cost less than full ones, by the operations of a step with `count` stages."""
     if motion.is_plain and is_thin(motion.problem.network.dims, count):
         return ThinStages(motion, count, counts)
