@@ -14,7 +14,9 @@ from flowsim.values import Json
 
 NEAR = 3.0
 """A loss is unresolved within so many tolerances of its minimum: there errors of the steps decide its fall."""
-ROUND_OFF = 1e3 * np.finfo(float).eps
+EPSILON = float(np.finfo(float).eps)
+"""Of the weights' norm: without a tolerance their rounding alone says how near a minimum can be approached."""
+ROUND_OFF = 1e3 * EPSILON
 """A fall of the loss, or of what it dissipates, by less than this share says nothing."""
 TAIL = 0.1
 """The share of the steps, the last ones and at least two, in which a floor is looked for."""
@@ -32,20 +34,21 @@ def _resolved_until(
     dissipated: np.ndarray,
     gradient: float,
     tolerance: float | None,
+    size: float,
     rounding: float,
 ) -> float | None:
     """The end of the last step whose L - f* is resolved; None where that is the last of all.
 
     time, excess, dissipated: t, L - f* and the integral of ||grad L||_F^2 after each step; gradient: ||grad L||_F at
-    the end; tolerance: that of the steps, in ||.||_F of the weights, None where they are not controlled; rounding: the
-    absolute rounding error of L - f*.
+    the end; tolerance: that of the steps, in ||.||_F of the weights, None where they are not controlled; size: ||W||_F
+    at the end; rounding: the absolute rounding error of L - f*.
     """
     if len(time) < 2 or not np.isfinite(excess).all() or excess[0] <= 0 or excess.min() < -DEEP * excess[0]:
         return None
+    error = EPSILON * size if tolerance is None else tolerance
+    resolved = _distance(time, excess, dissipated, gradient) > NEAR * error
     if tolerance is None:
-        resolved = excess > _floor(time, excess, gradient)
-    else:
-        resolved = _distance(time, excess, dissipated, gradient) > NEAR * tolerance
+        resolved &= excess > _floor(time, excess, gradient)
     resolved &= (excess > ABOVE * rounding) | (excess == excess[0])
     return None if resolved[-1] else float(time[np.flatnonzero(resolved)[-1]])
 
@@ -114,17 +117,22 @@ def resolved_until(record: Record) -> float | None:
     steps, end = record.steps, record.checkpoints.states[-1]
     if record.motion.structure != "gradient":
         return None  # neither the gradient nor what is dissipated tells how far away the minimum is
-    tolerance = record.method.step_tolerance(float(np.linalg.norm(end)), len(end))
+    size = float(np.linalg.norm(end))
+    tolerance = record.method.step_tolerance(size, len(end))
     told = steps.time, steps.energy, steps.dissipated, float(record.gradient_norm[-1])
-    return _resolved_until(*told, tolerance, rounding_of(record.problem.loss))
+    return _resolved_until(*told, tolerance, size, rounding_of(record.problem.loss))
 
 
 def rate_seen(record: Record, until: float | None) -> float | None:
-    """log((L(0) - f*) / (L(t) - f*)) / t, t the end of the steps, or `until`; None where nothing fell."""
+    """log((L(0) - f*) / (L(t) - f*)) / t, t the end of the steps, or `until`; None where the loss has not changed by
+    more than rounding."""
     time, excess = record.steps.time, record.steps.excess
     place = len(time) - 1 if until is None else int(np.searchsorted(time, until))
     first, last, end = float(excess[0]), float(excess[place]), float(time[place])
-    return float(np.log(first / last)) / end if 0 < last < np.inf and first > 0 and end > 0 else None
+    if not (0 < last < np.inf and first > 0 and end > 0):
+        return None
+    fallen = float(np.log(first / last))
+    return fallen / end if abs(fallen) > ROUND_OFF else None
 
 
 class Scalar(NamedTuple):

@@ -290,7 +290,7 @@ class Trajectory(Record, Value, Shown):
 
     @property
     def rate_seen(self) -> float | None:
-        """log((L(0) - f*) / (L(t) - f*)) / t, t the end, or resolved_until: the mean rate; None where nothing fell."""
+        """log((L(0) - f*) / (L(t) - f*)) / t, t the end, or resolved_until; None where the loss did not change."""
         return derived.rate_seen(self, self.resolved_until)
 
     @cached_property

@@ -213,6 +213,32 @@ def test_a_stiff_part_at_its_floor_leaves_the_slow_part_resolved():
     assert run.rate_seen == pytest.approx(fs.simulate(problem, "radau", t1=3.0).rate_seen, rel=0.01)
 
 
+FIXED = [fs.Diffrax("Tsit5", step_size=0.01), fs.Scipy("RK45", step_size=0.01), fs.GradientDescent(0.002)]
+
+
+@pytest.mark.parametrize("method", FIXED, ids=lambda method: method.name)
+def test_what_rounding_leaves_of_a_loss_does_not_count_without_a_tolerance_either(method):
+    """The steps go on at 1e-31 of the start, for a time in which the loss does not fall any more."""
+    problem = fs.Problem(fs.SquaredLoss([[1.0], [-2.0]]), fs.fan_in((2, 8, 8, 1), seed=0, scale=1.5))
+    early, late = (fs.simulate(problem, method, t1=t1, reduce="never") for t1 in (1.0, 20.0))
+    assert early.resolved_until is None
+    assert late.excess[-1] < 1e-27 * late.excess[0]
+    fallen = np.log(late.steps.excess[0] / late.steps.excess)
+    last = int(np.searchsorted(late.steps.time, late.resolved_until))
+    assert late.rate_seen == pytest.approx(fallen[last] / late.steps.time[last])
+    slope = np.polyfit(early.steps.time[-20:], np.log(early.steps.excess[-20:]), 1)[0]
+    expected = (fallen[len(early.steps.time) - 1] - slope * (late.resolved_until - 1.0)) / late.resolved_until
+    assert late.rate_seen == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("t1", [1e-200, 1e-30])
+def test_a_loss_that_has_changed_by_rounding_alone_shows_no_rate(t1):
+    for seed in range(4):
+        problem = fs.Problem(fs.SquaredLoss([[1.0], [2.0], [3.0]]), fs.fan_in((3, 80, 90, 1), seed=seed))
+        assert fs.simulate(problem, "dopri8", t1=t1, save_points=3).rate_seen is None
+        assert fs.simulate(problem, t1=t1, save_points=3, reduce="never").rate_seen is None
+
+
 def test_the_rounding_of_a_minimum_of_a_users_own_hides_what_is_below():
     class Shifted(fs.Loss):
         shape, minimum = (1, 1), 1e6
@@ -275,7 +301,7 @@ def test_a_run_from_the_minimum_has_no_rate():
 def test_where_nothing_was_above_the_minimum_no_loss_is_unresolved(first):
     time = np.linspace(0.0, 1.0, 50)
     for tolerance in (None, 1e-8):
-        assert resolved_until(time, np.full(50, first), np.zeros(50), 1e-9, tolerance, 0.0) is None
+        assert resolved_until(time, np.full(50, first), np.zeros(50), 1e-9, tolerance, 0.0, 0.0) is None
 
 
 @pytest.mark.parametrize(("level", "floor"), [(0.5e-6, True), (2e-6, False)])
@@ -284,7 +310,7 @@ def test_a_floor_lies_below_a_millionth_of_the_first_value(level, floor):
     time = np.linspace(0.0, 1.0, 101)
     excess = 3.0 * np.maximum(np.exp(-40 * time), level)
     gradient = np.sqrt(1000 * excess[-1])  # promises a fall by exp(-50) in a twentieth of the time
-    found = resolved_until(time, excess, 3.0 - excess, gradient, None, 0.0)
+    found = resolved_until(time, excess, 3.0 - excess, gradient, None, 0.0, 0.0)
     assert found == (time[excess > 3e-6][-1] if floor else None)
 
 
@@ -293,7 +319,7 @@ def test_a_floor_of_rounding_below_the_minimum():
     time = np.linspace(0.0, 1.0, 50)
     excess = np.where(time < 0.5, 10.0 ** (-25 * time), -1e-16)
     for tolerance in (None, 1e-8):
-        assert resolved_until(time, excess, 1 - excess, 1e-3, tolerance, 0.0) == time[time < 0.5][-1]
+        assert resolved_until(time, excess, 1 - excess, 1e-3, tolerance, 0.0, 0.0) == time[time < 0.5][-1]
 
 
 @pytest.mark.parametrize(("slope", "t1", "rose"), [(1.0, 1e-3, False), (0.0, 1.0, False), (-1.0, 0.1, True)])
