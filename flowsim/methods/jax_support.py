@@ -55,13 +55,15 @@ def _keeps() -> bool:
     himself, nor where nothing can be written: what cannot be kept is compiled again."""
     import jax
 
-    folder = cache_folder()
-    if folder is None or jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.jax_compilation_cache_dir is not None:
         return False
-    folder = folder / f"jax-{_processor()}"
     try:
+        kept = cache_folder()
+        if kept is None:
+            return False
+        folder = kept / f"jax-{_processor()}"
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
         return False
     if not os.access(folder, os.W_OK):
         return False

@@ -2,6 +2,6 @@
 
 record (what every run leaves: statuses, steps, checkpoints), derived (each number that a record shows, once),
 trajectory (a record that can be asked for weights at any time), simulation (simulate, resume), recorder, stopping,
-remarks; together, side_by_side and ensembles (many at once, the same records); dataset, encoding, contents, loading
-(files).
+remarks; together, walking, descending, side_by_side, ensembles (many at once, the same records); dataset, encoding,
+contents, loading (files).
 """

@@ -21,9 +21,11 @@ from flowsim.methods.diffrax_steps import segment_steps
 from flowsim.methods.jax_support import LossArgument, Tree, as_argument, float64
 from flowsim.network import Network
 from flowsim.problem import Problem
+from flowsim.runs.descending import descending
 from flowsim.runs.record import Checkpoints, Record, Reduction, Steps, Work
 from flowsim.runs.recorder import GROWTH_LIMIT, growth_limit
-from flowsim.runs.together import SAVED, Settings, Shape, Together, Told, Walked, descending, tableau_of, walking
+from flowsim.runs.together import Shape, Together, Told
+from flowsim.runs.walking import SAVED, Settings, Walked, tableau_of, walking
 
 TOGETHER, LANES = 256, 16
 """So many members are integrated by one compiled call, in groups of LANES, whose numbers fit into a fast cache; on a

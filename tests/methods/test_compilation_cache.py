@@ -45,6 +45,11 @@ def test_what_cannot_be_written_is_compiled_again(tmp_path):
     assert folder_in_use(FLOWSIM_CACHE=str(tmp_path)) == folder
 
 
+def test_a_user_without_a_home_compiles_again():
+    """As in a container whose user has no entry in /etc/passwd."""
+    assert folder_in_use(FLOWSIM_CACHE="~nobody-of-this-name/cache") == "None"
+
+
 def test_a_folder_that_the_user_has_chosen_for_jax_is_left_alone(tmp_path):
     assert folder_in_use(FLOWSIM_CACHE=str(tmp_path / "ours"), JAX_COMPILATION_CACHE_DIR=str(tmp_path)) == str(tmp_path)
     assert not (tmp_path / "ours").exists()
