@@ -48,6 +48,7 @@ from .methods import Cosine as Cosine
 from .methods import Diffrax as Diffrax
 from .methods import GaussLegendre as GaussLegendre
 from .methods import GradientDescent as GradientDescent
+from .methods import KrylovBDF as KrylovBDF
 from .methods import Leapfrog as Leapfrog
 from .methods import Method as Method
 from .methods import Projected as Projected

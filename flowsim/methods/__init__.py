@@ -1,6 +1,6 @@
 """Methods: frozen values that name an integrator and its settings, and the table of the known names.
 
-Families: Scipy, Diffrax, GaussLegendre, RKC, Projected, Leapfrog, GradientDescent; each starts its integrator
+Families: Scipy, Diffrax, GaussLegendre, KrylovBDF, RKC, Projected, Leapfrog, GradientDescent; each starts its integrator
 (`*_steps`), which is imported then.
 """
 
@@ -10,6 +10,7 @@ from flowsim.methods.base import ATOL, LEAST_RTOL, RTOL, Kind, Method
 from flowsim.methods.descent import GradientDescent
 from flowsim.methods.diffrax import DIFFRAX, Diffrax
 from flowsim.methods.gauss_legendre import GaussLegendre
+from flowsim.methods.krylov_bdf import KrylovBDF
 from flowsim.methods.leapfrog import Leapfrog
 from flowsim.methods.observed import Observed
 from flowsim.methods.projected import Projected
@@ -32,6 +33,7 @@ __all__ = [
     "GaussLegendre",
     "GradientDescent",
     "Kind",
+    "KrylovBDF",
     "Leapfrog",
     "Method",
     "Observed",

@@ -242,11 +242,14 @@ class Controlled(Protocol):
 
 
 def check_settings(method: Controlled) -> None:
-    """rtol, atol and step_size of a method with error control. Raises InputError."""
+    """rtol, atol and step_size of a method with error control: none where the order varies too. Raises InputError."""
     as_number(method.rtol, "rtol", least=LEAST_RTOL, most=1.0)
     as_number(method.atol, "atol", least=0.0)
-    if method.step_size is not None:
-        as_number(method.step_size, "step_size", above=0.0)
+    if method.step_size is None:
+        return
+    if method.kind.order is None:
+        raise InputError(f"Argument `step_size` must be None for {method.name}, which varies its step and order.")
+    as_number(method.step_size, "step_size", above=0.0)
 
 
 def check_step_size(method: Controlled) -> None:

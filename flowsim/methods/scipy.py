@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flowsim.checks import as_choice
-from flowsim.errors import InputError
 from flowsim.methods.base import ATOL, RTOL, Kind, Method, check_settings
 
 if TYPE_CHECKING:
@@ -72,8 +71,6 @@ class Scipy(Method):
     def __post_init__(self) -> None:
         as_choice(self.name, "name", SCIPY)
         check_settings(self)
-        if self.kind.order is None and self.step_size is not None:
-            raise InputError(f"Argument `step_size` must be None for {self.name}, which varies its step and order.")
 
     @property
     def kind(self) -> Kind:

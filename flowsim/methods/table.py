@@ -13,6 +13,7 @@ from flowsim.methods.base import ATOL, RTOL, Kind, Method
 from flowsim.methods.descent import GradientDescent
 from flowsim.methods.diffrax import DIFFRAX, Diffrax
 from flowsim.methods.gauss_legendre import GaussLegendre
+from flowsim.methods.krylov_bdf import KrylovBDF
 from flowsim.methods.leapfrog import Leapfrog
 from flowsim.methods.projected import Projected, projected_kind
 from flowsim.methods.rkc import RKC
@@ -34,6 +35,7 @@ def _entries() -> dict[str, Entry]:
         for name, kind in table.items()
     }
     plain["rkc"] = Entry(RKC, RKC().kind)
+    plain["krylov-bdf"] = Entry(KrylovBDF, KrylovBDF().kind)
     gauss = {f"gauss-legendre-{s}": Entry(partial(GaussLegendre, s), GaussLegendre(s).kind) for s in (1, 2, 3, 4)}
     projected = {
         f"projected-{key}": Entry(partial(_projected, entry.make), projected_kind(entry.kind, key))

@@ -1,0 +1,110 @@
+"""The Hessian of L at one point, on the few coordinates in which its image lies.
+
+With A_l = W_1 .. W_{l-1} (r x h_{l-1}) and M_l (r x h_l), gradients are G_l = A_l^T M_l, and a derivative of G_l is
+dA_l^T M_l + A_l^T dM_l: whatever the direction, it lies in {Q_l N_l + P_l O_l}, where Q_l has an orthonormal basis of
+the columns of A_l^T, O_l one of the rows of M_l, and Q_l^T P_l = 0. (N_l, P_l) are coordinates in which lengths are
+those of the weights. The Hessian is symmetric: it vanishes on what is orthogonal to its image. One product reads each
+W_l twice, a gradient's work, whatever the width; the weights' own directions are never formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from flowsim.losses import StackedLoss
+from flowsim.network.functions import flatten, unflatten
+
+
+class Layer(NamedTuple):
+    """W_l with A_l^T = Q R and M_l = S O, both of orthonormal Q and O."""
+
+    W: np.ndarray
+    M: np.ndarray
+    Q: np.ndarray
+    R: np.ndarray
+    S: np.ndarray
+    O: np.ndarray
+
+
+class Tangent:
+    """Hess L at the weights of a network with layers of sizes dims, without weight decay."""
+
+    def __init__(self, loss: StackedLoss, weights: Sequence[np.ndarray], dims: Sequence[int], scale: float) -> None:
+        self.loss, self.scale = loss, scale
+        self.flipped = dims[0] > dims[-1]
+        W = self._in_order(weights)
+        self.dims, self.inner = tuple(dims), [V.shape[1] for V in W]
+        prefixes = [W[0]]
+        for V in W[1:]:
+            prefixes.append(prefixes[-1] @ V)
+        end = scale * prefixes.pop()
+        self.product = end.T if self.flipped else end
+        message = scale * self._in_order([loss.gradient(self.product)])[0]
+        layers = []
+        for A, V in zip(reversed(prefixes), reversed(W[1:]), strict=True):
+            (Q, R), (O, S) = np.linalg.qr(A.T), np.linalg.qr(message.T)
+            layers.append(Layer(V, message, Q, R, S.T, O.T))
+            message = message @ V.T
+        self.first, self.layers = message, layers[::-1]
+        self.shapes = [(W[0].shape)]
+        for layer in self.layers:
+            self.shapes += [(layer.Q.shape[1], layer.W.shape[1]), (layer.W.shape[0], layer.O.shape[0])]
+        self.ends = np.cumsum([0, *(a * b for a, b in self.shapes)])
+
+    def _in_order(self, matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """From the network's order to that of the sweep, which carries min(n, m) rows, or back."""
+        return [V.T for V in reversed(matrices)] if self.flipped else list(matrices)
+
+    def _parts(self, z: np.ndarray) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+        """N_1 and (N_l, P_l), l = 2 .. L, as views of coordinates."""
+        first, *rest = (
+            z[a:b].reshape(shape) for a, b, shape in zip(self.ends, self.ends[1:], self.shapes, strict=False)
+        )
+        return first, list(zip(rest[::2], rest[1::2], strict=True))
+
+    def gradient(self) -> np.ndarray:
+        """The gradients as one vector."""
+        found = [self.first, *((layer.Q @ layer.R) @ layer.M for layer in self.layers)]
+        return np.asarray(flatten(self._in_order(found)))
+
+    def coordinates(self, direction: np.ndarray) -> np.ndarray:
+        """Those of the nearest direction that has any."""
+        first, *later = self._in_order(unflatten(direction, self.dims))
+        z = np.empty(self.ends[-1])
+        head, parts = self._parts(z)
+        head[...] = first
+        for V, layer, (N, P) in zip(later, self.layers, parts, strict=True):
+            N[...] = layer.Q.T @ V
+            across = V @ layer.O.T
+            P[...] = across - layer.Q @ (layer.Q.T @ across)
+        return z
+
+    def lifted(self, z: np.ndarray) -> np.ndarray:
+        """The direction with these coordinates."""
+        first, parts = self._parts(z)
+        found = [layer.Q @ N + P @ layer.O for layer, (N, P) in zip(self.layers, parts, strict=True)]
+        return np.asarray(flatten(self._in_order([first, *found])))
+
+    def hessian(self, z: np.ndarray) -> np.ndarray:
+        """Hess L times the direction with coordinates z, in coordinates."""
+        first, parts = self._parts(z)
+        result = np.empty_like(z)
+        head, found = self._parts(result)
+        changes = [first]
+        for layer, (N, _) in zip(self.layers, parts, strict=True):
+            changes.append(changes[-1] @ layer.W + layer.R.T @ N)
+        end = self.scale * changes.pop()
+        dW = end.T if self.flipped else end
+        change = self.scale * self._in_order([self.loss.hessian_product(self.product, dW)])[0]
+        for dA, layer, (N, P), (N1, P1) in zip(
+            reversed(changes), reversed(self.layers), reversed(parts), reversed(found), strict=True
+        ):
+            N1[...] = (dA @ layer.Q).T @ layer.M + layer.R @ change
+            across = dA.T @ layer.S
+            P1[...] = across - layer.Q @ (layer.Q.T @ across)
+            change = change @ layer.W.T + (layer.M @ N.T) @ layer.Q.T + layer.S @ P.T
+        head[...] = change
+        return result
