@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from flowsim.dynamics import Motion
-from flowsim.errors import NumericalFailure
 from flowsim.methods.steps import (
     LEAST_SPAN,
     CountingVelocity,
@@ -52,12 +51,17 @@ MOST_NEWTON, SOLVED = 4, 0.1
 LINEAR = 0.05
 """Of the tolerance: the error of conjugate gradients."""
 MOST_PRODUCTS = 1000
+BLOCK = 8192
 DELAY = 4
 """The error of conjugate gradients is told so many iterations later: by what these moved the solution."""
 
 
 class Linear(Protocol):
-    """-J at one state, in coordinates of some of the directions; on all others it vanishes."""
+    """F and -J at one state, in coordinates of some of the directions; on all others they vanish."""
+
+    def gradient(self) -> np.ndarray:
+        """-F, in coordinates."""
+        ...
 
     def coordinates(self, direction: np.ndarray) -> np.ndarray:
         """Those of the nearest direction that has any."""
@@ -73,10 +77,14 @@ class Linear(Protocol):
 
 
 class Whole:
-    """-J on all directions."""
+    """F and -J on all directions."""
 
     def __init__(self, motion: Motion, t: float, state: np.ndarray) -> None:
         self.motion, self.t, self.state = motion, t, state
+
+    def gradient(self) -> np.ndarray:
+        """-F."""
+        return -self.motion.velocity(self.t, self.state)
 
     def coordinates(self, direction: np.ndarray) -> np.ndarray:
         """Itself."""
@@ -107,22 +115,21 @@ class KrylovBDFSteps:
         self.counts = Counts(rejected_steps=0, jacobians=0)
         self.velocity = CountingVelocity(motion, self.counts)
         self.thin = is_thin(motion)
-        self._begin(t, state, t1, 0.0)
+        self.D = np.zeros((MOST_ORDER + 3, state.size))
+        self.predicted, self.psi, self.scale, self.scaled = np.empty((4, state.size))
+        self.resume(t, state, t1, 0.0)
 
     def resume(self, t: float, state: np.ndarray, t1: float, step: float) -> None:
-        """Go on from (t, state) to t1, by order 1."""
-        self._begin(t, state, t1, 0.0)
-
-    def _begin(self, t: float, state: np.ndarray, t1: float, step: float) -> None:
+        """Go on from (t, state) to t1, by order 1, with a step of at least that size first."""
         self.t, self.t1 = t, t1
         method, span = self.method, t1 - t
         slope = self.velocity(t, state)
         if span < LEAST_SPAN:
             self.h = span
         else:
-            self.h = first_step(self._known(state, slope), t, state, 1, method.rtol, method.atol, span)
-        self.order, self.equal_steps = 1, 0
-        self.D = np.zeros((MOST_ORDER + 3, state.size))
+            first = first_step(self._known(state, slope), t, state, 1, method.rtol, method.atol, span)
+            self.h = max(first, min(step, span))
+        self.order, self.equal_steps, self.errors = 1, 0, (np.inf, np.inf, np.inf)
         self.D[0], self.D[1] = state, self.h * slope
 
     def _known(self, state: np.ndarray, slope: np.ndarray) -> Callable[[float, np.ndarray], np.ndarray]:
@@ -130,19 +137,20 @@ class KrylovBDFSteps:
 
     def advance(self) -> Segment:
         """One step that meets the tolerance."""
+        if self.equal_steps > self.order:
+            self._choose()
         if self.t + self.h > self.t1:
             self._rescale((self.t1 - self.t) / self.h)
         while True:
             if self.h < LEAST_STEP * np.spacing(self.t):
                 raise IntegrationFailure(f"{self.method.name} stopped at t = {self.t:.6g}: no step size was accepted.")
-            solved = self._solve()
-            if solved is None:
+            change = self._solve()
+            if change is None:
                 self._reject(0.5)
                 continue
-            change, scale = solved
-            error = self._size(ERROR[self.order] * change, scale)
+            error = ERROR[self.order] * self._size(change)
             if error <= 1:
-                return self._accept(change, error, scale)
+                return self._accept(change, error)
             self._reject(max(LEAST_FACTOR, SAFETY * error ** (-1 / (self.order + 1))))
 
     def _reject(self, factor: float) -> None:
@@ -152,60 +160,74 @@ class KrylovBDFSteps:
     def _rescale(self, factor: float) -> None:
         """Differences of the same polynomial at states factor h apart."""
         k = self.order
-        change = _differences(k, factor) @ _differences(k, 1.0)
-        D = self.D.copy()
-        D[: k + 1] = change.T @ self.D[: k + 1]
-        self.D, self.h, self.equal_steps = D, self.h * factor, 0
+        change = (_differences(k, factor) @ _differences(k, 1.0)).T
+        for block in self._blocks():
+            self.D[: k + 1, block] = change @ self.D[: k + 1, block]
+        self.h, self.equal_steps = self.h * factor, 0
 
-    def _size(self, change: np.ndarray, scale: np.ndarray) -> float:
-        scaled = change / scale
-        size = float(np.sqrt(scaled @ scaled / scaled.size))
+    def _blocks(self) -> list[slice]:
+        """Columns of D that a cache holds."""
+        return [slice(start, start + BLOCK) for start in range(0, self.D.shape[1], BLOCK)]
+
+    def _size(self, change: np.ndarray) -> float:
+        """The root mean square in units of the tolerance."""
+        np.divide(change, self.scale, out=self.scaled)
+        size = float(np.sqrt(self.scaled @ self.scaled / change.size))
         return size if np.isfinite(size) else np.inf
 
-    def _solve(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """(d, atol + rtol |y|) of the next step; None where Newton's method or conjugate gradients fail."""
-        k, method = self.order, self.method
-        D, end = self.D, self.t + self.h
-        predicted = D[: k + 1].sum(axis=0)
-        if not np.isfinite(predicted).all():
+    def _solve(self) -> np.ndarray | None:
+        """d of the next step; None where Newton's method or conjugate gradients fail."""
+        k, end = self.order, self.t + self.h
+        c, predicted, psi = self.h / ALPHA[k], self.predicted, self.psi
+        np.matmul(np.ones(k + 1), self.D[: k + 1], out=predicted)
+        np.matmul(GAMMA[1 : k + 1] / ALPHA[k], self.D[1 : k + 1], out=psi)
+        np.abs(predicted, out=self.scale)
+        self.scale *= self.method.rtol
+        self.scale += self.method.atol
+        allowed = LINEAR * float(np.linalg.norm(self.scale))
+        if not np.isfinite(allowed):
             return None
-        psi, c = GAMMA[1 : k + 1] @ D[1 : k + 1] / ALPHA[k], self.h / ALPHA[k]
-        scale = method.atol + method.rtol * np.abs(predicted)
-        allowed = LINEAR * float(np.linalg.norm(scale))
-        linear, slope = self._linear(end, predicted)
-        d = np.zeros_like(predicted)
-        for iteration in range(MOST_NEWTON):
-            if iteration:
-                slope = self.velocity(end, predicted + d)
-            b = c * slope - psi - d
-            if not np.isfinite(b).all():
+        linear = self._linear(end, predicted)
+        z = linear.coordinates(psi)
+        solution = self._without_stiffness(linear, c, -c * linear.gradient() - z, allowed)
+        if solution is None:
+            return None
+        d = linear.lifted(solution + z)
+        d -= psi
+        moved = self._size(d)
+        for _ in range(MOST_NEWTON - 1):
+            if moved < SOLVED:
+                return d
+            b = self.velocity(end, predicted + d)
+            b *= c
+            b -= psi
+            b -= d
+            z = linear.coordinates(b)
+            solution = self._without_stiffness(linear, c, z, allowed)
+            if solution is None:
                 return None
-            moved = self._without_stiffness(linear, c, b, allowed)
-            if moved is None:
-                return None
-            d += moved
-            if self._size(moved, scale) < SOLVED:
-                return d, method.atol + method.rtol * np.maximum(np.abs(D[0]), np.abs(predicted + d))
-        return None
+            b += linear.lifted(solution - z)
+            d += b
+            moved = self._size(b)
+        return d if moved < SOLVED else None
 
-    def _linear(self, t: float, state: np.ndarray) -> tuple[Linear, np.ndarray]:
-        """(-J, F) at a state."""
+    def _linear(self, t: float, state: np.ndarray) -> Linear:
+        """F and -J at a state."""
         self.counts.jacobians = (self.counts.jacobians or 0) + 1
+        self._count(1)
         if not self.thin:
-            return Whole(self.motion, t, state), self.velocity(t, state)
+            return Whole(self.motion, t, state)
         problem = self.motion.problem
         dims = problem.network.dims
-        tangent = Tangent(problem.stacked_loss, unflatten(state, dims), dims, problem.network.scale)
-        self._count(1)
-        return tangent, -tangent.gradient()
+        return Tangent(problem.stacked_loss, unflatten(state, dims), dims, problem.network.scale)
 
     def _count(self, gradients: int) -> None:
         self.counts.rhs_evaluations = (self.counts.rhs_evaluations or 0) + gradients
 
-    def _without_stiffness(self, linear: Linear, c: float, b: np.ndarray, allowed: float) -> np.ndarray | None:
-        """(I - c J)^-1 b; None where conjugate gradients find that I - c J is not positive definite, or no end."""
-        z = linear.coordinates(b)
-        count = 1 if self.thin else 2
+    def _without_stiffness(self, linear: Linear, c: float, z: np.ndarray, allowed: float) -> np.ndarray | None:
+        """(I - c J)^-1 z; None where conjugate gradients find that I - c J is not positive definite, or no end."""
+        if not np.isfinite(z).all():
+            return None
         products = 0
 
         def product(v: np.ndarray) -> np.ndarray:
@@ -214,33 +236,37 @@ class KrylovBDFSteps:
             return v + c * linear.hessian(v)
 
         solution = conjugate_gradients(product, z, allowed)
-        self._count(count * products)
-        return None if solution is None else b + linear.lifted(solution - z)
+        self._count(products if self.thin else 2 * products)
+        return solution
 
-    def _accept(self, change: np.ndarray, error: float, scale: np.ndarray) -> Segment:
-        k = self.order
-        D = np.empty_like(self.D)
-        D[k + 1], D[k + 2] = change, change - self.D[k + 1]
-        for j in reversed(range(k + 1)):
-            D[j] = self.D[j] + D[j + 1]
-        D[k + 3 :] = 0.0
-        start, h = self.t, self.h
-        end = self.t1 if start + h >= self.t1 * (1 - 4e-16) else start + h
-        spent = _energy(D[1 : k + 2], h)
-        dense = Dense((start, end), (self.D[0], D[0]), D[: k + 1])
-        self.D, self.t = D, end
+    def _accept(self, change: np.ndarray, error: float) -> Segment:
+        k, D, start = self.order, self.D, self.t
+        first = D[0].copy()
+        squares = np.zeros((k + 1, k + 1))
+        for block in self._blocks():
+            part = D[:, block]
+            part[k + 2] = change[block] - part[k + 1]
+            part[k + 1] = change[block]
+            for j in reversed(range(k + 1)):
+                part[j] += part[j + 1]
+            slopes = part[1 : k + 2]
+            squares += slopes @ slopes.T
+        lower = ERROR[k - 1] * self._size(D[k]) if k > 1 else np.inf
+        higher = ERROR[k + 1] * self._size(D[k + 2]) if k < MOST_ORDER else np.inf
+        self.errors = lower, error, higher
         self.equal_steps += 1
-        if self.equal_steps > k:
-            self._choose(error, scale)
-        return Segment(np.array([start, end]), self.motion.products(D[0])[None], np.array([spent]), dense)
+        self.t = self.t1 if start + self.h >= self.t1 * (1 - 4e-16) else start + self.h
+        spent = float(np.sum(_slopes_squared(k + 1) * squares)) / self.h
+        dense = Dense(self, (start, self.t), (first, D[0].copy()))
+        return Segment(
+            np.array([start, self.t]), self.motion.products(D[0])[None], np.array([spent]), dense
+        )
 
-    def _choose(self, error: float, scale: np.ndarray) -> None:
+    def _choose(self) -> None:
         """The order of the longest next step, and that step."""
-        k, D = self.order, self.D
-        lower = self._size(ERROR[k - 1] * D[k], scale) if k > 1 else np.inf
-        higher = self._size(ERROR[k + 1] * D[k + 2], scale) if k < MOST_ORDER else np.inf
+        k = self.order
         with np.errstate(divide="ignore"):
-            factors = np.array([lower, error, higher]) ** (-1 / np.arange(k, k + 3))
+            factors = np.array(self.errors) ** (-1 / np.arange(k, k + 3))
         best = int(np.argmax(factors))
         factor = min(MOST_FACTOR, SAFETY * float(factors[best]))
         if best == 1 and 1 <= factor < WORTHWHILE:
@@ -305,20 +331,24 @@ def _slopes_squared(order: int) -> np.ndarray:
     return np.array([[-(a * b).integ()(-1.0) for b in slopes] for a in slopes])
 
 
-def _energy(D: np.ndarray, h: float) -> float:
-    """The integral of ||p'||^2 over the last step, p the polynomial with the differences D_1, D_2, ..."""
-    return float(np.sum(_slopes_squared(len(D)) * (D @ D.T)) / h)
-
-
 class Dense:
-    """The states at any times of a step: the polynomial of its differences; at its ends their own values."""
+    """The states at any times of a step, until the next one is taken: the polynomial of its differences; at its ends
+    their own values."""
 
-    def __init__(self, times: tuple[float, float], ends: tuple[np.ndarray, np.ndarray], D: np.ndarray) -> None:
-        self.times, self.ends, self.D = times, ends, D
+    def __init__(
+        self, steps: KrylovBDFSteps, times: tuple[float, float], ends: tuple[np.ndarray, np.ndarray]
+    ) -> None:
+        self.steps, self.times, self.ends, self.order = steps, times, ends, steps.order
 
     def __call__(self, t: np.ndarray) -> np.ndarray:
-        s = (t - self.times[1]) / (self.times[1] - self.times[0])
-        states = np.array([C(s) for C in _newton(len(self.D) - 1)]).T @ self.D
-        for end, state in zip(self.times, self.ends, strict=True):
-            states[t == end] = state
+        at_end, at_start = t == self.times[1], t == self.times[0]
+        states = np.empty((len(t), len(self.ends[0])))
+        inner = ~(at_start | at_end)
+        if inner.any():
+            if self.steps.t != self.times[1]:
+                raise IntegrationFailure("Dense output of a step was asked for after the next one was taken.")
+            s = (t[inner] - self.times[1]) / (self.times[1] - self.times[0])
+            weights = np.array([C(s) for C in _newton(self.order)]).T
+            states[inner] = weights @ self.steps.D[: self.order + 1]
+        states[at_start], states[at_end] = self.ends
         return states

@@ -10,12 +10,13 @@ W_l twice, a gradient's work, whatever the width; the weights' own directions ar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from flowsim.losses import StackedLoss
-from flowsim.network.functions import flatten, unflatten
+from flowsim.network.functions import unflatten
 
 
 class Layer(NamedTuple):
@@ -66,9 +67,13 @@ class Tangent:
         return first, list(zip(rest[::2], rest[1::2], strict=True))
 
     def gradient(self) -> np.ndarray:
-        """The gradients as one vector."""
-        found = [self.first, *((layer.Q @ layer.R) @ layer.M for layer in self.layers)]
-        return np.asarray(flatten(self._in_order(found)))
+        """The coordinates of the gradient: R M and 0."""
+        z = np.zeros(self.ends[-1])
+        first, parts = self._parts(z)
+        first[...] = self.first
+        for layer, (N, _) in zip(self.layers, parts, strict=True):
+            np.matmul(layer.R, layer.M, out=N)
+        return z
 
     def coordinates(self, direction: np.ndarray) -> np.ndarray:
         """Those of the nearest direction that has any."""
@@ -84,9 +89,17 @@ class Tangent:
 
     def lifted(self, z: np.ndarray) -> np.ndarray:
         """The direction with these coordinates."""
+        out = np.empty(sum(a * b for a, b in pairwise(self.dims)))
         first, parts = self._parts(z)
-        found = [layer.Q @ N + P @ layer.O for layer, (N, P) in zip(self.layers, parts, strict=True)]
-        return np.asarray(flatten(self._in_order([first, *found])))
+        head, *later = self._in_order(unflatten(out, self.dims))
+        head[...] = first
+        for V, layer, (N, P) in zip(later, self.layers, parts, strict=True):
+            left, right = np.hstack([layer.Q, P]), np.vstack([N, layer.O])
+            if self.flipped:
+                np.matmul(right.T, left.T, out=V.T)
+            else:
+                np.matmul(left, right, out=V)
+        return out
 
     def hessian(self, z: np.ndarray) -> np.ndarray:
         """Hess L times the direction with coordinates z, in coordinates."""
