@@ -44,6 +44,7 @@ from .losses import LossConstants as LossConstants
 from .losses import MaskedSquaredLoss as MaskedSquaredLoss
 from .losses import SquaredLoss as SquaredLoss
 from .methods import RKC as RKC
+from .methods import Auto as Auto
 from .methods import Cosine as Cosine
 from .methods import Diffrax as Diffrax
 from .methods import GaussLegendre as GaussLegendre

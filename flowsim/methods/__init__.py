@@ -1,11 +1,12 @@
 """Methods: frozen values that name an integrator and its settings, and the table of the known names.
 
-Families: Scipy, Diffrax, GaussLegendre, KrylovBDF, RKC, Projected, Leapfrog, GradientDescent; each starts its integrator
+Families: Auto, Scipy, Diffrax, GaussLegendre, KrylovBDF, RKC, Projected, Leapfrog, GradientDescent; each starts its integrator
 (`*_steps`), which is imported then.
 """
 
 from __future__ import annotations
 
+from flowsim.methods.auto import Auto
 from flowsim.methods.base import ATOL, LEAST_RTOL, RTOL, Kind, Method
 from flowsim.methods.descent import GradientDescent
 from flowsim.methods.diffrax import DIFFRAX, Diffrax
@@ -27,6 +28,7 @@ __all__ = [
     "RKC",
     "RTOL",
     "SCIPY",
+    "Auto",
     "Cosine",
     "Diffrax",
     "Entry",

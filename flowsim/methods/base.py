@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from flowsim.dynamics import Motion
+    from flowsim.methods.guard import Guarded
     from flowsim.methods.steps import Integrator, Movable
     from flowsim.problem import Problem
 
@@ -175,7 +176,7 @@ class Method(Family):
         """Seconds that this thread has spent compiling for methods of this kind; imports what it compiles with."""
         return 0.0
 
-    def start(self, motion: Motion | Problem, t: float, state: np.ndarray, t1: float) -> Integrator:
+    def start(self, motion: Motion | Problem, t: float, state: np.ndarray, t1: float) -> Guarded:
         """The integrator of the motion (of a problem: its gradient flow), standing at (t, state), which it copies,
         bound for t1; failures are told.
 

@@ -54,6 +54,11 @@ class Guarded:
         """The time it is bound for."""
         return self.inner.t1
 
+    @property
+    def remark(self) -> str:
+        """What the integrator has to say of its work, a sentence."""
+        return getattr(self.inner, "remark", "")
+
     def advance(self) -> Segment:
         """Take one or more steps. Raises IntegrationFailure when the next one is impossible, or leads nowhere."""
         start = self.inner.t

@@ -156,6 +156,23 @@ class RungeKuttaSteps:
         self.t, self.t1, self.h = t, t1, max(self.h, step)
         self.waiting = state, True
 
+    @property
+    def reached(self) -> np.ndarray:
+        """The state at the time reached."""
+        return self.stages.base if self.waiting is None else self.waiting[0]
+
+    def stability_number(self) -> float:
+        """h |lambda| of the last step, from its last stage and its end, of DOP853 both at t + h; 0 before a step."""
+        if self.waiting is None:
+            return 0.0
+        last, h = self.tableau.stages, self.last[1] - self.last[0]
+        rows = np.zeros((2, last + 1))
+        rows[0, last], rows[0, last - 1] = 1.0, -1.0
+        rows[1, :last] = self.tableau.b - self.tableau.a[last - 1]
+        slopes, states = self.stages.combined(rows)
+        moved = float(np.linalg.norm(states))
+        return float(np.linalg.norm(slopes)) / moved if moved > 0 else 0.0
+
     def _first_step(self, span: float) -> float:
         """As first_step, without another K_0."""
         method, order = self.method, self.tableau.order

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from flowsim.checks import as_choice
 from flowsim.errors import InputError
+from flowsim.methods.auto import Auto
 from flowsim.methods.base import ATOL, RTOL, Kind, Method
 from flowsim.methods.descent import GradientDescent
 from flowsim.methods.diffrax import DIFFRAX, Diffrax
@@ -42,11 +43,12 @@ def _entries() -> dict[str, Entry]:
         for key, entry in plain.items()
         if entry.kind.explicit
     }
+    auto = {"auto": Entry(Auto, Auto().kind)}
     default = {"gauss-legendre": gauss["gauss-legendre-4"]}
     descent = {"gd": Entry(GradientDescent, GradientDescent(1.0).kind)}
     leaps = Leapfrog(1.0), Leapfrog(1.0, 4)
     leapfrog = {leap.key: Entry(partial(_leapfrog, leap.order), leap.kind) for leap in leaps}
-    return {**plain, **default, **gauss, **projected, **descent, **leapfrog}
+    return {**auto, **plain, **default, **gauss, **projected, **descent, **leapfrog}
 
 
 def _leapfrog(order: Literal[2, 4], *, step_size: float, rtol: float, atol: float) -> Method:

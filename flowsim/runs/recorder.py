@@ -105,6 +105,7 @@ class Recorder:
             except KeyboardInterrupt:
                 refused, self.status = None, "interrupted"
             self.counts = self.counts.plus(integrator.counts)
+            self.detail = " ".join(part for part in (integrator.remark, self.detail) if part)
             if refused is None:
                 break
             t = refused.t
