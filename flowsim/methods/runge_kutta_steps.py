@@ -11,17 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.integrate import DOP853, RK23, RK45
 
 from flowsim.dynamics import Motion
+from flowsim.methods.damped import damped, middle
 from flowsim.methods.stages import Stages, ThinStages, stages_for
 from flowsim.methods.steps import (
     LEAST_SPAN,
     MOST_DEFECT,
-    CountingVelocity,
     Counts,
     IntegrationFailure,
     Segment,
@@ -40,10 +40,21 @@ TINY = 1e-30
 """The step of a complex difference, which cancels nothing."""
 
 
+class Interpolant(NamedTuple):
+    """A polynomial y + h sum_i w_i(theta) K_i through a step.
+
+    extra: (a, c) of the stages that it needs behind K_s; weights(theta): w (S, K); probe: where its slope is compared.
+    """
+
+    extra: tuple[tuple[np.ndarray, float], ...]
+    weights: Callable[[np.ndarray], np.ndarray]
+    probe: float
+
+
 @dataclass(frozen=True, eq=False)
 class Tableau:
     """a, b, c of s stages; errors: weights (s + 1) of the estimates, K_s among them; extra: (a, c) of the stages that
-    dense output needs besides; order: that of the estimate."""
+    dense output needs besides; order: that of the estimate; half: weights (s + 1) of a middle that damps."""
 
     a: np.ndarray
     b: np.ndarray
@@ -52,6 +63,7 @@ class Tableau:
     extra: tuple[tuple[np.ndarray, float], ...]
     interpolation: np.ndarray
     order: int
+    half: np.ndarray
 
     @property
     def stages(self) -> int:
@@ -61,7 +73,13 @@ class Tableau:
     @property
     def count(self) -> int:
         """How many K there are: of the stages, of the end, and of dense output; and one to look at that."""
-        return self.stages + 2 + len(self.extra)
+        return self.stages + 2 + max(len(p.extra) for p in self.interpolants)
+
+    @property
+    def interpolants(self) -> tuple[Interpolant, Interpolant]:
+        """The method's own, and one for steps that stability limits: it damps (flowsim.methods.damped)."""
+        own = Interpolant(self.extra, self.weights, 0.5)
+        return own, Interpolant(((self.half, 0.5),), lambda theta: damped(theta, self.b, self.half), 0.25)
 
     def error(self, norms: list[float]) -> float:
         """Of the norms of the estimates, 1 where it is the tolerance."""
@@ -88,15 +106,23 @@ class Tableau:
         return np.asarray(nested)
 
 
+MIDDLE = {"RK23": (2, 3.0), "RK45": (4, 4.0), "DOP853": (6, 7.0)}
+"""(the highest order of a middle that leaves its multiples of stiff components free, how far they are to be those of
+the flow: a little beyond h |lambda| where steps are stable)."""
+
+
 @cache
 def tableau(name: str) -> Tableau:
     """That of RK23, RK45 or DOP853."""
+    solver: Any = {"RK23": RK23, "RK45": RK45, "DOP853": DOP853}[name]
+    stages = len(solver.B)
+    A = np.zeros((stages + 1, stages + 1))
+    A[:stages, : solver.A.shape[1]], A[stages, :stages] = solver.A, solver.B
+    half = middle(A, *MIDDLE[name])
     if name == "DOP853":
-        solver: Any = DOP853
-        extra = tuple((a[: len(solver.B) + 1 + k], float(c)) for k, (a, c) in enumerate(_extra(solver)))
-        return Tableau(solver.A, solver.B, solver.C, (solver.E5, solver.E3), extra, solver.D, 7)
-    solver = {"RK23": RK23, "RK45": RK45}[name]
-    return Tableau(solver.A, solver.B, solver.C, (solver.E,), (), solver.P, solver.error_estimator_order)
+        extra = tuple((a[: stages + 1 + k], float(c)) for k, (a, c) in enumerate(_extra(solver)))
+        return Tableau(solver.A, solver.B, solver.C, (solver.E5, solver.E3), extra, solver.D, 7, half)
+    return Tableau(solver.A, solver.B, solver.C, (solver.E,), (), solver.P, solver.error_estimator_order, half)
 
 
 def _extra(solver: Any) -> list[tuple[np.ndarray, float]]:
@@ -233,10 +259,10 @@ def run_stages(stages: Stages, table: Tableau, t: float, h: float) -> None:
 class DenseOutput:
     """The states at any times of a step, until the next one is taken; its ends are the steps' own values.
 
-    The method's own interpolant where it solves the equation in the middle of the step. Where stability limits the
-    steps it may be thousands of times less accurate than they are: what is stiff in the K_i is multiplied by h lambda.
-    There the solution is smooth on the scale of a step: the polynomial of degree 5 through both ends and a middle that
-    a shorter step reaches, where that solves the equation in between; else a shorter step for each time.
+    Where stability limits the steps the method's own interpolant may be thousands of times less accurate than they are:
+    what is stiff in the K_i is multiplied by powers of h lambda. Of that interpolant and the one that damps (which
+    misses by more where accuracy limits the steps) that one is taken which is seen to solve the equation; else a
+    shorter step for each time.
     """
 
     def __init__(
@@ -257,58 +283,39 @@ class DenseOutput:
 
     def layers(self, t: np.ndarray) -> list[Any] | None:
         """The layers at the times, as stacks that are applied and not formed; None where they are no cheaper."""
-        if not isinstance(self.steps.stages, ThinStages) or self.steps.amplifies:
+        if not isinstance(self.steps.stages, ThinStages):
             return None
         self._check_current()
-        return self.steps.stages.layers(self._weights(t)) if self.faithful else None
+        return None if self.interpolant is None else self.steps.stages.layers(self._weights(self.interpolant, t))
 
     def _check_current(self) -> None:
         if self.steps.last != self.times or self.steps.waiting is None:
             raise IntegrationFailure("Dense output of a step was asked for after the next one was taken.")
 
-    def _weights(self, t: np.ndarray) -> np.ndarray:
-        return self.h * self.steps.tableau.weights((t - self.times[0]) / self.h)
-
     def _within(self, t: np.ndarray) -> np.ndarray:
-        steps = self.steps
-        if steps.amplifies and self.smooth is not None:
-            return self.smooth(t)
-        if self.faithful:
-            steps.amplifies = False
-            return self.ends[0] + steps.stages.combined(self._weights(t))
-        steps.amplifies = True
-        return self._shorter_steps(t) if self.smooth is None else self.smooth(t)
+        if self.interpolant is None:
+            return self._shorter_steps(t)
+        return self.ends[0] + self.steps.stages.combined(self._weights(self.interpolant, t))
+
+    def _weights(self, interpolant: Interpolant, t: np.ndarray) -> np.ndarray:
+        return self.h * interpolant.weights((t - self.times[0]) / self.h)
 
     @cached_property
-    def faithful(self) -> bool:
-        """Whether the interpolant p solves the equation in the middle of the step: h ||p' - F(p)|| is small.
+    def interpolant(self) -> Interpolant | None:
+        """That which solves the equation within this step: the kind that did so in the step before is tried first."""
+        own, damping = self.steps.tableau.interpolants
+        found = next((p for p in ((damping, own) if self.steps.amplifies else (own, damping)) if self._solves(p)), None)
+        self.steps.amplifies = found is not own
+        return found
 
-        Computes the stages that dense output takes besides.
-        """
-        table, stages, h = self.steps.tableau, self.steps.stages, self.h
-        for k, (a, c) in enumerate(table.extra, start=table.stages + 1):
-            stages.add(k, self.times[0] + c * h, h * a)
-        middle = table.weights(np.array([0.5 + TINY * 1j]))[0]
-        stages.add(table.count - 1, self.times[0] + 0.5 * h, h * middle.real)
-        return self._small(stages.combined(h * np.append(middle.imag / TINY, -1.0)[None])[0])
-
-    @cached_property
-    def smooth(self) -> Callable[[np.ndarray], np.ndarray] | None:
-        """The polynomial through both ends and the end of a step half as long, with their slopes, where it solves the
-        equation a quarter in."""
-        from scipy.interpolate import KroghInterpolator
-
-        start, h, steps = self.times[0], self.h, self.steps
-        first, last = steps.stages.combined(np.eye(steps.tableau.stages + 1)[[0, steps.tableau.stages]])
-        half = self._shorter_steps(np.array([start + 0.5 * h]))[0]
-        velocity = CountingVelocity(steps.motion, steps.counts)
-        values = [self.ends[0], first * h, half, velocity(start + 0.5 * h, half) * h, self.ends[1], last * h]
-        polynomial = KroghInterpolator(np.repeat([0.0, 0.5, 1.0], 2), np.array(values))
-        quarter, slope = polynomial.derivatives(0.25, der=2)
-        small = self._small(slope - h * velocity(start + 0.25 * h, quarter))
-        return (lambda t: np.asarray(polynomial((t - start) / h))) if small else None
-
-    def _small(self, defect: np.ndarray) -> bool:
+    def _solves(self, interpolant: Interpolant) -> bool:
+        """Whether h ||p' - F(p)|| is small at one place of the interpolant p; computes the stages that p needs."""
+        table, stages, start, h = self.steps.tableau, self.steps.stages, self.times[0], self.h
+        for k, (a, c) in enumerate(interpolant.extra, start=table.stages + 1):
+            stages.add(k, start + c * h, h * a)
+        place = interpolant.weights(np.array([interpolant.probe + TINY * 1j]))[0]
+        stages.add(len(place), start + interpolant.probe * h, h * place.real)
+        defect = stages.combined(h * np.append(place.imag / TINY, -1.0)[None])[0]
         method = self.steps.method
         return scaled_norm(defect, *self.ends, method.rtol, method.atol) <= MOST_DEFECT
 

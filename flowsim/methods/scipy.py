@@ -44,7 +44,7 @@ class Scipy(Method):
     The explicit ones take scipy's steps by code of our own. Of gradient flow on networks whose product is thin beside
     their width the stages are matrices of rank min(n, m), applied to thin matrices and never formed: the weights are
     formed once a step, and at times to save for the checkpoints alone. Between the ends of steps that stability limits,
-    where the interpolant of an explicit method is of no use, states are those of a polynomial through a shorter step;
+    where the interpolant of an explicit method is of no use, states are those of a polynomial that damps what is stiff;
     each is seen to solve the equation within MOST_DEFECT times the tolerance (flowsim.methods.steps).
 
     With step_size the steps are all that long and uncontrolled (BDF and LSODA vary their own order: they refuse).
