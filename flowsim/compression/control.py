@@ -26,6 +26,7 @@ from flowsim.network import (
     joint_norm,
     unflatten,
 )
+from flowsim.network.moved import probed_drift
 from flowsim.problem import Problem
 
 ALLOWANCE, ALLOWANCE_GROWTH = {3: 0.5}, 1.5
@@ -108,8 +109,8 @@ class FullModel:
         start = unflatten(problem.initial_state, problem.network.dims)
         W, factors = gradient_factors(problem.stacked_loss, layers, problem.network.scale)
         square = sum(_square_of_product(left, right) for left, right in factors)
-        changes = [layer - first for layer, first in zip(layers, start, strict=True)]
-        drift = imbalance_change(start, changes, self.probes)
+        assert self.probes is not None
+        drift = probed_drift(start, layers, self.probes)
         return problem.excess(W), np.sqrt(square), drift, np.full(len(times), self.error)
 
     def diagnose(self, times: np.ndarray, states: np.ndarray) -> tuple[np.ndarray, ...]:

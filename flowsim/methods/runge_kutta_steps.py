@@ -272,10 +272,13 @@ class DenseOutput:
         self.h = times[1] - times[0]
 
     def __call__(self, t: np.ndarray) -> np.ndarray:
-        states = np.empty((len(t), len(self.ends[1])))
         inner = (t != self.times[0]) & (t != self.times[1])
         if inner.any():
             self._check_current()
+        if inner.all():
+            return self._within(t)
+        states = np.empty((len(t), len(self.ends[1])))
+        if inner.any():
             states[inner] = self._within(t[inner])
         for end, state in zip(self.times, self.ends, strict=True):
             states[t == end] = state
@@ -295,7 +298,9 @@ class DenseOutput:
     def _within(self, t: np.ndarray) -> np.ndarray:
         if self.interpolant is None:
             return self._shorter_steps(t)
-        return self.ends[0] + self.steps.stages.combined(self._weights(self.interpolant, t))
+        states = self.steps.stages.combined(self._weights(self.interpolant, t))
+        states += self.ends[0]
+        return states
 
     def _weights(self, interpolant: Interpolant, t: np.ndarray) -> np.ndarray:
         return self.h * interpolant.weights((t - self.times[0]) / self.h)

@@ -129,7 +129,7 @@ class ThinStages:
     def add(self, i: int, t: float, weights: np.ndarray) -> np.ndarray:
         self.counts.rhs_evaluations = (self.counts.rhs_evaluations or 0) + 1
         problem, block = self.problem, slice(i * self.rows, (i + 1) * self.rows)
-        W, factors = gradient_factors(problem.stacked_loss, self.layers(weights), problem.network.scale)
+        W, factors = gradient_factors(problem.stacked_loss, self._layers(weights), problem.network.scale)
         if self.flipped:
             factors = [(_transposed(right), _transposed(left)) for left, right in reversed(factors)]
         (_, self.first[i]), *later = [(A, -np.asarray(M)) for A, M in factors]
@@ -146,7 +146,7 @@ class ThinStages:
         r = self.rows
         layers[0][...] = np.tensordot(weights[:, used], self.first[used], axes=1)
         for layer, left, right in zip(layers[1:], self.left, self.right, strict=True):
-            P, Q = (np.concatenate([M[j * r : (j + 1) * r] for j in used]) for M in (left, right))
+            P, Q = self._of_stages(left, used), self._of_stages(right, used)
             for w, target in zip(weights[:, used], layer, strict=True):
                 scaled = np.repeat(w, r)[:, None] * Q
                 if self.flipped:
@@ -164,18 +164,31 @@ class ThinStages:
             found += np.einsum("jab,jab->j", A @ A.mT, M @ M.mT)
         return found
 
+    def _of_stages(self, M: np.ndarray, used: np.ndarray) -> np.ndarray:
+        """The rows of some stages."""
+        return M.reshape(-1, self.rows, M.shape[-1])[used].reshape(-1, M.shape[-1])
+
     def layers(self, weights: np.ndarray) -> list[np.ndarray | Moved]:
-        return self._in_order(self._layers(weights))
+        used = np.flatnonzero(weights.any(axis=0))
+        thin = [[self._of_stages(M, used) for M in side] for side in (self.left, self.right)]
+        return self._moved(weights[:, used], self.first[used], *thin)
 
     def _layers(self, weights: np.ndarray) -> list[np.ndarray | Moved]:
-        """Those of base + sum_j weights_j K_j, or of a stack of such states, in the order of the sweep."""
-        count = weights.shape[-1]
+        """Those of base + sum_j weights_j K_j."""
+        count = len(weights)
         if not count:
-            return list(self.W)
-        r, c = self.rows, np.repeat(weights, self.rows, axis=-1)
-        first = self.W[0] + np.tensordot(weights, self.first[:count], axes=1)
-        pairs = zip(self.W[1:], self.left, self.right, strict=True)
-        return [first, *(Moved(W, left[: count * r], right[: count * r], c) for W, left, right in pairs)]
+            return self._in_order(self.W)
+        thin = [[M[: count * self.rows] for M in side] for side in (self.left, self.right)]
+        return self._moved(weights, self.first[:count], *thin)
+
+    def _moved(
+        self, weights: np.ndarray, first: np.ndarray, lefts: list[np.ndarray], rights: list[np.ndarray]
+    ) -> list[np.ndarray | Moved]:
+        """The layers moved by stages with these weights, or by a stack of such."""
+        c = np.repeat(weights, self.rows, axis=-1)
+        pairs = zip(self.W[1:], lefts, rights, strict=True)
+        later = [Moved(W, left, right, c) for W, left, right in pairs]
+        return self._in_order([self.W[0] + np.tensordot(weights, first, axes=1), *later])
 
 
 def _transposed(M: Any) -> Any:

@@ -164,10 +164,10 @@ def changed(W: Array, C: Array, V: Array, B: Array) -> Array:
 
 def probed_change(W: Array, C: Array, V: Array, B: Array, Z: Array) -> Array:
     """(the change of D_l) Z, as `changed`, with products by thin matrices alone."""
-    return _of_square(W, C, Z) - _of_square(V.mT, B.mT, Z)
+    return change_of_square(W, C, Z) - change_of_square(V.mT, B.mT, Z)
 
 
-def _of_square(W: Array, C: Array, Z: Array) -> Array:
+def change_of_square(W: Array, C: Array, Z: Array) -> Array:
     """(the change of W^T W by a change C of W) Z = C^T (W Z + C Z) + W^T (C Z): products by thin matrices alone."""
     moved = C @ Z
     return C.mT @ (W @ Z + moved) + W.mT @ moved

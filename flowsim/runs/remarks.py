@@ -40,7 +40,8 @@ def tolerance(run: Trajectory) -> float | None:
 
 
 def _size(run: Trajectory) -> float:
-    return float(np.linalg.norm(run.checkpoints.states, axis=1).max())
+    states = run.checkpoints.states
+    return float(np.einsum("ki,ki->k", states, states).max() ** 0.5)
 
 
 def unresolved(run: Trajectory) -> str:

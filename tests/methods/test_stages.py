@@ -11,7 +11,7 @@ from flowsim.methods.runge_kutta_steps import MIDDLE, RungeKuttaSteps, tableau
 from flowsim.methods.stages import FullStages, ThinStages, is_thin
 from flowsim.methods.steps import Counts, IntegrationFailure
 from flowsim.network import imbalance, unflatten
-from flowsim.network.moved import Moved
+from flowsim.network.moved import Moved, probed_drift
 
 SHAPES = [(5, 40, 30, 2), (2, 30, 40, 5), (1, 20, 20, 20, 1), (3, 50, 3), (4, 5, 20, 6)]
 
@@ -117,7 +117,12 @@ def test_a_moved_matrix_is_the_formed_one():
     for X in (rng.standard_normal((2, 5)), rng.standard_normal((3, 2, 5))):
         assert X @ moved == pytest.approx(X @ formed, abs=1e-13)
         assert moved.mT @ X.mT == pytest.approx(formed.mT @ X.mT, abs=1e-13)
-    assert (moved - base) @ np.eye(7) == pytest.approx(formed - base, abs=1e-13)
+    Z = rng.standard_normal((7, 2))
+    assert moved.square_change(Z) == pytest.approx((formed.mT @ formed - base.T @ base) @ Z, abs=1e-12)
+    start = rng.standard_normal((5, 7))
+    drift = probed_drift([start, start.T], [moved, formed.mT + 1.0], [np.eye(7)])
+    exact = formed.mT @ formed - (formed.mT + 1.0) @ (formed + 1.0)
+    assert drift[:, 0] ** 2 * 7 == pytest.approx((exact**2).sum((1, 2)), rel=1e-12)
 
 
 @pytest.mark.parametrize("dims", [(10, 12, 10), (2, 120, 200, 2)])
