@@ -50,15 +50,18 @@ class FullStages:
     """Each K_i as a vector."""
 
     def __init__(self, motion: Motion, count: int, size: int, counts: Counts) -> None:
-        self.motion, self.counts = motion, counts
+        self.motion, self.counts, self.dims = motion, counts, motion.problem.network.dims
         self.K = np.empty((count, size))
+        self.slopes = [unflatten(K, self.dims) for K in self.K]
 
     def begin(self, t: float, base: np.ndarray) -> np.ndarray | None:
         self.base = base
         return self._evaluated(0, t, base)
 
     def add(self, i: int, t: float, weights: np.ndarray) -> np.ndarray | None:
-        return self._evaluated(i, t, self.base + weights @ self.K[: len(weights)])
+        state = weights @ self.K[: len(weights)]
+        state += self.base
+        return self._evaluated(i, t, state)
 
     def _evaluated(self, i: int, t: float, state: np.ndarray) -> np.ndarray | None:
         self.counts.rhs_evaluations = (self.counts.rhs_evaluations or 0) + 1
@@ -66,9 +69,8 @@ class FullStages:
             self.K[i] = self.motion.velocity(t, state)
             return None
         problem = self.motion.problem
-        dims = problem.network.dims
-        W, factors = gradient_factors(problem.stacked_loss, unflatten(state, dims), problem.network.scale)
-        for (left, right), K in zip(factors, unflatten(self.K[i], dims), strict=True):
+        W, factors = gradient_factors(problem.stacked_loss, unflatten(state, self.dims), problem.network.scale)
+        for (left, right), K in zip(factors, self.slopes[i], strict=True):
             if left is None or right is None:
                 np.negative(np.asarray(right if left is None else left), out=K)
             else:
@@ -169,7 +171,7 @@ class ThinStages:
         return M.reshape(-1, self.rows, M.shape[-1])[used].reshape(-1, M.shape[-1])
 
     def layers(self, weights: np.ndarray) -> list[np.ndarray | Moved]:
-        used = np.flatnonzero(weights.any(axis=0))
+        used = np.union1d(0, np.flatnonzero(weights.any(axis=0)))
         thin = [[self._of_stages(M, used) for M in side] for side in (self.left, self.right)]
         return self._moved(weights[:, used], self.first[used], *thin)
 
@@ -186,9 +188,9 @@ class ThinStages:
     ) -> list[np.ndarray | Moved]:
         """The layers moved by stages with these weights, or by a stack of such."""
         c = np.repeat(weights, self.rows, axis=-1)
+        moved = (weights @ first.reshape(len(first), -1)).reshape(*weights.shape[:-1], *first.shape[1:])
         pairs = zip(self.W[1:], lefts, rights, strict=True)
-        later = [Moved(W, left, right, c) for W, left, right in pairs]
-        return self._in_order([self.W[0] + np.tensordot(weights, first, axes=1), *later])
+        return self._in_order([self.W[0] + moved, *(Moved(W, left, right, c) for W, left, right in pairs)])
 
 
 def _transposed(M: Any) -> Any:

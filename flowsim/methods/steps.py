@@ -140,8 +140,9 @@ def scale_of(y0: np.ndarray, y1: np.ndarray, rtol: float, atol: float) -> np.nda
 
 
 MOST_DEFECT = 10.0
-"""Of h ||p' - F(p)|| in the middle of a step with interpolant p, in units of the tolerance: about 1 where accuracy
-limits the step of DOP853, from 100 on where stability does."""
+"""Of h ||p' - F(p)|| in the middle of a step with interpolant p (a quarter in, where p has the flow's slope in the
+middle), in units of the tolerance: about 1 where accuracy limits the step of DOP853, from 100 on where stability does.
+"""
 # p' by the central difference of order 4; the last point is the middle itself
 STENCIL = 1e-3 * np.array([-2.0, -1.0, 1.0, 2.0, 0.0])
 DERIVATIVE = np.array([1.0, -8.0, 8.0, -1.0, 0.0]) / 12e-3

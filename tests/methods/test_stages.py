@@ -54,6 +54,7 @@ def test_thin_stages_are_full_ones(dims):
     for moved, layers in zip(thin.layers(weights), unflatten(states, dims), strict=True):
         identity = np.eye(layers.shape[-1])
         assert moved @ identity == pytest.approx(layers, abs=1e-12)
+    assert thin.layers(np.zeros((2, 5)))[1] @ np.eye(dims[2]) == pytest.approx(np.stack(2 * [unflatten(y, dims)[1]]))
     end = y + 0.1 * full.K[2]
     for stages in (full, thin):
         stages.shift(2, end)
