@@ -50,6 +50,8 @@ MOST_NEWTON, SOLVED = 4, 0.1
 """An iterate of Newton's method that was moved by less than SOLVED tolerances is taken."""
 LINEAR = 0.05
 """Of the tolerance: the error of conjugate gradients."""
+RELATIVE = 0.05
+"""Of what they solve for: the differences that are to come are made of it, however small it is."""
 MOST_PRODUCTS = 1000
 BLOCK = 8192
 DELAY = 4
@@ -278,16 +280,15 @@ class KrylovBDFSteps:
 def conjugate_gradients(
     product: Callable[[np.ndarray], np.ndarray], b: np.ndarray, allowed: float
 ) -> np.ndarray | None:
-    """x with A x = b for a symmetric A, products by which are given, A >= I: ||x - A^-1 b|| is at most about `allowed`.
+    """x with A x = b for a symmetric A >= I, products by which are given: ||x - A^-1 b|| is at most about `allowed`,
+    and the share RELATIVE of ||x||, in the norm x^T A x.
 
     None where A turns out not to be positive definite, or after MOST_PRODUCTS.
     """
     x, r = np.zeros_like(b), b.copy()
     p, square = r.copy(), float(r @ r)
-    gains: list[float] = []
-    for _ in range(MOST_PRODUCTS):
-        if square <= allowed**2:
-            return x
+    gains: list[float] = []  # of x^T A x; those to come are the square of the error
+    while square > 0 and len(gains) < MOST_PRODUCTS:
         Ap = product(p)
         curvature = float(p @ Ap)
         if not curvature > 0:
@@ -296,12 +297,13 @@ def conjugate_gradients(
         x += step * p
         r -= step * Ap
         gains.append(step * square)
-        if len(gains) > DELAY and sum(gains[-DELAY:]) <= allowed**2:
-            return x
         before, square = square, float(r @ r)
+        least = min(allowed**2, RELATIVE**2 * sum(gains))
+        if square <= least or (len(gains) > DELAY and sum(gains[-DELAY:]) <= least):
+            return x
         p *= square / before
         p += r
-    return None
+    return x if square == 0 else None
 
 
 @cache
