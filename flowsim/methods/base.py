@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
 
 from flowsim.checks import as_number
 from flowsim.errors import InputError
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from flowsim.methods.guard import Guarded
     from flowsim.methods.steps import Integrator, Movable
     from flowsim.problem import Problem
+
+Number = TypeVar("Number", float, "np.ndarray")
 
 LEAST_RTOL = 1e-13
 """Below this relative tolerance round-off in float64 decides, and step-size control fails."""
@@ -164,9 +166,9 @@ class Method(Family):
         method's steps, and what is kept of it beside the weights."""
         return motion.remaining(t)
 
-    def step_tolerance(self, size: float, count: int) -> float | None:
-        """What a step may err by, rtol size + atol count^(1/2), for `count` weights of norm `size`, ||W||_F; None where
-        no tolerance controls it."""
+    def step_tolerance(self, size: Number, count: int) -> Number | None:
+        """What a step may err by, rtol size + atol count^(1/2), for `count` weights of norm `size`, ||W||_F, or of
+        many norms; None where no tolerance controls it."""
         if self.tolerances is None:
             return None
         rtol, atol = self.tolerances

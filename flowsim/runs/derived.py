@@ -3,7 +3,7 @@ rate seen, and the scalars that ensembles, sweeps, comparisons and reports keep 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,29 +28,41 @@ ABOVE = 100.0
 """A value is resolved down to ABOVE times the greatest of the last steps, or of its rounding errors."""
 
 
-def _resolved_until(
-    time: np.ndarray,
-    excess: np.ndarray,
-    dissipated: np.ndarray,
-    gradient: float,
-    tolerance: float | None,
-    size: float,
-    rounding: float,
-) -> float | None:
-    """The end of the last step whose L - f* is resolved; None where that is the last of all.
+class Rows(NamedTuple):
+    """What M runs did, in K rows each: t, L - f* and the integral of ||grad L||_F^2 (M, K) after each step; kept
+    (M, K): whether the row is a step, or the start; one that is not repeats the row before."""
 
-    time, excess, dissipated: t, L - f* and the integral of ||grad L||_F^2 after each step; gradient: ||grad L||_F at
-    the end; tolerance: that of the steps, in ||.||_F of the weights, None where they are not controlled; size: ||W||_F
-    at the end; rounding: the absolute rounding error of L - f*.
+    time: np.ndarray
+    excess: np.ndarray
+    dissipated: np.ndarray
+    kept: np.ndarray
+
+
+def resolved_times(
+    steps: Rows,
+    gradient: np.ndarray,
+    tolerance: np.ndarray | None,
+    size: np.ndarray,
+    rounding: np.ndarray,
+) -> np.ndarray:
+    """(M): the end of the last step whose L - f* is resolved; inf where that is the last of all, or not known.
+
+    gradient: ||grad L||_F at the end; tolerance: that of the steps, in ||.||_F of the weights, None where they are not
+    controlled; size: ||W||_F at the end; rounding: the absolute rounding error of L - f*; each (M).
     """
-    if len(time) < 2 or not np.isfinite(excess).all() or excess[0] <= 0 or excess.min() < -DEEP * excess[0]:
-        return None
+    time, excess, _, kept = steps
+    first = excess[:, :1]
     error = EPSILON * size if tolerance is None else tolerance
-    resolved = _distance(time, excess, dissipated, gradient) > NEAR * error
+    resolved = kept & (_distances(steps, gradient) > NEAR * error[:, None])
+    resolved &= (excess > ABOVE * rounding[:, None]) | (excess == first)
+    usual = (np.isfinite(excess) & (excess >= -DEEP * first) | ~kept).all(1) & (first[:, 0] > 0) & (kept.sum(1) > 1)
     if tolerance is None:
-        resolved &= excess > _floor(time, excess, gradient)
-    resolved &= (excess > ABOVE * rounding) | (excess == excess[0])
-    return None if resolved[-1] else float(time[np.flatnonzero(resolved)[-1]])
+        every = zip(time, excess, kept, gradient, usual, strict=True)
+        floors = [_floor(t[k], e[k], g) if known else 0.0 for t, e, k, g, known in every]
+        resolved &= excess > np.array(floors)[:, None]
+    last = kept.shape[1] - 1 - kept[:, ::-1].argmax(1)
+    found = np.where(resolved, time, -np.inf).max(1)
+    return np.where(usual & ~resolved[np.arange(len(last)), last], found, np.inf)
 
 
 def rounding_of(loss: Loss) -> float:
@@ -58,21 +70,21 @@ def rounding_of(loss: Loss) -> float:
     return 0.0 if is_built_in(loss) else float(np.finfo(float).eps * abs(minimum_of(loss) or 0.0))
 
 
-def _distance(time: np.ndarray, excess: np.ndarray, dissipated: np.ndarray, gradient: float) -> np.ndarray:
-    """(K,): how far the weights are from the minimum after each step, in ||.||_F; inf at t = 0.
+def _distances(steps: Rows, gradient: np.ndarray) -> np.ndarray:
+    """(M, K): how far the weights are from the minimum after each step, in ||.||_F; inf at t = 0.
 
     At the distance d L - f* = c d^2 / 2 and ||grad L||_F = c d: c is half of ||grad L||_F^2 over L - f*, each in its
     mean over the step; where rounding of `dissipated` hides it, that of the end.
     """
-    first, last = excess[:-1], np.maximum(excess[1:], 0.0)
-    lost = np.diff(dissipated)
+    first, last = steps.excess[:, :-1], np.maximum(steps.excess[:, 1:], 0.0)
+    lost, length = np.diff(steps.dissipated), np.diff(steps.time)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
         ratio = np.log(first / last)
         mean = np.where(np.abs(ratio) > 1e-6, (first - last) / ratio, first)
-        curvature = lost / np.diff(time) / (2 * mean)
-        curvature = np.where(lost > ROUND_OFF * dissipated[-1], curvature, gradient * gradient / (2 * last[-1]))
-        found = np.sqrt(2 * last / curvature)
-    return np.append(np.inf, np.where(last > 0, found, 0.0))
+        at_end = (gradient * gradient)[:, None] / (2 * last[:, -1:])
+        curvature = np.where(lost > ROUND_OFF * steps.dissipated[:, -1:], lost / length / (2 * mean), at_end)
+        found = np.where(last > 0, np.sqrt(2 * last / curvature), 0.0)
+    return np.insert(found, 0, np.inf, axis=1)
 
 
 def _floor(time: np.ndarray, excess: np.ndarray, gradient: float) -> float:
@@ -98,18 +110,27 @@ def loss(record: Record, excess: np.ndarray) -> np.ndarray:
     return (minimum_of(record.problem.loss) or 0.0) + excess
 
 
+def relative_drift(change: np.ndarray, norms: Sequence[float] | np.ndarray) -> np.ndarray:
+    """||D_l(t) - D_l(0)||_F / max(1, ||D_l(0)||_F)."""
+    return change / np.maximum(1.0, norms)
+
+
 def imbalance_drift(record: Record) -> np.ndarray:
     """(S, L-1): ||D_l(t) - D_l(0)||_F / max(1, ||D_l(0)||_F)."""
-    return record.imbalance_change / np.maximum(1.0, record.problem.network.imbalance_norms)
+    return relative_drift(record.imbalance_change, record.problem.network.imbalance_norms)
+
+
+def unbalanced(energy: np.ndarray, dissipated: np.ndarray) -> np.ndarray:
+    """(E(0) - E(t) - what was dissipated) / E(0), the steps last."""
+    start = energy[..., :1]
+    return (start - energy - dissipated) / np.where(start == 0, 1.0, start)
 
 
 def energy_residual(record: Record) -> np.ndarray:
-    """(E(0) - E(t) - what was dissipated) / E(0) after each step, E = L - f* and what is stored beside; NaN where the
-    dynamics knows of no energy."""
+    """`unbalanced` after each step, E = L - f* and what is stored beside; NaN where the dynamics knows of no energy."""
     if not record.motion.has_energy:
         return np.full(len(record.steps.time), np.nan)
-    energy, dissipated = record.steps.energy, record.steps.dissipated
-    return (energy[0] - energy - dissipated) / (energy[0] or 1.0)
+    return unbalanced(record.steps.energy, record.steps.dissipated)
 
 
 def resolved_until(record: Record) -> float | None:
@@ -117,22 +138,35 @@ def resolved_until(record: Record) -> float | None:
     steps, end = record.steps, record.checkpoints.states[-1]
     if record.motion.structure != "gradient":
         return None  # neither the gradient nor what is dissipated tells how far away the minimum is
-    size = float(np.linalg.norm(end))
+    size, rounding = np.linalg.norm(end[None], axis=1), np.array([rounding_of(record.problem.loss)])
     tolerance = record.method.step_tolerance(size, len(end))
-    told = steps.time, steps.energy, steps.dissipated, float(record.gradient_norm[-1])
-    return _resolved_until(*told, tolerance, size, rounding_of(record.problem.loss))
+    rows = _alone(steps.time, steps.energy, steps.dissipated)
+    found = float(resolved_times(rows, record.gradient_norm[-1:], tolerance, size, rounding)[0])
+    return found if found < np.inf else None
+
+
+def _alone(time: np.ndarray, excess: np.ndarray, dissipated: np.ndarray) -> Rows:
+    """Those of one run."""
+    return Rows(time[None], excess[None], dissipated[None], np.ones((1, len(time)), bool))
+
+
+def rates_seen(steps: Rows, until: np.ndarray) -> np.ndarray:
+    """(M): log((L(0) - f*) / (L(t) - f*)) / t, t the end of the steps, or `until` (M) where that is earlier; NaN where
+    the loss has not changed by more than rounding."""
+    place = np.minimum((steps.time < until[:, None]).sum(1), steps.time.shape[1] - 1)[:, None]
+    first, (last, end) = steps.excess[:, 0], (np.take_along_axis(part, place, 1)[:, 0] for part in steps[1::-1])
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        fallen = np.log(first / last)
+        known = (last > 0) & (last < np.inf) & (first > 0) & (end > 0) & (np.abs(fallen) > ROUND_OFF)
+        return np.where(known, fallen / end, np.nan)
 
 
 def rate_seen(record: Record, until: float | None) -> float | None:
-    """log((L(0) - f*) / (L(t) - f*)) / t, t the end of the steps, or `until`; None where the loss has not changed by
-    more than rounding."""
-    time, excess = record.steps.time, record.steps.excess
-    place = len(time) - 1 if until is None else int(np.searchsorted(time, until))
-    first, last, end = float(excess[0]), float(excess[place]), float(time[place])
-    if not (0 < last < np.inf and first > 0 and end > 0):
-        return None
-    fallen = float(np.log(first / last))
-    return fallen / end if abs(fallen) > ROUND_OFF else None
+    """rates_seen of one run; None for NaN."""
+    steps = record.steps
+    rows = _alone(steps.time, steps.excess, steps.dissipated)
+    found = float(rates_seen(rows, np.array([np.inf if until is None else until]))[0])
+    return None if np.isnan(found) else found
 
 
 class Scalar(NamedTuple):

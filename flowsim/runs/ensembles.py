@@ -25,7 +25,8 @@ from flowsim.problem import Problem
 from flowsim.progress import Count, counting
 from flowsim.runs.derived import scalars
 from flowsim.runs.members import certified, column
-from flowsim.runs.record import Record, exit_code_of
+from flowsim.runs.paths import Result
+from flowsim.runs.record import exit_code_of
 from flowsim.runs.simulation import simulate
 from flowsim.runs.stopping import save_times
 from flowsim.values import Json
@@ -193,10 +194,6 @@ class _Settings:
         return self.method, self.t1, self.times, self.stop_loss, self.max_steps
 
 
-Result = tuple[np.ndarray, Json]
-"""A member's loss curve and its scalars."""
-
-
 def _drawn(draw: Draw, seed: int, k: int) -> Problem | str:
     """Member k, or why there is none."""
     try:
@@ -219,7 +216,7 @@ def _batches(draw: Draw, seed: int, count: int, settings: _Settings) -> Iterator
         with suppress(KeyboardInterrupt):
             for block in blocks:
                 problems = [_drawn(draw, seed, k) for k in block]
-                under_way.append(_Batch(block, problems, pool.submit(_records, problems, settings)))
+                under_way.append(_Batch(block, problems, pool.submit(_told, problems, settings)))
                 if len(under_way) == AHEAD:
                     yield under_way[0].block, under_way[0].results(settings)
                     under_way.popleft()
@@ -236,20 +233,20 @@ class _Batch:
 
     block: range
     problems: Sequence[Problem | str]
-    records: Future[list[Record | None]]
+    told: Future[list[Result | None]]
 
     def results(self, settings: _Settings) -> list[Result]:
-        """Theirs, in order; those of which there is no record are simulated by themselves."""
-        drawn = zip(self.problems, self.block, self.records.result(), strict=True)
+        """Theirs, in order; those of which nothing is told are simulated by themselves."""
+        drawn = zip(self.problems, self.block, self.told.result(), strict=True)
         with np.errstate(over="ignore", invalid="ignore"):  # a member that diverges is a row, not a warning
             return [_result(*member, settings) for member in drawn]
 
 
-def _records(problems: Sequence[Problem | str], settings: _Settings) -> list[Record | None]:
+def _told(problems: Sequence[Problem | str], settings: _Settings) -> list[Result | None]:
     """Of the members that can be taken side by side; a member whose compression is too coarse is taken again."""
-    records: list[Record | None] = [None] * len(problems)
+    results: list[Result | None] = [None] * len(problems)
     if not settings.method.side_by_side:
-        return records
+        return results
     from flowsim.runs.side_by_side import kind_of, side_by_side
 
     with np.errstate(over="ignore", invalid="ignore"), suppress(*MEMBER_FAILURES):  # each by itself then
@@ -265,12 +262,12 @@ def _records(problems: Sequence[Problem | str], settings: _Settings) -> list[Rec
                 chosen = [p for k in members if isinstance(p := problems[k], Problem)]
                 outcomes = side_by_side(chosen, [models[k] for k in members], *settings.walk)
                 for k, outcome in zip(members, outcomes, strict=True):
-                    if isinstance(outcome, Record):
-                        records[k] = outcome
+                    if isinstance(outcome, tuple):
+                        results[k] = outcome
                     elif outcome is not None:
                         finer[k] = outcome
             models = finer
-    return records
+    return results
 
 
 def _model(problem: Problem | str, settings: _Settings) -> Model | None:
@@ -284,22 +281,26 @@ def _model(problem: Problem | str, settings: _Settings) -> Model | None:
         return None
 
 
-def _result(problem: Problem | str, k: int, record: Record | None, settings: _Settings) -> Result:
-    """The loss curve on the grid, its last value held beyond the end, and the scalars; of a record, or by simulate."""
-    times = settings.times
+def _result(problem: Problem | str, k: int, told: Result | None, settings: _Settings) -> Result:
+    """The loss curve on the grid, its last value held beyond the end, and the scalars: as told, or by simulate."""
     if isinstance(problem, str):
-        return np.full(len(times), np.nan), {"status": "failed", "reason": problem}
+        return np.full(len(settings.times), np.nan), {"status": "failed", "reason": problem}
     try:
-        record = record or simulate(
-            problem,
-            settings.method.for_member(k),
-            dynamics=settings.dynamics,
-            t1=settings.t1,
-            save_points=times,
-            stop_loss=settings.stop_loss,
-            max_steps=settings.max_steps,
-        )
-        row = {**scalars(record), **certified(problem, settings.certificates, settings.dynamics)}
-        return np.interp(times, record.time, record.excess), row
+        curve, row = told or _alone(problem, k, settings)
+        return curve, {**row, **certified(problem, settings.certificates, settings.dynamics)}
     except MEMBER_FAILURES as error:
-        return np.full(len(times), np.nan), {"status": "failed", "reason": str(error) or type(error).__name__}
+        reason = str(error) or type(error).__name__
+        return np.full(len(settings.times), np.nan), {"status": "failed", "reason": reason}
+
+
+def _alone(problem: Problem, k: int, settings: _Settings) -> Result:
+    record = simulate(
+        problem,
+        settings.method.for_member(k),
+        dynamics=settings.dynamics,
+        t1=settings.t1,
+        save_points=settings.times,
+        stop_loss=settings.stop_loss,
+        max_steps=settings.max_steps,
+    )
+    return np.interp(settings.times, record.time, record.excess), scalars(record)

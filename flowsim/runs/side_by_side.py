@@ -1,7 +1,7 @@
 """Many networks of one shape at once: their cores are integrated together, in lanes of one compiled loop.
 
-Every member has its own steps and its own end; what happens to one does not touch the others. What it leaves is a
-Record, as that of a run of its own, from which the same numbers are derived.
+Every member has its own steps and its own end; what happens to one does not touch the others. What they leave are
+Paths, from which the numbers of their Records are derived for all of them together.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
 
 import numpy as np
 
@@ -22,10 +21,10 @@ from flowsim.methods.jax_support import LossArgument, Tree, as_argument, float64
 from flowsim.network import Network
 from flowsim.problem import Problem
 from flowsim.runs.descending import descending
-from flowsim.runs.record import Checkpoints, Record, Reduction, Steps, Work
+from flowsim.runs.paths import Paths, Result, told
 from flowsim.runs.recorder import GROWTH_LIMIT, growth_limit
 from flowsim.runs.together import Shape, Together, Told
-from flowsim.runs.walking import SAVED, Settings, Walked, tableau_of, walking
+from flowsim.runs.walking import Settings, Walked, tableau_of, walking
 
 TOGETHER, LANES = 256, 16
 """So many members are integrated by one compiled call, in groups of LANES, whose numbers fit into a fast cache; on a
@@ -34,38 +33,8 @@ CALL_BYTES = 2**29
 """What a call returns takes at most about this much memory; so do the losses of its descent."""
 
 
-@dataclass(frozen=True)
-class Paths:
-    """What B members did, in rows: the starts of steps and their ends, in order, or what was there before, repeated.
-
-    time, spent, excess (B, R): t, what was dissipated since the row before, L - f*; kept (B, R): whether the row is the
-    end of a step; watched (W): the rows where defect, fewer, moved (B, W) are known: the defect, what it would be with
-    a Krylov step fewer, and how far the weights have moved; saved: at the times to save, and last at the end, L - f*
-    and ||grad L||_F (B, S + 1) and the change of the imbalance (B, S + 1, L-1), NaN beyond a member's end; end (B),
-    final (B, size): where a member ends, its state there; steps (B); healthy (B): no step was refused for good; below
-    (B): whether the level of the loss was reached, at `end`; segment (B): how many rows the first segment of steps of
-    simulate has, 0 where that is not known.
-    """
-
-    time: np.ndarray
-    spent: np.ndarray
-    excess: np.ndarray
-    kept: np.ndarray
-    watched: np.ndarray
-    defect: np.ndarray
-    fewer: np.ndarray
-    moved: np.ndarray
-    saved: tuple[np.ndarray, ...]
-    end: np.ndarray
-    final: np.ndarray
-    steps: np.ndarray
-    healthy: np.ndarray
-    below: np.ndarray
-    segment: np.ndarray
-
-
-Outcome = Record | Model | None
-"""A record; the finer model that the member needs; None for a member that has to be simulated by itself."""
+Outcome = Result | Model | None
+"""Its result; the finer model that the member needs; None for a member that has to be simulated by itself."""
 
 
 def kind_of(model: Model) -> tuple[object, ...]:
@@ -102,25 +71,21 @@ def side_by_side(
 def _outcomes(
     problems: Sequence[Problem], models: Sequence[Model], method: Method, times: np.ndarray, paths: Paths
 ) -> list[Outcome]:
-    some, none = models[0], np.zeros_like(paths.defect)
-    nodes, errors, refused = paths.time[:, paths.watched], none, np.zeros(len(models), bool)
+    some, errors, refused = models[0], np.zeros_like(paths.defect), np.zeros(len(models), bool)
     if isinstance(some, CompressedModel) and not some.network.exact:
-        errors = some.estimate(nodes, paths.defect)
+        errors = some.estimate(paths.time[:, paths.watched], paths.defect)
         refused = np.asarray((errors > some.allowed(paths.moved))[:, 1:].any(1))
+    results = told(problems, models, method, times, paths, errors[:, -1])
+    bounded = np.all(paths.excess <= GROWTH_LIMIT * paths.excess[:, :1], axis=1)
     found: list[Outcome] = []
     for k, (problem, model) in enumerate(zip(problems, models, strict=True)):
-        if not (paths.healthy[k] and _bounded(problem, paths.excess[k])):
+        if not (paths.healthy[k] and (bounded[k] or (paths.excess[k] <= growth_limit(problem)).all())):
             found.append(None)
         elif refused[k]:
             found.append(_finer(model, paths, k) if isinstance(model, CompressedModel) else None)
         else:
-            found.append(_record(problem, model, method, times, paths, (nodes[k], errors[k]), k))
+            found.append(results[k])
     return found
-
-
-def _bounded(problem: Problem, excess: np.ndarray) -> bool:
-    """Whether the loss has not grown as far as of a run that diverges, which is rarely asked of the problem."""
-    return bool((excess <= GROWTH_LIMIT * excess[0]).all() or (excess <= growth_limit(problem)).all())
 
 
 def _finer(model: CompressedModel, paths: Paths, k: int) -> Model | None:
@@ -132,41 +97,6 @@ def _finer(model: CompressedModel, paths: Paths, k: int) -> Model | None:
         return None
     finer = model.finer(nodes, defect, fewer, float(moved[-1]))
     return finer if isinstance(finer, CompressedModel) else None
-
-
-def _record(
-    problem: Problem,
-    model: Model,
-    method: Method,
-    times: np.ndarray,
-    paths: Paths,
-    estimate: tuple[np.ndarray, np.ndarray],
-    k: int,
-) -> Record:
-    """The record of member k; estimate: that of its compression's error, with its times."""
-    kept, end = paths.kept[k].copy(), float(paths.end[k])
-    kept[0] = True
-    inside = times <= end * SAVED
-    places = np.flatnonzero(np.append(inside, times[inside][-1] < end))
-    saved = np.append(times, end)[places]
-    excess, norms, drift = (part[k, places] for part in paths.saved)
-    states = np.stack([_initial(model), paths.final[k]])
-    error = np.interp(saved, *estimate) if isinstance(model, CompressedModel) else np.full(len(saved), model.error)
-    return Record(
-        problem=problem,
-        method=method,
-        status="converged" if paths.below[k] else "completed",
-        detail="",
-        time=saved,
-        excess=excess,
-        gradient_norm=norms,
-        imbalance_change=drift,
-        steps=Steps(paths.time[k, kept], paths.excess[k, kept], np.cumsum(paths.spent[k, kept])),
-        checkpoints=Checkpoints(saved[[0, -1]], states),
-        reduction=Reduction(model.network if isinstance(model, CompressedModel) else None, error, model.reason),
-        stats=cast(Work, {**dict.fromkeys(Work.__annotations__), "steps": int(paths.steps[k])}),  # the rest is told of
-        # all together
-    )
 
 
 # ------------------------------------------------------------------------------------------------------- into lanes
@@ -188,13 +118,6 @@ def _surroundings(model: Model) -> Sequence[np.ndarray]:
     if isinstance(model, CompressedModel):
         return model.network.bases.coordinates(model.network.steps + model.network.halo)
     return model.problem.network.weights
-
-
-def _initial(model: Model) -> np.ndarray:
-    """The core's weights as one vector."""
-    dims = _shape(model).dims
-    corners = zip(_surroundings(model), pairwise(dims), strict=True)
-    return np.concatenate([W[:rows, :columns].ravel() for W, (rows, columns) in corners])
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from flowsim.methods import Diffrax
 from flowsim.methods.diffrax_steps import solver_of
 from flowsim.methods.jax_support import LossArgument, Tree
 from flowsim.network import backpropagate, unflatten
+from flowsim.runs.paths import SAVED
 from flowsim.runs.recorder import BELOW
 from flowsim.runs.together import Defects, Equations, Groups, Shape, Together, Told, norm, with_row
 
@@ -26,8 +27,6 @@ CROSSINGS = 12
 LOCATED = 1e-12
 """Relative: a crossing is located where an iteration moves it by less, the noise of the loss."""
 TINY = np.finfo(float).tiny
-SAVED = 1 + 1e-14
-"""A time that exceeds the end by rounding is the end."""
 
 
 class Tableau(NamedTuple):

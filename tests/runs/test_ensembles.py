@@ -49,6 +49,7 @@ def test_members_are_what_simulate_gives():
         assert runs.excess[k, : len(kept)] == pytest.approx(run.excess[:-1], rel=1e-8)
         assert runs.excess[k, -1] == pytest.approx(1e-6 * runs.excess[k, 0], rel=1e-9)
     assert len(runs.failed) == 0
+    assert list(runs.scalars) == list(SCALARS)
     assert "members a second" in runs.summary()
     assert dict(runs.dataset.sizes) == {"member": 11, "time": 9}
 

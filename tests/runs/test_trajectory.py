@@ -11,7 +11,7 @@ from flowsim.methods import METHODS as METHODS_BY_NAME
 from flowsim.methods import method_named
 from flowsim.runs import encoding
 from flowsim.runs import recorder as simulation
-from flowsim.runs.derived import _resolved_until as resolved_until
+from flowsim.runs.derived import Rows, rates_seen, resolved_times
 
 
 @pytest.fixture
@@ -299,11 +299,45 @@ def test_a_run_from_the_minimum_has_no_rate():
         assert "rate" in run.summary()
 
 
+def resolved_until(time, excess, dissipated, gradient, tolerance):
+    """resolved_times of one run, without rounding; None for inf."""
+    rows = Rows(time[None], excess[None], dissipated[None], np.ones((1, len(time)), bool))
+    allowed, none = None if tolerance is None else np.array([tolerance]), np.zeros(1)
+    (found,) = resolved_times(rows, np.array([gradient]), allowed, none, none)
+    return found if found < np.inf else None
+
+
+@pytest.mark.parametrize("controlled", [True, False])
+def test_many_runs_are_told_as_each_alone(controlled):
+    """Of all lengths, with rows repeated at the end and between, resolved and not, one at its minimum at the start."""
+    rng, runs = np.random.default_rng(0), []
+    for k, length in enumerate((1, 2, 9, 30, 40, 40, 25)):
+        time = np.append(0.0, np.sort(rng.uniform(0.1, 4.0, length)))
+        excess = 2.0 * np.exp(-9 * time) + (2e-12 if k % 2 else 0.0)
+        runs.append((time, excess if k < 6 else 0 * excess))
+    gradient, size = np.full(len(runs), 1e-2), np.ones(len(runs))
+    tolerance, none = (1e-7 * size if controlled else None), 0 * size
+    repeats = [np.append(rng.integers(1, 3, len(t) - 1), 0) for t, _ in runs]
+    width = 2 + max(sum(more) for more in repeats)
+    places = [np.repeat(np.arange(len(more)), np.append(more[:-1], width - more.sum())) for more in repeats]
+    time, excess = (np.array([run[i][at] for run, at in zip(runs, places, strict=True)]) for i in (0, 1))
+    kept = np.array([np.append(True, np.diff(at) > 0) for at in places])
+    many = Rows(time, excess, excess[:, :1] - excess, kept)
+    until = resolved_times(many, gradient, tolerance, size, none)
+    rates = rates_seen(many, until)
+    assert 0 < np.isfinite(until).sum() < len(runs)
+    for k, (t, e) in enumerate(runs):
+        one, at = Rows(t[None], e[None], (e[0] - e)[None], np.ones((1, len(t)), bool)), slice(k, k + 1)
+        allowed = None if tolerance is None else tolerance[at]
+        assert resolved_times(one, gradient[at], allowed, size[at], none[at]) == until[at]
+        np.testing.assert_array_equal(rates_seen(one, until[at]), rates[at])
+
+
 @pytest.mark.parametrize("first", [0.0, -1e-16])
 def test_where_nothing_was_above_the_minimum_no_loss_is_unresolved(first):
     time = np.linspace(0.0, 1.0, 50)
     for tolerance in (None, 1e-8):
-        assert resolved_until(time, np.full(50, first), np.zeros(50), 1e-9, tolerance, 0.0, 0.0) is None
+        assert resolved_until(time, np.full(50, first), np.zeros(50), 1e-9, tolerance) is None
 
 
 @pytest.mark.parametrize(("level", "floor"), [(0.5e-6, True), (2e-6, False)])
@@ -312,7 +346,7 @@ def test_a_floor_lies_below_a_millionth_of_the_first_value(level, floor):
     time = np.linspace(0.0, 1.0, 101)
     excess = 3.0 * np.maximum(np.exp(-40 * time), level)
     gradient = np.sqrt(1000 * excess[-1])  # promises a fall by exp(-50) in a twentieth of the time
-    found = resolved_until(time, excess, 3.0 - excess, gradient, None, 0.0, 0.0)
+    found = resolved_until(time, excess, 3.0 - excess, gradient, None)
     assert found == (time[excess > 3e-6][-1] if floor else None)
 
 
@@ -321,7 +355,7 @@ def test_a_floor_of_rounding_below_the_minimum():
     time = np.linspace(0.0, 1.0, 50)
     excess = np.where(time < 0.5, 10.0 ** (-25 * time), -1e-16)
     for tolerance in (None, 1e-8):
-        assert resolved_until(time, excess, 1 - excess, 1e-3, tolerance, 0.0, 0.0) == time[time < 0.5][-1]
+        assert resolved_until(time, excess, 1 - excess, 1e-3, tolerance) == time[time < 0.5][-1]
 
 
 @pytest.mark.parametrize(("slope", "t1", "rose"), [(1.0, 1e-3, False), (0.0, 1.0, False), (-1.0, 0.1, True)])
