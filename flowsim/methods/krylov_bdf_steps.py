@@ -50,8 +50,8 @@ MOST_NEWTON, SOLVED = 4, 0.1
 """An iterate of Newton's method that was moved by less than SOLVED tolerances is taken."""
 LINEAR = 0.05
 """Of the tolerance: the error of conjugate gradients."""
-RELATIVE = 0.05
-"""Of what they solve for: the differences that are to come are made of it, however small it is."""
+RELATIVE = 0.1
+"""Of d, however small it is: the differences that are to come are made of it."""
 MOST_PRODUCTS = 1000
 BLOCK = 8192
 DELAY = 4
@@ -191,7 +191,7 @@ class KrylovBDFSteps:
             return None
         linear = self._linear(end, predicted)
         z = linear.coordinates(psi)
-        solution = self._without_stiffness(linear, c, -c * linear.gradient() - z, allowed)
+        solution = self._without_stiffness(linear, c, -c * linear.gradient() - z, allowed, RELATIVE)
         if solution is None:
             return None
         d = linear.lifted(solution + z)
@@ -226,7 +226,9 @@ class KrylovBDFSteps:
     def _count(self, gradients: int) -> None:
         self.counts.rhs_evaluations = (self.counts.rhs_evaluations or 0) + gradients
 
-    def _without_stiffness(self, linear: Linear, c: float, z: np.ndarray, allowed: float) -> np.ndarray | None:
+    def _without_stiffness(
+        self, linear: Linear, c: float, z: np.ndarray, allowed: float, share: float = np.inf
+    ) -> np.ndarray | None:
         """(I - c J)^-1 z; None where conjugate gradients find that I - c J is not positive definite, or no end."""
         if not np.isfinite(z).all():
             return None
@@ -237,7 +239,7 @@ class KrylovBDFSteps:
             products += 1
             return v + c * linear.hessian(v)
 
-        solution = conjugate_gradients(product, z, allowed)
+        solution = conjugate_gradients(product, z, allowed, share)
         self._count(products if self.thin else 2 * products)
         return solution
 
@@ -278,17 +280,18 @@ class KrylovBDFSteps:
 
 
 def conjugate_gradients(
-    product: Callable[[np.ndarray], np.ndarray], b: np.ndarray, allowed: float
+    product: Callable[[np.ndarray], np.ndarray], b: np.ndarray, allowed: float, share: float = np.inf
 ) -> np.ndarray | None:
     """x with A x = b for a symmetric A >= I, products by which are given: ||x - A^-1 b|| is at most about `allowed`,
-    and the share RELATIVE of ||x||, in the norm x^T A x.
+    and at most that share of ||x||, both in the norm (x^T A x)^(1/2), which is no less than the Euclidean one.
 
     None where A turns out not to be positive definite, or after MOST_PRODUCTS.
     """
     x, r = np.zeros_like(b), b.copy()
     p, square = r.copy(), float(r @ r)
     gains: list[float] = []  # of x^T A x; those to come are the square of the error
-    while square > 0 and len(gains) < MOST_PRODUCTS:
+    least = allowed**2 if share == np.inf else 0.0
+    while square > least and len(gains) < MOST_PRODUCTS:
         Ap = product(p)
         curvature = float(p @ Ap)
         if not curvature > 0:
@@ -298,12 +301,12 @@ def conjugate_gradients(
         r -= step * Ap
         gains.append(step * square)
         before, square = square, float(r @ r)
-        least = min(allowed**2, RELATIVE**2 * sum(gains))
-        if square <= least or (len(gains) > DELAY and sum(gains[-DELAY:]) <= least):
+        least = min(allowed, share * sum(gains) ** 0.5) ** 2
+        if len(gains) > DELAY and sum(gains[-DELAY:]) <= least:
             return x
         p *= square / before
         p += r
-    return x if square == 0 else None
+    return x if square <= least else None
 
 
 @cache
