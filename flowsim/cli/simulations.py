@@ -67,7 +67,7 @@ def simulate(
     ] = False,
     weight_decay: WeightDecay = 0.0,
     dynamics: Dynamics = None,
-    resume: Annotated[Path | None, Parameter(help="Go on with this saved run to t1.")] = None,
+    resume: Annotated[Path | None, Parameter(help="Go on with this saved run to t1, by its method or --method.")] = None,
     global_error: Annotated[bool, Parameter(negative="", help="Say how far the run is from the exact flow.")] = False,
     out: Annotated[Path | None, Parameter(help="Write the trajectory there as NetCDF.")] = None,
     json_: Json = False,
@@ -162,12 +162,14 @@ def _resumed(path: Path, config: RunConfig, inputs: Mapping[str, object]) -> Tra
     from flowsim.runs.simulation import resume as run
 
     usual = RunConfig.build(t1=config.t1)
-    own = ("method", "reduce", "dynamics", *OF_THE_METHOD, *OF_THE_PROBLEM)
+    own = ("reduce", "dynamics", *OF_THE_METHOD, *OF_THE_PROBLEM)
     given = [name for name in own if getattr(config, name) != getattr(usual, name)]
     given += [name for name, value in inputs.items() if value not in (None, "squared")]
     if given:
         raise InputError(f"Argument `{given[0]}` must not be given with --resume: the saved run brings its own.")
-    return run(load(path), progress=progress(config.t1), **config.simulate_arguments(but={"reduce", "dynamics"}))
+    method = None if config.method == usual.method else config.method
+    arguments = config.simulate_arguments(but={"reduce", "dynamics"})
+    return run(load(path), method=method, progress=progress(config.t1), **arguments)
 
 
 def compare(

@@ -44,7 +44,7 @@ class Levels:
 
     @cached_property
     def again(self) -> Trajectory | None:
-        """The same method on the same problem from the first checkpoint, gone on with where the run was; None where it
+        """The same methods on the same problem from the first checkpoint, gone on with where the run was; None where it
         cannot be run again."""
         if not self.end:
             return None
@@ -52,12 +52,17 @@ class Levels:
         try:
             again = self._simulated(
                 lambda **same: simulate(
-                    self.problem, self.method, t1=first, dynamics=self.motion.dynamics, reduce="never", **same
+                    self.problem, self.run.methods[0], t1=first, dynamics=self.motion.dynamics, reduce="never", **same
                 ),
                 first,
             )
-            for end in later:
-                again = self._simulated(lambda so_far=again, end=end, **same: resume(so_far, t1=end, **same), end)
+            for end, method in zip(later, self.run.methods[1:], strict=True):
+                again = self._simulated(
+                    lambda so_far=again, end=end, method=method, **same: resume(
+                        so_far, t1=end, method=method, **same
+                    ),
+                    end,
+                )
         except FlowsimError:
             return None
         self.advanced(len(self.times) - 1)

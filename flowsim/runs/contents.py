@@ -82,6 +82,7 @@ class Contents(Part):
     weight_decay: Nonnegative = 0.0
     dynamics: dict[str, JsonValue] = Field(default_factory=GradientFlow().describe)
     restarts: list[Positive] = Field(default_factory=list)
+    before: list[dict[str, JsonValue]] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def fits(self) -> Contents:
@@ -89,6 +90,8 @@ class Contents(Part):
         counts, dims = self.reduction.counts, self.dims
         if any(later <= earlier for earlier, later in pairwise(self.restarts)):
             raise ValueError("`restarts` must ascend, but they do not")
+        if self.before and len(self.before) != len(self.restarts):
+            raise ValueError("`before` must be a method for each of `restarts`, or none, but it is not")
         if self.reduction.steps is None:
             return self
         if len(self.reduction.imbalance_norms) != len(dims) - 2:

@@ -47,6 +47,7 @@ def write(trajectory: Trajectory, path: str | Path) -> None:
         "provenance": dict(trajectory.provenance),
         "reduction": reduction,
         "restarts": list(trajectory.restarts),
+        "before": [method.describe() for method in trajectory.before],
     }
     states = ("checkpoint_time", "weight"), trajectory.checkpoints.states
     dataset = dataset_of(trajectory).assign(checkpoint_state=states)

@@ -147,6 +147,7 @@ def _restored(
         stats=record["stats"],
         provenance=contents.provenance,
         restarts=tuple(contents.restarts),
+        before=tuple(method_of(earlier, path) for earlier in contents.before),
         dynamics=dynamics,
     )
     _check_times(run, path)

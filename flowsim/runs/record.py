@@ -136,7 +136,8 @@ class Record:
     said of it; time (S): saved times; excess (S): L - f* (L where f* is unknown); gradient_norm (S): ||grad L||_F;
     imbalance_change (S, L-1): ||D_l(t) - D_l(0)||_F; steps: every step; checkpoints: some states; reduction: whether
     and how the width was compressed, with the error estimate; stats: the work; restarts: the times at which it was
-    resumed; provenance: versions and settings; dynamics: what the weights obey.
+    resumed; before: the methods until each of them, where they were not all `method`; provenance: versions and
+    settings; dynamics: what the weights obey.
 
     Where the change of D_l costs much more than a gradient and the width was not compressed, imbalance_change is an
     estimate from 16 random vectors of signs, of a standard error of at most 18 %: `drift_is_estimated`.
@@ -160,7 +161,13 @@ class Record:
     stats: Work
     provenance: Mapping[str, Any] = field(default_factory=dict)
     restarts: tuple[float, ...] = ()
+    before: tuple[Method, ...] = ()
     dynamics: Dynamics = field(default_factory=GradientFlow)
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The method of each part, from one restart to the next."""
+        return *(self.before or (self.method,) * len(self.restarts)), self.method
 
     def __post_init__(self) -> None:
         _guard(self)

@@ -87,11 +87,12 @@ class Recorder:
         compiled = self.method.compile_seconds()
         begun = clock.perf_counter()
         t, state = begin()
+        first = t
         while not self.status:
             try:
                 integrator = self.method.start(self._motion, t, state, t1)
             except InputError as refusal:  # the model has outgrown the method
-                if t == 0.0:
+                if t == first:
                     raise
                 self.status, self.detail = "diverged", str(refusal)
                 break
@@ -229,7 +230,7 @@ class Recorder:
         kept, beside = run.checkpoints.states, run.checkpoints.beside
         stack = np.concatenate([kept, beside]) if len(beside) else kept
         end = float(self.save_times[-1])
-        model, stack = resumed_model(self.whole, run.method, reduction.network, reduction.reason, record, stack, end)
+        model, stack = resumed_model(self.whole, self.method, reduction.network, reduction.reason, record, stack, end)
         states = np.hstack([stack[: len(kept)], stack[len(kept) :]]) if len(beside) else stack
         self._use(model)
         steps, change = run.steps, np.diff(run.steps.dissipated, prepend=0.0)

@@ -12,7 +12,7 @@ from flowsim.checks import as_choice, as_count, as_number
 from flowsim.dynamics import Dynamics, Motion, as_dynamics
 from flowsim.errors import InputError
 from flowsim.losses import UnknownLoss
-from flowsim.methods import Method, as_method
+from flowsim.methods import ATOL, RTOL, Method, as_method, method_named
 from flowsim.problem import Problem
 from flowsim.progress import Progress, following
 from flowsim.runs.provenance import provenance_of, versions
@@ -97,6 +97,7 @@ def resume(
     trajectory: Trajectory,
     *,
     t1: float,
+    method: Method | str | None = None,
     save_points: int | Sequence[float] | np.ndarray = 101,
     stop_loss: float | None = None,
     stop_gradient: float | None = None,
@@ -109,6 +110,9 @@ def resume(
     The method, the loss and the width compression with its error estimate are the trajectory's; save_points are those
     after its end. A level of stop_loss stays relative to L(0), max_steps and wall_limit count from here. An adaptive
     method looks for its step size anew.
+    method: another one to go on with, by itself or by name (then at the trajectory's tolerances), where the problem
+    has turned stiff. It stands for the whole run from then on: it must be controlled by tolerances as the first one
+    is, no tighter than that, and must not promise to keep invariants that the first did not.
     stop_gradient, progress: as for simulate.
     Raises InputError for arguments out of range, a t1 that is not beyond the end, a trajectory that has diverged, or
     one that was loaded without what it takes to go on (its own loss; a generator's draw in compressed form).
@@ -121,18 +125,19 @@ def resume(
     True
     """
     begun, t1 = float(as_trajectory(trajectory).time[-1]), as_number(t1, "t1", above=float(trajectory.time[-1]))
-    problem, method = trajectory.problem, trajectory.method
+    problem = trajectory.problem
     if trajectory.status == "diverged":
         raise InputError(
             "Argument `trajectory` must not have diverged; simulate again with a smaller step or tolerance."
         )
-    if method.kind.recorded:
+    if trajectory.method.kind.recorded:
         raise InputError(
             "Argument `trajectory` was recorded elsewhere, and what trained it is not known;"
             " simulate(Problem(loss, trajectory.network_at(trajectory.time[-1]))) goes on from its end."
         )
     if isinstance(problem.loss, UnknownLoss):
         raise InputError("Argument `trajectory` was loaded without its own loss; pass it to load(path, loss=...).")
+    method = _successor(trajectory, method)
     if np.ndim(save_points) == 0:
         save_points = np.linspace(begun, t1, as_count(save_points, "save_points", least=2))
     times = save_times(method, t1, save_points)
@@ -141,5 +146,38 @@ def resume(
         run = Recorder(trajectory.motion, method, times[times > begun], stopping, tell)
         longer = run.to_end(t1, lambda: run.resume(trajectory))
     configuration = {**trajectory.provenance.get("configuration", {}), "t1": t1}
+    if method != trajectory.method:
+        configuration |= provenance_of(method)["configuration"]
     provenance = {**trajectory.provenance, **versions(), "configuration": configuration}
-    return replace(longer, provenance=provenance, restarts=(*trajectory.restarts, begun))
+    before = trajectory.methods if method != trajectory.method or trajectory.before else ()
+    return replace(longer, provenance=provenance, restarts=(*trajectory.restarts, begun), before=before)
+
+
+def _successor(trajectory: Trajectory, method: Method | str | None) -> Method:
+    """The method that goes on with a trajectory. Raises InputError where it cannot stand for the whole run."""
+    first = trajectory.method
+    if method is None:
+        return first
+    if isinstance(method, str):
+        rtol, atol = first.tolerances or (RTOL, ATOL)
+        method = method_named(method, rtol=rtol, atol=atol)
+    method = as_method(method)
+    if method == first:
+        return first
+    if first.tolerances is None or method.tolerances is None:
+        which = first if first.tolerances is None else method
+        raise InputError(
+            f"Argument `method` must be controlled by tolerances, as what it goes on from, but {which.name} is not;"
+            " simulate from the end, fs.Problem(loss, run.network_at(run.time[-1])), instead."
+        )
+    if any(new < old for new, old in zip(method.tolerances, first.tolerances, strict=True)):
+        raise InputError(
+            f"Argument `method` must be no tighter than the run that it goes on with, rtol {first.tolerances[0]:g} and"
+            f" atol {first.tolerances[1]:g}, whose errors stay, but it is {method}."
+        )
+    if method.kind.keeps_invariants and not first.kind.keeps_invariants:
+        raise InputError(
+            f"Argument `method` must not promise more than the run that it goes on with: {method.name} keeps every D_l"
+            f" to round-off, {first.name} does not."
+        )
+    return method

@@ -99,3 +99,50 @@ def test_what_cannot_be_gone_on_with(tmp_path):
     run.save(tmp_path / "run.nc")
     with pytest.raises(InputError, match="seed is not known"):
         fs.resume(fs.load(tmp_path / "run.nc"), t1=2e-5)
+
+
+def stiff():
+    loss = fs.LeastSquares(np.diag([1.0, 30.0]), np.ones((2, 1)))
+    return fs.Problem(loss, fs.fan_in((2, 3, 1), seed=0))
+
+
+def test_another_method_goes_on(tmp_path):
+    half = fs.simulate(stiff(), fs.Scipy(rtol=1e-6, atol=1e-8), t1=1.0)
+    whole, both = fs.simulate(stiff(), t1=20.0), fs.resume(half, t1=20.0, method="krylov-bdf")
+    assert both.method == fs.KrylovBDF(1e-6, 1e-8)
+    assert both.status == "completed"
+    assert both.stats["steps"] < 0.5 * whole.stats["steps"]
+    assert both.product_at(20.0) == pytest.approx(whole.product_at(20.0), abs=1e-5)
+    both.save(tmp_path / "both.nc")
+    back = fs.load(tmp_path / "both.nc")
+    assert (back.method, back.restarts) == (both.method, (1.0,))
+    assert back.provenance["configuration"]["method"] == "krylov-bdf"
+    assert fs.diagnose(back).verdict == fs.diagnose(half).verdict
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("gauss-legendre", "promise more"),
+        (fs.GradientDescent(1e-3), "controlled by tolerances"),
+        (fs.Scipy("Radau", 1e-10, 1e-10), "no tighter"),
+        (fs.Scipy("Radau", 1e-8, 1e-12), "no tighter"),
+        ("radua", "did you mean radau"),
+        (3, "must be a method"),
+    ],
+)
+def test_another_method_must_stand_for_the_whole_run(method, words):
+    half = fs.simulate(stiff(), t1=0.1)
+    with pytest.raises(InputError, match=words):
+        fs.resume(half, t1=0.2, method=method)
+
+
+def test_descent_is_not_gone_on_with_as_a_flow():
+    with pytest.raises(InputError, match="controlled by tolerances"):
+        fs.resume(fs.simulate(stiff(), fs.GradientDescent(1e-3), t1=0.1), t1=0.2, method="dop853")
+
+
+def test_another_method_must_be_made_for_the_dynamics():
+    half = fs.simulate(stiff(), t1=0.1, dynamics=fs.HeavyBall(1.0))
+    with pytest.raises(InputError, match="HeavyBall"):
+        fs.resume(half, t1=0.2, method="krylov-bdf")
