@@ -15,6 +15,7 @@ with np.load(path) as arrays:
 weights = [task[f"W{k}"] for k in range(1, sum(key.startswith("W") for key in task) + 1)]
 if "G" in task:
     values, vectors = np.linalg.eigh(task["G"])
+    values, vectors = values[values > 1e-12 * values[-1]], vectors[:, values > 1e-12 * values[-1]]
     loss: object = fs.LeastSquares(
         np.sqrt(values)[:, None] * vectors.T, (vectors.T @ task["H"]) / np.sqrt(values)[:, None]
     )

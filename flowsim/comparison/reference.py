@@ -11,7 +11,8 @@ import numpy as np
 
 from flowsim.dynamics import Motion, as_motion
 from flowsim.errors import InputError, NumericalFailure
-from flowsim.methods import GaussLegendre, Method, Scipy
+from flowsim.methods import RKC, Auto, GaussLegendre, KrylovBDF, Method, Scipy
+from flowsim.methods.steps import spectral_radius
 from flowsim.problem import Problem
 from flowsim.runs.simulation import simulate
 from flowsim.runs.trajectory import Trajectory
@@ -20,6 +21,11 @@ REFERENCE = Scipy("DOP853", 1e-13, 1e-15)
 CHECK = GaussLegendre(4, 1e-12, 1e-14)
 OTHER_CHECK = Scipy("Radau", 1e-11, 1e-13)
 """For a dynamics that is neither a gradient flow nor has momentum."""
+STABILITY_GRADIENTS = 2.0
+"""That DOP853 takes a unit of time and |lambda|_max at its stability bound."""
+STIFF_REFERENCE, STIFF_CHECK = KrylovBDF(1e-12, 1e-14), RKC(1e-9, 1e-11)
+"""For a gradient flow that is so stiff that REFERENCE would take MOST_WORK, in gradients times weights."""
+MOST_WORK, PROBE = 1e9, Auto(1e-6, 1e-8)
 REFERENCE_SHARE = 10
 """A comparison's reference may take as long as this many of its runs."""
 
@@ -48,23 +54,38 @@ class Reference:
 
 
 def solve_reference(motion: Motion | Problem, times: np.ndarray, time_limit: float = np.inf) -> Reference:
-    """The weights at the times (the first 0) by DOP853 at rtol 1e-13, on the full weights where there are any; their
-    uncertainty from a second method.
+    """The weights at the times (the first 0) by DOP853 at rtol 1e-13, or by krylov-bdf at 1e-12 where a flow is very
+    stiff, on the full weights where there are any; their uncertainty from a second method.
 
     Every time is the end of a step: dense output is less accurate than steps are where stability limits these.
     Raises InputError where either method needs more than time_limit seconds, NumericalFailure where one breaks down.
     """
     motion = as_motion(motion)
-    checking = OTHER_CHECK if motion.structure == "general" else CHECK
+    reference, checking = _methods(motion, times, time_limit)
     check = weights_of(_solved(motion, checking, times, time_limit))
     if getattr(motion.problem.network, "is_dense", False):
-        weights = _landed(motion, times, time_limit)
+        weights = _landed(motion, reference, times, time_limit)
     else:
-        found = weights_of(_solved(motion, REFERENCE, times, time_limit))
+        found = weights_of(_solved(motion, reference, times, time_limit))
         weights = [found(float(t)) for t in times]
     change = _distance(weights[-1], weights[0]) or 1.0
     gaps = [_distance(check(float(t)), W) / change for t, W in zip(times, weights, strict=True)]
     return Reference(times, weights, change, max(gaps), checking)
+
+
+def _methods(motion: Motion, times: np.ndarray, time_limit: float) -> tuple[Method, Method]:
+    """The reference, and what checks it."""
+    if motion.structure != "gradient":
+        return REFERENCE, OTHER_CHECK if motion.structure == "general" else CHECK
+    run = _solved(motion, PROBE, times, time_limit)
+    kept, integrated = run.checkpoints, run.simulated_motion
+    radius = max(
+        integrated.radius(t, state, lambda product, size: spectral_radius(product, np.ones(size))[0])
+        for t, state in ((0.0, kept.whole(0)), (float(times[-1]), kept.whole(len(kept.times) - 1)))
+    )
+    if STABILITY_GRADIENTS * radius * float(times[-1]) * motion.size > MOST_WORK:
+        return STIFF_REFERENCE, STIFF_CHECK
+    return REFERENCE, CHECK
 
 
 def _solved(motion: Motion, method: Method, times: np.ndarray, time_limit: float) -> Trajectory:
@@ -87,11 +108,11 @@ def _too_far(times: np.ndarray, reached: float, time_limit: float) -> InputError
     )
 
 
-def _landed(motion: Motion, times: np.ndarray, time_limit: float) -> list[list[np.ndarray]]:
-    """The weights at the times, each the end of a step of REFERENCE."""
+def _landed(motion: Motion, method: Method, times: np.ndarray, time_limit: float) -> list[list[np.ndarray]]:
+    """The weights at the times, each the end of a step."""
     states, deadline = [motion.initial_state], clock.perf_counter() + time_limit
     for t, end in pairwise(times):
-        integrator = REFERENCE.start(motion, float(t), states[-1], float(end))
+        integrator = method.start(motion, float(t), states[-1], float(end))
         while integrator.t < integrator.t1:
             if clock.perf_counter() > deadline:
                 raise _too_far(times, integrator.t, time_limit)
