@@ -25,12 +25,11 @@ import numpy as np
 from peers import PEERS, TooLong, torch_sgd
 
 import flowsim as fs
+from flowsim.named_problems import QUICK
 
 TARGETS = (1e-6, 1e-10)
 OURS = ("auto", "dop853", "rk45", "lsoda", "krylov-bdf", "rkc", "gauss-legendre-4", "tsit5", "dopri8")
 DEFAULT = "auto"
-NOT_STIFF = [name for name in fs.PROBLEMS if name not in ("digits", "synthetic-784")]
-"""The others take explicit peers minutes: benchmarks/stiff.py."""
 LIMIT = 5.0
 """Seconds for one run."""
 SGD_STEPS = 20_000
@@ -187,7 +186,7 @@ def verdicts(results: dict[str, Any]) -> None:
 def main() -> None:
     """Print tables, and write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--problems", nargs="*", default=list(NOT_STIFF), choices=list(fs.PROBLEMS))
+    parser.add_argument("--problems", nargs="*", default=list(QUICK), choices=list(fs.PROBLEMS))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     print(f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}")

@@ -100,8 +100,8 @@ def classification() -> NamedProblem:
 def digits() -> NamedProblem:
     """Images of handwritten digits, ten classes, (64, 100, 100, 10): stiff; the excess falls by 1e-6.
 
-    Data and labels are centred. X^T X has condition number 4e5: explicit methods take two million gradients. Raises InputError when scikit-learn,
-    which ships the data, is not installed.
+    Data and labels are centred. X^T X has condition number 4e5: explicit methods take two million gradients.
+    Raises InputError when scikit-learn, which ships the data, is not installed.
     """
     images, labels = _data("load_digits")
     scale = len(labels) ** -0.5
@@ -132,6 +132,11 @@ PROBLEMS: dict[str, Callable[[], NamedProblem]] = {
     "digits": digits,
     "synthetic-784": synthetic_784,
 }
+
+
+VERY_STIFF = ("digits", "synthetic-784")
+"""Those that take methods which are not made for them minutes; the rest are the seven to compare all methods on."""
+QUICK = tuple(name for name in PROBLEMS if name not in VERY_STIFF)
 
 
 def problem_named(name: str) -> NamedProblem:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import flowsim as fs
 from flowsim.comparison import Comparison
+from flowsim.named_problems import QUICK
 
 METHODS = ("dop853", "rk45", "lsoda", "rkc", "gauss-legendre-4", "projected-dop853", "tsit5", "dopri8")
 TARGETS = (1e-4, 1e-6, 1e-10)
@@ -90,7 +91,7 @@ def main() -> None:
     """Print the table and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
-    parser.add_argument("--problems", nargs="*", default=list(fs.PROBLEMS), choices=list(fs.PROBLEMS))
+    parser.add_argument("--problems", nargs="*", default=list(QUICK), choices=list(fs.PROBLEMS))
     parser.add_argument("--small", action="store_true", help="two methods, short, seconds")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

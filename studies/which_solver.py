@@ -111,7 +111,8 @@ assert work_to(comparisons["stiff"], "rkc", 1e-2) < work_to(comparisons["stiff"]
 # %% [markdown]
 # ## When each is the choice
 #
-# - `dop853`, the default: smooth problems; its order 8 makes tight tolerances cheap, and nothing is compiled.
+# - `dop853`, which the default `auto` begins with: smooth problems; its order 8 makes tight tolerances cheap, and
+#   nothing is compiled.
 # - `rk45`: the same at loose tolerances. Its relatives `tsit5` and `dopri8` are compiled by jax: they pay where one
 #   compilation serves many runs of one shape, as in `fs.ensemble`.
 # - `rkc`: stiff networks of any size at loose tolerances. It is explicit, and its stages stretch the region of

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from flowsim.runs.settings import RunConfig
     from flowsim.runs.trajectory import Trajectory
 
-DEFAULT_COMPARISON = "dop853,rk45,lsoda,rkc,gauss-legendre-4"
+DEFAULT_COMPARISON = "auto,dop853,rk45,lsoda,rkc,gauss-legendre-4"
 
 
 def simulate(
@@ -45,7 +45,7 @@ def simulate(
     loss: Loss = "squared",
     mask: Mask = None,
     layers: Layers = None,
-    method: Annotated[str, Parameter(help="One of those that `flowsim methods` lists.")] = "dop853",
+    method: Annotated[str, Parameter(help="One of those that `flowsim methods` lists.")] = "auto",
     step_size: Annotated[float | None, Parameter(help="Step of gradient descent, or a fixed step.")] = None,
     rtol: float = 1e-8,
     atol: float = 1e-10,
@@ -67,7 +67,7 @@ def simulate(
     ] = False,
     weight_decay: WeightDecay = 0.0,
     dynamics: Dynamics = None,
-    resume: Annotated[Path | None, Parameter(help="Go on with this saved run to t1, by its method or --method.")] = None,
+    resume: Annotated[Path | None, Parameter(help="Go on with this saved run, by --method or its own.")] = None,
     global_error: Annotated[bool, Parameter(negative="", help="Say how far the run is from the exact flow.")] = False,
     out: Annotated[Path | None, Parameter(help="Write the trajectory there as NetCDF.")] = None,
     json_: Json = False,

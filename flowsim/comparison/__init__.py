@@ -26,7 +26,7 @@ __all__ = ["Comparison", "Reference", "Row", "compare", "solve_reference"]
 
 Reduce = Literal["auto", "always", "never"]
 RTOLS = (1e-3, 1e-4, 1e-6, 1e-8, 1e-10)
-DEFAULT_METHODS = ("dop853", "rk45", "lsoda", "rkc", "gauss-legendre-4")
+DEFAULT_METHODS = ("auto", "dop853", "rk45", "lsoda", "rkc", "gauss-legendre-4")
 ATOL_SHARE = 1e-2
 """atol = ATOL_SHARE rtol in the runs that a comparison makes up from names."""
 COPIES = 3

@@ -18,10 +18,11 @@ from flowsim.methods.projected import Projected
 from flowsim.methods.rkc import RKC
 from flowsim.methods.schedules import Cosine, Schedule, StepDecay, WarmUp
 from flowsim.methods.scipy import SCIPY, Scipy
-from flowsim.methods.table import METHODS, Entry, as_method, method_named
+from flowsim.methods.table import DEFAULT_METHOD, METHODS, Entry, as_method, method_named
 
 __all__ = [
     "ATOL",
+    "DEFAULT_METHOD",
     "DIFFRAX",
     "LEAST_RTOL",
     "METHODS",

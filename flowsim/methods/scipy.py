@@ -22,7 +22,7 @@ def _kind(order: int | None, explicit: bool, line: str, formula: str) -> Kind:
 SCIPY = {
     "RK23": _kind(3, True, "explicit Runge-Kutta (Bogacki, Shampine), scipy", "bogacki1989pair"),
     "RK45": _kind(5, True, "explicit Runge-Kutta (Dormand, Prince), scipy", "dormand1980family"),
-    "DOP853": _kind(8, True, "explicit Runge-Kutta (Dormand, Prince), scipy: the default", "hairer1993solving"),
+    "DOP853": _kind(8, True, "explicit Runge-Kutta (Dormand, Prince), scipy", "hairer1993solving"),
     "Radau": _kind(5, False, "implicit Runge-Kutta Radau IIA, scipy: for small stiff networks", "hairer1996solving"),
     "BDF": _kind(
         None, False, "backward differentiation, order 1 to 5, scipy: for small stiff networks", "shampine1997matlab"

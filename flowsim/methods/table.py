@@ -61,12 +61,14 @@ def _projected(make: Callable[..., Method], **settings: float | None) -> Method:
 
 METHODS = _entries()
 """name -> how to make it, and what is known of it. A method of one's own is one more line."""
+DEFAULT_METHOD = Auto().key
+"""What simulate takes where no method is given."""
 
 
 def as_method(value: object) -> Method:
     """A method, or the one of a name; the default for None. Raises InputError for anything else."""
     if value is None:
-        return Scipy()
+        return method_named()
     if isinstance(value, str):
         return method_named(value)
     if not isinstance(value, Method):
@@ -80,7 +82,7 @@ def as_method(value: object) -> Method:
 
 
 def method_named(
-    name: str = "dop853",
+    name: str = DEFAULT_METHOD,
     *,
     rtol: float = RTOL,
     atol: float = ATOL,

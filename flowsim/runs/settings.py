@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flowsim.checks import mistake
 from flowsim.errors import InputError
-from flowsim.methods import ATOL, LEAST_RTOL, RTOL, Method, method_named
+from flowsim.methods import ATOL, DEFAULT_METHOD, LEAST_RTOL, RTOL, Method, method_named
 from flowsim.values import Json
 
 Positive = Annotated[float, Field(gt=0)]
@@ -49,7 +49,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     t1: Positive
-    method: str = "dop853"
+    method: str = DEFAULT_METHOD
     step_size: Positive | None = None
     rtol: Rtol = RTOL
     atol: Atol = ATOL

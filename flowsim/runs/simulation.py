@@ -40,9 +40,10 @@ def simulate(
 ) -> Trajectory:
     """Gradient flow dW_l/dt = -dL/dW_l (or gradient descent) from problem.network's weights at t = 0 to t1.
 
-    method: Scipy("DOP853", rtol=1e-8, atol=1e-10) by default, another object that carries its tolerances or step size
-    (Scipy, Diffrax, GaussLegendre, RKC, Projected, GradientDescent), or a name that `flowsim methods` lists. t1: in the
-    flow's own unit; 1 / certify(problem).best.rate is a time in which L - f* falls by a factor e or more.
+    method: Auto(rtol=1e-8, atol=1e-10) by default, which is DOP853 and, while the problem is stiff, krylov-bdf; another
+    object that carries its tolerances or step size (Scipy, Diffrax, GaussLegendre, KrylovBDF, RKC, Projected,
+    GradientDescent), or a name that `flowsim methods` lists. t1: in the flow's own unit;
+    1 / certify(problem).best.rate is a time in which L - f* falls by a factor e or more.
     dynamics: what the weights obey: GradientFlow() by default, HeavyBall(friction), Nesterov(), ModifiedFlow(step_size)
     or one's own (`Dynamics`). A method that is not made for it refuses it.
     save_points: how many times to save, evenly, both ends included, or the times themselves (0 and the end are added).

@@ -31,7 +31,7 @@ from flowsim.files import read_toml
 from flowsim.initialization import SCHEMES, initialize
 from flowsim.losses import LOSSES
 from flowsim.losses import Entry as LossEntry
-from flowsim.methods import ATOL, METHODS, RTOL, Method, method_named
+from flowsim.methods import ATOL, DEFAULT_METHOD, METHODS, RTOL, Method, method_named
 from flowsim.methods import Entry as MethodEntry
 from flowsim.network import LinearNetwork, Network
 from flowsim.problem import Problem
@@ -84,7 +84,7 @@ class SweepTable(BaseModel):
     dims: list[list[int]] = Field(min_length=1)
     scheme: Names = ["fan_out"]
     scale: Numbers = [1.0]
-    method: Names = ["dop853"]
+    method: Names = [DEFAULT_METHOD]
     step_size: Annotated[list[Positive], BeforeValidator(_listed)] = []
     rtol: Annotated[list[Rtol], BeforeValidator(_listed), Field(min_length=1)] = [RTOL]
     atol: Annotated[list[Atol], BeforeValidator(_listed), Field(min_length=1)] = [ATOL]
@@ -263,7 +263,7 @@ class SweepSpec(BaseModel):
     """A whole specification, as `flowsim sweep` reads it from TOML. Lists are multiplied, one value is a list of one.
 
     Table [sweep]: dims (a list of lists), seeds (members k < seeds of each combination), t1 must be there; scheme =
-    "fan_out", scale = 1, method = "dop853", rtol = 1e-8, atol = 1e-10, step_size (for gd and euler) may be lists;
+    "fan_out", scale = 1, method = "auto", rtol = 1e-8, atol = 1e-10, step_size (for gd and euler) may be lists;
     root_seed = 0, stop_loss, max_steps, wall_limit, reduce = "auto" as for simulate; draw = "full" or "sampled" (in
     compressed form, any width); certificates = "all", "cheap" or "none"; curve_points = 0: how many times of each loss
     curve are kept in the table; weight_decay = 0; dynamics, as `flowsim simulate` takes it; of gradient descent
