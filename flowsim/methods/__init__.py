@@ -1,7 +1,7 @@
 """Methods: frozen values that name an integrator and its settings, and the table of the known names.
 
-Families: Auto, Scipy, Diffrax, GaussLegendre, KrylovBDF, RKC, Projected, Leapfrog, GradientDescent; each starts its integrator
-(`*_steps`), which is imported then.
+Families: Auto, Scipy, Diffrax, GaussLegendre, KrylovBDF, RKC, Projected, Leapfrog, GradientDescent; each starts its
+integrator (`*_steps`), which is imported then.
 """
 
 from __future__ import annotations

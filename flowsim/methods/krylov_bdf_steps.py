@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -103,7 +104,7 @@ def is_thin(motion: Motion) -> bool:
     """Whether the coordinates of Tangent are fewer than half of the weights."""
     dims = motion.problem.network.dims
     r = min(dims[0], dims[-1])
-    few = sum(r * (a + b) for a, b in zip(dims, dims[1:], strict=False))
+    few = sum(r * (a + b) for a, b in pairwise(dims))
     return motion.is_plain and 2 * few < motion.size
 
 

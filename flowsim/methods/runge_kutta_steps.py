@@ -191,7 +191,7 @@ class RungeKuttaSteps:
         """h |lambda| of the last step, from its last stage and its end, of DOP853 both at t + h; 0 before a step."""
         if self.waiting is None:
             return 0.0
-        last, h = self.tableau.stages, self.last[1] - self.last[0]
+        last = self.tableau.stages
         rows = np.zeros((2, last + 1))
         rows[0, last], rows[0, last - 1] = 1.0, -1.0
         rows[1, :last] = self.tableau.b - self.tableau.a[last - 1]

@@ -1,8 +1,8 @@
 """The Hessian of L at one point, on the few coordinates in which its image lies.
 
 With A_l = W_1 .. W_{l-1} (r x h_{l-1}) and M_l (r x h_l), gradients are G_l = A_l^T M_l, and a derivative of G_l is
-dA_l^T M_l + A_l^T dM_l: whatever the direction, it lies in {Q_l N_l + P_l O_l}, where Q_l has an orthonormal basis of
-the columns of A_l^T, O_l one of the rows of M_l, and Q_l^T P_l = 0. (N_l, P_l) are coordinates in which lengths are
+dA_l^T M_l + A_l^T dM_l: whatever the direction, it lies in {Q_l N_l + P_l B_l}, where Q_l has an orthonormal basis of
+the columns of A_l^T, B_l one of the rows of M_l, and Q_l^T P_l = 0. (N_l, P_l) are coordinates in which lengths are
 those of the weights. The Hessian is symmetric: it vanishes on what is orthogonal to its image. One product reads each
 W_l twice, a gradient's work, whatever the width; the weights' own directions are never formed.
 """
@@ -20,14 +20,14 @@ from flowsim.network.functions import unflatten
 
 
 class Layer(NamedTuple):
-    """W_l with A_l^T = Q R and M_l = S O, both of orthonormal Q and O."""
+    """W_l with A_l^T = Q R and M_l = S B, both of orthonormal Q and B."""
 
     W: np.ndarray
     M: np.ndarray
     Q: np.ndarray
     R: np.ndarray
     S: np.ndarray
-    O: np.ndarray
+    B: np.ndarray
 
 
 class Tangent:
@@ -46,13 +46,13 @@ class Tangent:
         message = scale * self._in_order([loss.gradient(self.product)])[0]
         layers = []
         for A, V in zip(reversed(prefixes), reversed(W[1:]), strict=True):
-            (Q, R), (O, S) = np.linalg.qr(A.T), np.linalg.qr(message.T)
-            layers.append(Layer(V, message, Q, R, S.T, O.T))
+            (Q, R), (B, S) = np.linalg.qr(A.T), np.linalg.qr(message.T)
+            layers.append(Layer(V, message, Q, R, S.T, B.T))
             message = message @ V.T
         self.first, self.layers = message, layers[::-1]
         self.shapes = [(W[0].shape)]
         for layer in self.layers:
-            self.shapes += [(layer.Q.shape[1], layer.W.shape[1]), (layer.W.shape[0], layer.O.shape[0])]
+            self.shapes += [(layer.Q.shape[1], layer.W.shape[1]), (layer.W.shape[0], layer.B.shape[0])]
         self.ends = np.cumsum([0, *(a * b for a, b in self.shapes)])
 
     def _in_order(self, matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -83,7 +83,7 @@ class Tangent:
         head[...] = first
         for V, layer, (N, P) in zip(later, self.layers, parts, strict=True):
             N[...] = layer.Q.T @ V
-            across = V @ layer.O.T
+            across = V @ layer.B.T
             P[...] = across - layer.Q @ (layer.Q.T @ across)
         return z
 
@@ -94,7 +94,7 @@ class Tangent:
         head, *later = self._in_order(unflatten(out, self.dims))
         head[...] = first
         for V, layer, (N, P) in zip(later, self.layers, parts, strict=True):
-            left, right = np.hstack([layer.Q, P]), np.vstack([N, layer.O])
+            left, right = np.hstack([layer.Q, P]), np.vstack([N, layer.B])
             if self.flipped:
                 np.matmul(right.T, left.T, out=V.T)
             else:

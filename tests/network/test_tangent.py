@@ -64,7 +64,7 @@ def test_it_is_the_hessian_on_all_weights(dims, loss, kind, scale, seed):
     # the orthogonal projection, in coordinates that keep lengths
     assert pytest.approx(P.T, abs=1e-13) == P
     assert pytest.approx(P, abs=1e-13) == P @ P
-    assert C.T @ C == pytest.approx(P, abs=1e-13)
+    assert pytest.approx(P, abs=1e-13) == C.T @ C
     # on which the Hessian acts, symmetric, and beside which it is nothing
     assert pytest.approx(H, abs=rounding) == H @ P
     for k in range(size):
