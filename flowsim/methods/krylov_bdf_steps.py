@@ -46,6 +46,8 @@ ERROR = KAPPA * GAMMA + 1 / np.arange(1.0, MOST_ORDER + 2)
 """Of D_{k+1}: the error of a step of order k."""
 LEAST_STEP = 10
 """So many units in the last place of t a step has at least."""
+END = 1e-14
+"""A step that falls short of the end by this share of itself, by rounding, ends there."""
 SAFETY, LEAST_FACTOR, MOST_FACTOR, WORTHWHILE = 0.9, 0.2, 10.0, 1.2
 MOST_NEWTON, SOLVED = 4, 0.1
 """An iterate of Newton's method that was moved by less than SOLVED tolerances is taken."""
@@ -142,10 +144,11 @@ class KrylovBDFSteps:
         """One step that meets the tolerance."""
         if self.equal_steps > self.order:
             self._choose()
-        if self.t + self.h > self.t1:
-            self._rescale((self.t1 - self.t) / self.h)
+        least, left = LEAST_STEP * float(np.spacing(self.t)), self.t1 - self.t
+        if self.h > left - least:
+            self._rescale(left / self.h)
         while True:
-            if self.h < LEAST_STEP * np.spacing(self.t):
+            if self.h < min(least, left * (1 - END)):
                 raise IntegrationFailure(f"{self.method.name} stopped at t = {self.t:.6g}: no step size was accepted.")
             change = self._solve()
             if change is None:
@@ -260,7 +263,7 @@ class KrylovBDFSteps:
         higher = ERROR[k + 1] * self._size(D[k + 2]) if k < MOST_ORDER else np.inf
         self.errors = lower, error, higher
         self.equal_steps += 1
-        self.t = self.t1 if start + self.h >= self.t1 * (1 - 4e-16) else start + self.h
+        self.t = self.t1 if self.h >= (self.t1 - start) * (1 - END) else start + self.h
         spent = float(np.sum(_slopes_squared(k + 1) * squares)) / self.h
         dense = Dense(self, (start, self.t), (first, D[0].copy()))
         return Segment(
