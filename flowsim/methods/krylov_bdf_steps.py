@@ -127,6 +127,7 @@ class KrylovBDFSteps:
     def resume(self, t: float, state: np.ndarray, t1: float, step: float) -> None:
         """Go on from (t, state) to t1, by order 1, with a step of at least that size first."""
         self.t, self.t1 = t, t1
+        self.dense: Dense | None = None
         method, span = self.method, t1 - t
         slope = self.velocity(t, state)
         if span < LEAST_SPAN:
@@ -144,6 +145,7 @@ class KrylovBDFSteps:
         """One step that meets the tolerance."""
         if self.equal_steps > self.order:
             self._choose()
+        self.dense = None
         least, left = LEAST_STEP * float(np.spacing(self.t)), self.t1 - self.t
         if self.h > left - least:
             self._rescale(left / self.h)
@@ -265,10 +267,8 @@ class KrylovBDFSteps:
         self.equal_steps += 1
         self.t = self.t1 if self.h >= (self.t1 - start) * (1 - END) else start + self.h
         spent = float(np.sum(_slopes_squared(k + 1) * squares)) / self.h
-        dense = Dense(self, (start, self.t), (first, D[0].copy()))
-        return Segment(
-            np.array([start, self.t]), self.motion.products(D[0])[None], np.array([spent]), dense
-        )
+        self.dense = Dense(self, (start, self.t), (first, D[0].copy()))
+        return Segment(np.array([start, self.t]), self.motion.products(D[0])[None], np.array([spent]), self.dense)
 
     def _choose(self) -> None:
         """The order of the longest next step, and that step."""
@@ -341,7 +341,7 @@ def _slopes_squared(order: int) -> np.ndarray:
 
 
 class Dense:
-    """The states at any times of a step, until the next one is taken: the polynomial of its differences; at its ends
+    """The states at any times of a step, until the next one is begun: the polynomial of its differences; at its ends
     their own values."""
 
     def __init__(
@@ -354,7 +354,7 @@ class Dense:
         states = np.empty((len(t), len(self.ends[0])))
         inner = ~(at_start | at_end)
         if inner.any():
-            if self.steps.t != self.times[1]:
+            if self.steps.dense is not self:
                 raise IntegrationFailure("Dense output of a step was asked for after the next one was taken.")
             s = (t[inner] - self.times[1]) / (self.times[1] - self.times[0])
             weights = np.array([C(s) for C in _newton(self.order)]).T
