@@ -266,7 +266,8 @@ class KrylovBDFSteps:
         self.errors = lower, error, higher
         self.equal_steps += 1
         self.t = self.t1 if self.h >= (self.t1 - start) * (1 - END) else start + self.h
-        spent = float(np.sum(_slopes_squared(k + 1) * squares)) / self.h
+        power = float(self.motion.power(0.5 * (start + self.t), np.ones(1)))
+        spent = power * float(np.sum(_slopes_squared(k + 1) * squares)) / self.h
         self.dense = Dense(self, (start, self.t), (first, D[0].copy()))
         return Segment(np.array([start, self.t]), self.motion.products(D[0])[None], np.array([spent]), self.dense)
 
