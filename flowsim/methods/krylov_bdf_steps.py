@@ -168,7 +168,7 @@ class KrylovBDFSteps:
     def _rescale(self, factor: float) -> None:
         """Differences of the same polynomial at states factor h apart."""
         k = self.order
-        change = (_differences(k, factor) @ _differences(k, 1.0)).T
+        change = (_differences(k, factor) @ _unscaled(k)).T
         for block in self._blocks():
             self.D[: k + 1, block] = change @ self.D[: k + 1, block]
         self.h, self.equal_steps = self.h * factor, 0
@@ -314,7 +314,6 @@ def conjugate_gradients(
     return x if square <= least else None
 
 
-@cache
 def _differences(order: int, factor: float) -> np.ndarray:
     """What takes values of a polynomial to backward differences at points `factor` times as far apart (Shampine and
     Reichelt, section 2.3)."""
@@ -323,6 +322,12 @@ def _differences(order: int, factor: float) -> np.ndarray:
     M[0] = 1.0
     M[1:, 1:] = (i - 1 - factor * j) / i
     return np.cumprod(M, axis=0)
+
+
+@cache
+def _unscaled(order: int) -> np.ndarray:
+    """Of points as far apart: its own inverse."""
+    return _differences(order, 1.0)
 
 
 @cache
