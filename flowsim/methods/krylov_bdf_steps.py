@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from flowsim.dynamics import Motion
+from flowsim.errors import NumericalFailure
 from flowsim.methods.steps import (
     LEAST_SPAN,
     CountingVelocity,
@@ -149,10 +150,15 @@ class KrylovBDFSteps:
         least, left = LEAST_STEP * float(np.spacing(self.t)), self.t1 - self.t
         if self.h > left - least:
             self._rescale(left / self.h)
+        reason = ""
         while True:
             if self.h < min(least, left * (1 - END)):
-                raise IntegrationFailure(f"{self.method.name} stopped at t = {self.t:.6g}: no step size was accepted.")
-            change = self._solve()
+                stopped = f"{self.method.name} stopped at t = {self.t:.6g}: no step size was accepted."
+                raise IntegrationFailure(f"{stopped} {reason}".strip())
+            try:
+                change = self._solve()
+            except NumericalFailure as failure:  # at a state of this trial
+                change, reason = None, str(failure)
             if change is None:
                 self._reject(0.5)
                 continue
