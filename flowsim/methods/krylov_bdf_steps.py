@@ -294,7 +294,8 @@ def conjugate_gradients(
     product: Callable[[np.ndarray], np.ndarray], b: np.ndarray, allowed: float, share: float = np.inf
 ) -> np.ndarray | None:
     """x with A x = b for a symmetric A >= I, products by which are given: ||x - A^-1 b|| is at most about `allowed`,
-    and at most that share of ||x||, both in the norm (x^T A x)^(1/2), which is no less than the Euclidean one.
+    and at most that share of ||x||, both in the norm (x^T A x)^(1/2), which is no less than the Euclidean one;
+    a few times that where the eigenvalues spread evenly over many decades.
 
     None where A turns out not to be positive definite, or after MOST_PRODUCTS.
     """
