@@ -188,13 +188,14 @@ class RungeKuttaSteps:
         return self.stages.base if self.waiting is None else self.waiting[0]
 
     def stability_number(self) -> float:
-        """h |lambda| of the last step, from its last stage and its end, of DOP853 both at t + h; 0 before a step."""
+        """h |lambda| of the last step, from its last stage and its end, both at t + h but for RK23; 0 before a step."""
         if self.waiting is None:
             return 0.0
         last = self.tableau.stages
         rows = np.zeros((2, last + 1))
         rows[0, last], rows[0, last - 1] = 1.0, -1.0
-        rows[1, :last] = self.tableau.b - self.tableau.a[last - 1]
+        rows[1, :last] = self.tableau.b
+        rows[1, : last - 1] -= self.tableau.a[last - 1][: last - 1]
         slopes, states = self.stages.combined(rows)
         moved = float(np.linalg.norm(states))
         return float(np.linalg.norm(slopes)) / moved if moved > 0 else 0.0

@@ -97,6 +97,19 @@ def test_the_polynomial_of_differences_and_the_square_of_its_slopes(order):
     assert D[1:] @ _slopes_squared(order) @ D[1:] / h == pytest.approx(square(0.0) - square(-h), rel=1e-9)
 
 
+def test_the_equations_of_a_step_are_solved_to_a_share_of_the_tolerance(monkeypatch):
+    steps = steps_of(wide(), 1e-6)
+    while steps.t < 0.3:
+        steps.advance()
+    steps._rescale(1.5)
+    d = steps._solve().copy()
+    monkeypatch.setattr(krylov_bdf_steps, "LINEAR", 1e-6)
+    monkeypatch.setattr(krylov_bdf_steps, "SOLVED", 1e-6)
+    monkeypatch.setattr(krylov_bdf_steps, "MOST_NEWTON", 20)
+    assert steps._size(d - steps._solve()) < 0.1
+    assert steps._size(d) > 1
+
+
 def test_orders_rise_to_five_and_steps_of_one_size_are_kept():
     steps, orders, sizes = steps_of(scalar(), 1e-9, t1=3.0), [], []
     while steps.t < steps.t1:
