@@ -145,6 +145,7 @@ def may_be(record: dict[str, Any], path: Place, value: Any) -> bool:
         "origin.scheme": lambda: isinstance(value, str),
         "origin.form": lambda: json_has,
         "restarts": lambda: value in ([], MISSING),
+        "before": lambda: value in ([], MISSING),
         "restarts.0": lambda: value is MISSING or (number and 0 < value < 0.2),
         "stats.seconds": lambda: (number and value >= 0) or value == 1e308,
         "stats.compile_seconds": lambda: (number and value >= 0) or value == 1e308,

@@ -21,7 +21,7 @@ def problem():
 def results(problem):
     flow = fs.simulate(problem, t1=0.1)
     return {
-        "trajectory": (flow, ("completed", "DOP853", "certified", "drift", "MiB")),
+        "trajectory": (flow, ("completed", "Auto", "certified", "drift", "MiB")),
         "certificates": (fs.certify(problem), ("theorem-2", "alpha", "best: path")),
         "diagnosis": (fs.diagnose(flow), ("imbalance D_1", "residual", "every law")),
         "comparison": (fs.compare(problem, ["rk45"], t1=0.1, rtols=(1e-4,), repeats=1), ("rk45", "seconds")),

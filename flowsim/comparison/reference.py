@@ -83,7 +83,8 @@ def _methods(motion: Motion, times: np.ndarray, time_limit: float) -> tuple[Meth
         integrated.radius(t, state, lambda product, size: spectral_radius(product, np.ones(size))[0])
         for t, state in ((0.0, kept.whole(0)), (float(times[-1]), kept.whole(len(kept.times) - 1)))
     )
-    if STABILITY_GRADIENTS * radius * float(times[-1]) * motion.size > MOST_WORK:
+    size = motion.size if getattr(motion.problem.network, "is_dense", False) else integrated.size
+    if STABILITY_GRADIENTS * radius * float(times[-1]) * size > MOST_WORK:
         return STIFF_REFERENCE, STIFF_CHECK
     return REFERENCE, CHECK
 

@@ -36,7 +36,7 @@ def test_simulate_keeps_the_contract(weights, capsys, tmp_path):
     assert code == 0
     assert len(result["time"]) == len(result["loss"]) == len(result["imbalance_drift"]) == 101
     assert result["status"] == "completed"
-    assert result["method"] == "dop853"
+    assert result["method"] == "auto"
     assert result["rhs_evaluations"] > 10
     assert 0 < result["seconds"] < 60
     assert set(result["reduction"]) >= {"used", "widths", "reduced_widths", "error_estimate"}

@@ -107,8 +107,8 @@ DESCENT = {"method": ["gd", "rk45"], "step_size": 0.01, "momentum": 0.5, "label_
 @pytest.mark.parametrize(
     ("settings", "method", "decay", "dynamics"),
     [
-        ({"weight_decay": 0.5}, fs.Scipy(), 0.5, None),
-        ({"dynamics": "heavy-ball:0.5"}, fs.Scipy(), 0.0, fs.HeavyBall(0.5)),
+        ({"weight_decay": 0.5}, fs.Auto(), 0.5, None),
+        ({"dynamics": "heavy-ball:0.5"}, fs.Auto(), 0.0, fs.HeavyBall(0.5)),
         (DESCENT, fs.GradientDescent(0.01, momentum=0.5, label_noise=0.1, batch_size=1, seed=0), 0.0, None),
         (DESCENT | {"schedule": "step-decay:40:0.5", "momentum": 0.0}, None, 0.0, None),
     ],
