@@ -138,9 +138,9 @@ def stiffness(motion: Motion, method: Method, t: float, state: np.ndarray, h: fl
         return ""
     implicit, flow = "radau, bdf, kvaerno5 or gauss-legendre", motion.structure == "gradient"
     if state.size > DENSE_JACOBIAN_LIMIT:
-        better = "rkc or gauss-legendre" if flow else "gauss-legendre"
+        better = "krylov-bdf, rkc or gauss-legendre" if flow else "gauss-legendre"
     elif flow:
-        better = f"{implicit}, or rkc" if state.size <= FEW else f"rkc, or {implicit}"
+        better = f"krylov-bdf, {implicit}, or rkc" if state.size <= FEW else f"krylov-bdf, rkc, or {implicit}"
     else:
         better = implicit
     return (

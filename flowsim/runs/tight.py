@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from flowsim.methods import LEAST_RTOL, RKC, GaussLegendre, Scipy
+from flowsim.methods import LEAST_RTOL, RKC, GaussLegendre, KrylovBDF, Scipy
 from flowsim.methods.steps import Reusable, Segment
 
 if TYPE_CHECKING:
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 ROUND_OFF = 1e-12
 """Relative to the weights, or to what a law compares: the least error that a solve is taken to have."""
-TIGHTER = {"DOP853": 1e-3, "Radau": 1e-2, "gauss-legendre-4": 1e-2, "rkc": 1e-2}
-"""The tolerance over the run's: an order of magnitude costs orders 8, 5, 8 and 2 a factor 1.3, 1.8, 1.3 and 1.5."""
+TIGHTER = {"DOP853": 1e-3, "Radau": 1e-2, "gauss-legendre-4": 1e-2, "rkc": 1e-2, "krylov-bdf": 1e-2}
+"""The tolerance over the run's: an order of magnitude costs orders 8, 5, 8 and 2 a factor 1.3, 1.8, 1.3 and 1.5, and
+krylov-bdf, mostly of order 5, a factor 1.5 or less: steps that are shorter take fewer products."""
 LEAST_ATOL = 1e-15
 FEW_WEIGHTS = 300
 """Up to this many weights a dense Jacobian is factored in milliseconds: Radau."""
@@ -63,8 +64,9 @@ class Tight:
 
     What limits the steps decides on the method. Where stability lets DOP853 do with a few times the right-hand sides of
     the run, DOP853; else the problem is stiff: Radau with the exact Jacobian for at most FEW_WEIGHTS weights or where
-    the run itself factored Jacobians, Gauss-Legendre collocation (matrix free) where the run was made by it, RKC
-    where it was explicit. Steps go on from state to state with the sizes and factors of the last ones.
+    the run itself factored Jacobians; krylov-bdf where the run was made by it or by auto, Gauss-Legendre collocation
+    (matrix free) where it was made by that, RKC where it was explicit. Steps go on from state to state with the sizes
+    and factors of the last ones.
     """
 
     def __init__(self, run: Trajectory, tighter: float = 1.0) -> None:
@@ -74,7 +76,7 @@ class Tight:
         self.longest = 0.0
 
     @cached_property
-    def method(self) -> Scipy | GaussLegendre | RKC:
+    def method(self) -> Scipy | GaussLegendre | RKC | KrylovBDF:
         """The method, at a tolerance so much below the run's."""
         chosen = self._fit()
         settings = self.run.method.settings
@@ -82,10 +84,11 @@ class Tight:
             settings = Scipy()
         share = TIGHTER[chosen.name] * self.tighter
         rtol = max(settings.rtol * share, 10 * LEAST_RTOL)
-        fit: Scipy | GaussLegendre | RKC = replace(chosen, rtol=rtol, atol=max(settings.atol * share, LEAST_ATOL))
+        atol = max(settings.atol * share, LEAST_ATOL)
+        fit: Scipy | GaussLegendre | RKC | KrylovBDF = replace(chosen, rtol=rtol, atol=atol)
         return fit
 
-    def _fit(self) -> Scipy | GaussLegendre | RKC:
+    def _fit(self) -> Scipy | GaussLegendre | RKC | KrylovBDF:
         stats, kind = self.run.stats, self.run.method.kind
         work = stats["rhs_evaluations"] or 10 * stats["steps"]
         if self.radius * self.span / STABLE <= TOO_MANY * work:
@@ -94,6 +97,8 @@ class Tight:
             return Scipy("Radau")
         if self.motion.structure == "general":
             return Scipy("DOP853")
+        if kind.order is None and self.motion.structure == "gradient":
+            return KrylovBDF()
         return GaussLegendre() if kind.matrix_free or self.motion.structure == "inertial" else RKC()
 
     @cached_property

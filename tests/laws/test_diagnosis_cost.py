@@ -61,19 +61,20 @@ def test_a_diagnosis_takes_a_few_times_the_right_hand_sides_of_the_run(method, k
 
 
 def test_many_weights_are_solved_for_again_without_a_dense_jacobian(work):
-    """420 weights: RKC for RKC, Gauss-Legendre for itself, Radau where the run itself factored Jacobians."""
+    """420 weights: RKC for RKC, Gauss-Legendre and krylov-bdf for themselves, Radau for what factored Jacobians."""
     problem = stiff(100, (4, 30, 8, 2))
     assert problem.initial_state.size > 300
     run = fs.simulate(problem, fs.RKC(1e-3, 1e-5), t1=0.2, save_points=11)
     of_run, work[0] = work[0], 0
     assert not fs.diagnose(run).broken
     assert work[0] <= 8 * of_run + 40 * len(run.time)
-    for method, name in ((run.method, "rkc"), (fs.GaussLegendre(3), "gauss-legendre-4"), (fs.Scipy("Radau"), "Radau")):
+    methods = [run.method, fs.GaussLegendre(3), fs.KrylovBDF(), fs.Auto(), fs.Scipy("Radau")]
+    for method, name in zip(methods, ["rkc", "gauss-legendre-4", "krylov-bdf", "krylov-bdf", "Radau"], strict=True):
         other = dataclasses.replace(run, method=method, stats={"steps": 9, "rhs_evaluations": 90})
         assert Tight(other).method.name == name
 
 
-@pytest.mark.parametrize("method", [fs.RKC(1e-6, 1e-8), fs.Scipy("Radau"), fs.Scipy("BDF")])
+@pytest.mark.parametrize("method", [fs.RKC(1e-6, 1e-8), fs.Scipy("Radau"), fs.Scipy("BDF"), fs.KrylovBDF(1e-6, 1e-8)])
 def test_a_nudge_of_a_stiff_run_is_found(method):
     run = fs.simulate(stiff(100), method, t1=1.0, save_points=21)
     states = run.checkpoints.states.copy()

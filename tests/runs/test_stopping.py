@@ -64,14 +64,15 @@ def wide(k, width):
 
 
 @pytest.mark.parametrize(
-    ("width", "first"), [(5, "radau, bdf, kvaerno5 or gauss-legendre"), (200, "rkc, or"), (1100, "rkc or gauss")]
+    ("width", "first"),
+    [(5, "krylov-bdf, radau, bdf"), (200, "krylov-bdf, rkc, or radau"), (1100, "krylov-bdf, rkc or gauss")],
 )
 def test_a_limit_on_a_stiff_run_names_what_is_made_for_it(width, first):
     limits = {"max_steps": 60, "reduce": "never", "t1": 1e3, "save_points": 2}
     run = fs.simulate(wide(30.0, width), fs.Scipy("RK45", 1e-4, 1e-6), **limits)
     assert run.status == "step_limit"
     assert f"made for that: {first}" in run.message
-    for method in (fs.RKC(1e-4), fs.GradientDescent(1e-4)):
+    for method in (fs.RKC(1e-4), fs.KrylovBDF(1e-4), fs.Auto(1e-4), fs.GradientDescent(1e-4)):
         assert "stiff" not in fs.simulate(wide(30.0, width), method, **limits).message
 
 
