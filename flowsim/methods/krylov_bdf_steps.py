@@ -148,7 +148,7 @@ class KrylovBDFSteps:
             self._choose()
         self.dense = None
         least, left = LEAST_STEP * float(np.spacing(self.t)), self.t1 - self.t
-        if self.h > left - least:
+        if self.h > left:
             self._rescale(left / self.h)
         reason = ""
         while True:

@@ -108,6 +108,8 @@ def test_the_equations_of_a_step_are_solved_to_a_share_of_the_tolerance(monkeypa
     monkeypatch.setattr(krylov_bdf_steps, "MOST_NEWTON", 20)
     assert steps._size(d - steps._solve()) < 0.1
     assert steps._size(d) > 1
+    monkeypatch.setattr(krylov_bdf_steps, "MOST_NEWTON", 1)
+    assert steps._solve() is None
 
 
 def test_orders_rise_to_five_and_steps_of_one_size_are_kept():

@@ -19,7 +19,9 @@ def exact(problem, times):
     return found.y.T
 
 
-@pytest.mark.parametrize("method", ["rk23", "rk45", "dop853", "radau", "lsoda", "rkc", "gauss-legendre-4", "tsit5"])
+@pytest.mark.parametrize(
+    "method", ["rk23", "rk45", "dop853", "radau", "lsoda", "rkc", "gauss-legendre-4", "krylov-bdf", "tsit5"]
+)
 @pytest.mark.parametrize("rtol", [1e-4, 1e-7])
 def test_it_is_the_error(method, rtol):
     rng = np.random.default_rng(3)
@@ -35,6 +37,16 @@ def test_it_is_the_error(method, rtol):
     own, other = (np.array([problem.excess(W) for W in problem.products(w)]) for w in (run.checkpoints.states, true))
     losses = np.abs(own - other)
     assert error.loss == pytest.approx(losses, rel=0.05, abs=0.01 * losses.max() + 3e-12)
+
+
+def test_it_is_the_error_of_a_stiff_run_of_krylov_bdf():
+    """420 weights: found by krylov-bdf itself."""
+    data = np.diag(np.geomspace(1.0, 100.0, 4))
+    problem = fs.Problem(fs.LeastSquares(data, np.ones((4, 2))), fs.fan_in((4, 30, 8, 2), seed=0))
+    run = fs.simulate(problem, fs.KrylovBDF(1e-5, 1e-7), t1=0.02, save_points=4, reduce="never")
+    tight = fs.simulate(problem, fs.Scipy("DOP853", 1e-10, 1e-12), t1=0.02, save_points=4, reduce="never")
+    apart = np.linalg.norm(run.checkpoints.states - tight.checkpoints.states, axis=1)
+    assert run.global_error().weights[1:] == pytest.approx(apart[1:], rel=0.1)
 
 
 def test_what_the_compression_costs_counts():
