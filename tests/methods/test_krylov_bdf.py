@@ -119,7 +119,7 @@ def test_orders_rise_to_five_and_steps_of_one_size_are_kept():
         orders.append(steps.order)
         sizes.append(steps.h)
     assert set(orders) == set(ORDERS)
-    assert np.mean(np.array(sizes[1:]) == sizes[:-1]) > 0.6
+    assert np.mean(np.array(sizes[1:]) == sizes[:-1]) > 0.79
 
 
 # --------------------------------------------------------------------------------------------------------- its solver
@@ -157,6 +157,9 @@ def test_conjugate_gradients_end_before_they_are_exact():
         counts.append(len(products))
     assert counts[0] < counts[1] < counts[2]
     assert counts[0] < 10
+    products, A, b = [], np.geomspace(1, 1e6, 60), np.geomspace(1, 1e3, 60)  # the residual is large much longer
+    assert conjugate_gradients(lambda v: products.append(v) or A * v, b, 1.0) is not None
+    assert len(products) < 90
 
 
 def test_conjugate_gradients_know_what_they_cannot_solve(monkeypatch):
@@ -217,7 +220,7 @@ def test_thin_coordinates_change_nothing(monkeypatch):
     assert thin.stats["steps"] == pytest.approx(whole.stats["steps"], rel=0.03)
     assert thin.products == pytest.approx(whole.products, abs=1e-6)
     assert thin.checkpoints.states == pytest.approx(whole.checkpoints.states, abs=1e-6)
-    assert thin.stats["rhs_evaluations"] < whole.stats["rhs_evaluations"]
+    assert 1.4 * thin.stats["rhs_evaluations"] < whole.stats["rhs_evaluations"]  # a product is one gradient, or two
 
 
 @pytest.mark.parametrize(
