@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flowsim.dynamics import Motion
+from flowsim.errors import NumericalFailure
 from flowsim.methods.krylov_bdf import KrylovBDF
 from flowsim.methods.krylov_bdf_steps import KrylovBDFSteps
 from flowsim.methods.runge_kutta_steps import RungeKuttaSteps
@@ -38,7 +39,8 @@ class AutoSteps:
     def __init__(self, motion: Motion, method: Auto, t: float, state: np.ndarray, t1: float) -> None:
         self.motion, self.method, self.t1 = motion, method, t1
         self.spent = Counts(rejected_steps=None, jacobians=0)
-        self.looks, self.steps, self.patience = 0, 0, STREAK
+        self.looks, self.steps = 0, 0
+        self.patience: float = STREAK
         self.changes: list[float] = []
         self.inner: RungeKuttaSteps | KrylovBDFSteps = self._explicit(t, state)
 
@@ -69,7 +71,15 @@ class AutoSteps:
         """One step that meets the tolerance."""
         self._look()
         self.steps += 1
-        return self.inner.advance()
+        inner = self.inner
+        if isinstance(inner, RungeKuttaSteps):
+            return inner.advance()
+        try:
+            return inner.advance()
+        except NumericalFailure:  # DOP853 goes on to the end
+            self.patience = np.inf
+            self._change(self._explicit(inner.t, inner.D[0]))
+            return self.inner.advance()
 
     def _explicit(self, t: float, state: np.ndarray) -> RungeKuttaSteps:
         return RungeKuttaSteps(self.motion, Scipy("DOP853", self.method.rtol, self.method.atol), t, state, self.t1)

@@ -179,3 +179,20 @@ def test_a_run_goes_on_and_is_kept(tmp_path):
 def test_it_has_no_step_size():
     with pytest.raises(InputError, match="varies its step and order"):
         fs.Auto(step_size=0.1)
+
+
+def test_where_krylov_bdf_fails_dop853_goes_on_to_the_end(monkeypatch):
+    true = by(stiff(30.0), t1=3.0, save_points=TIMES)
+    assert true.detail.startswith("Stiff")
+    solve, calls = KrylovBDFSteps._solve, []
+
+    def fail_later(self):
+        calls.append(1)
+        return solve(self) if len(calls) < 20 else None
+
+    monkeypatch.setattr(KrylovBDFSteps, "_solve", fail_later)
+    run = by(stiff(30.0), t1=3.0, save_points=TIMES)
+    assert run.status == "completed"
+    assert run.detail.count(" to ") == 1
+    assert " on." not in run.detail
+    assert run.loss == pytest.approx(true.loss, abs=1e-5)
