@@ -106,7 +106,7 @@ def diffrax_peer(name: str, stages: int) -> Callable[[Any, float, float], Found]
             while share < 1 and time.perf_counter() - begun < limit:
                 end = min(1.0, share + step)
                 weights, taken = part(share * named.t1, end * named.t1, 1e-7 * named.t1, weights)
-                count, share = count + int(taken), end
+                count, share, step = count + int(taken), end, 2 * step  # each part begins with short steps
             done = np.concatenate([np.asarray(W).ravel() for W in weights]) if share >= 1 else None
             return time.perf_counter() - begun, float(stages * count), share, done
 
