@@ -117,6 +117,8 @@ assert work_to(comparisons["stiff"], "rkc", 1e-2) < work_to(comparisons["stiff"]
 #   compilation serves many runs of one shape, as in `fs.ensemble`.
 # - `rkc`: stiff networks of any size at loose tolerances. It is explicit, and its stages stretch the region of
 #   stability; being of order 2 it is slow for tight tolerances.
+# - `krylov-bdf`: stiff networks of any size at any tolerance, by backward differentiation with conjugate gradients;
+#   `auto` hands over to it where stability bounds the steps of `dop853` (benchmarks/stiff.py).
 # - `lsoda`: stiff networks that are small after compression. It changes to backward differentiation by itself, with
 #   the exact Jacobian, and on the stiff problem it needs the fewest right-hand sides. `radau` and `bdf` are its kin.
 # - `gauss-legendre-1` to `-4`: when the D_l matter, or laws that follow from them. They keep quadratic invariants to
