@@ -17,13 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flowsim.dynamics import Motion
 from flowsim.errors import NumericalFailure
+from flowsim.methods.linearized import Linear, conjugate_gradients, linearized
 from flowsim.methods.steps import (
     LEAST_SPAN,
     CountingVelocity,
@@ -33,8 +33,6 @@ from flowsim.methods.steps import (
     check_structure,
     first_step,
 )
-from flowsim.network import unflatten
-from flowsim.network.tangent import Tangent
 
 if TYPE_CHECKING:
     from flowsim.methods.krylov_bdf import KrylovBDF
@@ -56,59 +54,7 @@ LINEAR = 0.05
 """Of the tolerance: the error of conjugate gradients."""
 RELATIVE = 0.1
 """Of d, however small it is: the differences that are to come are made of it."""
-MOST_PRODUCTS = 1000
 BLOCK = 8192
-DELAY = 4
-"""The error of conjugate gradients is told so many iterations later: by what these moved the solution."""
-
-
-class Linear(Protocol):
-    """F and -J at one state, in coordinates of some of the directions; on all others they vanish."""
-
-    def gradient(self) -> np.ndarray:
-        """-F, in coordinates."""
-        ...
-
-    def coordinates(self, direction: np.ndarray) -> np.ndarray:
-        """Those of the nearest direction that has any."""
-        ...
-
-    def lifted(self, z: np.ndarray) -> np.ndarray:
-        """The direction with these coordinates."""
-        ...
-
-    def hessian(self, z: np.ndarray) -> np.ndarray:
-        """-J times the direction with coordinates z, in coordinates."""
-        ...
-
-
-class Whole:
-    """F and -J on all directions."""
-
-    def __init__(self, motion: Motion, t: float, state: np.ndarray) -> None:
-        self.motion, self.t, self.state = motion, t, state
-
-    def gradient(self) -> np.ndarray:
-        """-F."""
-        return -self.motion.velocity(self.t, self.state)
-
-    def coordinates(self, direction: np.ndarray) -> np.ndarray:
-        """Itself."""
-        return direction
-
-    lifted = coordinates
-
-    def hessian(self, z: np.ndarray) -> np.ndarray:
-        """-J z."""
-        return -self.motion.jacobian_product(self.t, self.state, z)
-
-
-def is_thin(motion: Motion) -> bool:
-    """Whether the coordinates of Tangent are fewer than half of the weights."""
-    dims = motion.problem.network.dims
-    r = min(dims[0], dims[-1])
-    few = sum(r * (a + b) for a, b in pairwise(dims))
-    return motion.is_plain and 2 * few < motion.size
 
 
 class KrylovBDFSteps:
@@ -120,7 +66,6 @@ class KrylovBDFSteps:
         self.motion, self.method = motion, method
         self.counts = Counts(rejected_steps=0, jacobians=0)
         self.velocity = CountingVelocity(motion, self.counts)
-        self.thin = is_thin(motion)
         self.D = np.zeros((MOST_ORDER + 3, state.size))
         self.predicted, self.psi, self.scale, self.scaled = np.empty((4, state.size))
         self.resume(t, state, t1, 0.0)
@@ -229,11 +174,7 @@ class KrylovBDFSteps:
         """F and -J at a state."""
         self.counts.jacobians = (self.counts.jacobians or 0) + 1
         self._count(1)
-        if not self.thin:
-            return Whole(self.motion, t, state)
-        problem = self.motion.problem
-        dims = problem.network.dims
-        return Tangent(problem.stacked_loss, unflatten(state, dims), dims, problem.network.scale)
+        return linearized(self.motion, t, state)
 
     def _count(self, gradients: int) -> None:
         self.counts.rhs_evaluations = (self.counts.rhs_evaluations or 0) + gradients
@@ -252,7 +193,7 @@ class KrylovBDFSteps:
             return v + c * linear.hessian(v)
 
         solution = conjugate_gradients(product, z, allowed, share)
-        self._count(products if self.thin else 2 * products)
+        self._count(linear.work * products)
         return solution
 
     def _accept(self, change: np.ndarray, error: float) -> Segment:
@@ -288,37 +229,6 @@ class KrylovBDFSteps:
             return
         self.order = k + best - 1
         self._rescale(max(factor, LEAST_FACTOR))
-
-
-def conjugate_gradients(
-    product: Callable[[np.ndarray], np.ndarray], b: np.ndarray, allowed: float, share: float = np.inf
-) -> np.ndarray | None:
-    """x with A x = b for a symmetric A >= I, products by which are given: ||x - A^-1 b|| is at most about `allowed`,
-    and at most that share of ||x||, both in the norm (x^T A x)^(1/2), which is no less than the Euclidean one;
-    a few times that where the eigenvalues spread evenly over many decades.
-
-    None where A turns out not to be positive definite, or after MOST_PRODUCTS.
-    """
-    x, r = np.zeros_like(b), b.copy()
-    p, square = r.copy(), float(r @ r)
-    gains: list[float] = []  # of x^T A x; those to come are the square of the error
-    least = allowed**2 if share == np.inf else 0.0
-    while square > least and len(gains) < MOST_PRODUCTS:
-        Ap = product(p)
-        curvature = float(p @ Ap)
-        if not curvature > 0:
-            return None
-        step = square / curvature
-        x += step * p
-        r -= step * Ap
-        gains.append(step * square)
-        before, square = square, float(r @ r)
-        least = min(allowed, share * sum(gains) ** 0.5) ** 2
-        if len(gains) > DELAY and sum(gains[-DELAY:]) <= least:
-            return x
-        p *= square / before
-        p += r
-    return x if square <= least else None
 
 
 def _differences(order: int, factor: float) -> np.ndarray:

@@ -33,6 +33,9 @@ class Layer(NamedTuple):
 class Tangent:
     """Hess L at the weights of a network with layers of sizes dims, without weight decay."""
 
+    work = 1
+    """Of a product, in gradients."""
+
     def __init__(self, loss: StackedLoss, weights: Sequence[np.ndarray], dims: Sequence[int], scale: float) -> None:
         self.loss, self.scale = loss, scale
         self.flipped = dims[0] > dims[-1]

@@ -11,16 +11,9 @@ from test_stiff import TIMES, stiff, truth
 import flowsim as fs
 from flowsim.dynamics import Motion
 from flowsim.errors import InputError
-from flowsim.methods import krylov_bdf_steps
-from flowsim.methods.krylov_bdf_steps import (
-    ALPHA,
-    ERROR,
-    KrylovBDFSteps,
-    _newton,
-    _slopes_squared,
-    conjugate_gradients,
-    is_thin,
-)
+from flowsim.methods import krylov_bdf_steps, linearized
+from flowsim.methods.krylov_bdf_steps import ALPHA, ERROR, KrylovBDFSteps, _newton, _slopes_squared
+from flowsim.methods.linearized import conjugate_gradients, is_thin
 from flowsim.methods.steps import IntegrationFailure
 
 ORDERS = [1, 2, 3, 4, 5]
@@ -168,7 +161,7 @@ def test_conjugate_gradients_know_what_they_cannot_solve(monkeypatch):
     assert conjugate_gradients(lambda v: 0 * v, b, 1e-8) is None
     assert conjugate_gradients(lambda v: np.nan * v, b, 1e-8) is None
     assert conjugate_gradients(lambda v: np.nan * v, 0 * b, 0.0, 0.1).tolist() == [0, 0, 0]
-    monkeypatch.setattr(krylov_bdf_steps, "MOST_PRODUCTS", 2)
+    monkeypatch.setattr(linearized, "MOST_PRODUCTS", 2)
     assert conjugate_gradients(lambda v: np.array([1.0, 20.0, 300.0]) * v, b, 1e-8) is None
 
 
@@ -215,7 +208,7 @@ def test_thin_coordinates_change_nothing(monkeypatch):
     problem = wide()
     assert is_thin(Motion(problem))
     thin = by(problem, 1e-6, 5.0, save_points=9, reduce="never")
-    monkeypatch.setattr(krylov_bdf_steps, "is_thin", lambda motion: False)
+    monkeypatch.setattr(linearized, "is_thin", lambda motion: False)
     whole = by(problem, 1e-6, 5.0, save_points=9, reduce="never")
     assert thin.stats["steps"] == pytest.approx(whole.stats["steps"], rel=0.03)
     assert thin.products == pytest.approx(whole.products, abs=1e-6)
