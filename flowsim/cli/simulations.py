@@ -45,7 +45,7 @@ def simulate(
     loss: Loss = "squared",
     mask: Mask = None,
     layers: Layers = None,
-    method: Annotated[str, Parameter(help="One of those that `flowsim methods` lists.")] = "auto",
+    method: Annotated[str | None, Parameter(help="One of `flowsim methods`; auto, or that of --resume.")] = None,
     step_size: Annotated[float | None, Parameter(help="Step of gradient descent, or a fixed step.")] = None,
     rtol: float = 1e-8,
     atol: float = 1e-10,
@@ -67,7 +67,7 @@ def simulate(
     ] = False,
     weight_decay: WeightDecay = 0.0,
     dynamics: Dynamics = None,
-    resume: Annotated[Path | None, Parameter(help="Go on with this saved run, by --method or its own.")] = None,
+    resume: Annotated[Path | None, Parameter(help="Go on with this saved run, by its method or --method.")] = None,
     global_error: Annotated[bool, Parameter(negative="", help="Say how far the run is from the exact flow.")] = False,
     out: Annotated[Path | None, Parameter(help="Write the trajectory there as NetCDF.")] = None,
     json_: Json = False,
@@ -167,9 +167,8 @@ def _resumed(path: Path, config: RunConfig, inputs: Mapping[str, object]) -> Tra
     given += [name for name, value in inputs.items() if value not in (None, "squared")]
     if given:
         raise InputError(f"Argument `{given[0]}` must not be given with --resume: the saved run brings its own.")
-    method = None if config.method == usual.method else config.method
     arguments = config.simulate_arguments(but={"reduce", "dynamics"})
-    return run(load(path), method=method, progress=progress(config.t1), **arguments)
+    return run(load(path), method=config.method, progress=progress(config.t1), **arguments)
 
 
 def compare(

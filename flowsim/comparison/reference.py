@@ -12,7 +12,7 @@ import numpy as np
 from flowsim.dynamics import Motion, as_motion
 from flowsim.errors import InputError, NumericalFailure
 from flowsim.methods import RKC, Auto, GaussLegendre, KrylovBDF, Method, Scipy
-from flowsim.methods.steps import spectral_radius
+from flowsim.methods.steps import STABILITY_GRADIENTS, greatest_eigenvalue
 from flowsim.problem import Problem
 from flowsim.runs.simulation import simulate
 from flowsim.runs.trajectory import Trajectory
@@ -21,8 +21,6 @@ REFERENCE = Scipy("DOP853", 1e-13, 1e-15)
 CHECK = GaussLegendre(4, 1e-12, 1e-14)
 OTHER_CHECK = Scipy("Radau", 1e-11, 1e-13)
 """For a dynamics that is neither a gradient flow nor has momentum."""
-STABILITY_GRADIENTS = 2.0
-"""That DOP853 takes a unit of time and |lambda|_max at its stability bound."""
 STIFF_REFERENCE, STIFF_CHECK = KrylovBDF(1e-12, 1e-14), RKC(1e-9, 1e-11)
 """For a gradient flow that is so stiff that REFERENCE would take MOST_WORK, in gradients times weights."""
 MOST_WORK, PROBE = 1e9, Auto(1e-6, 1e-8)
@@ -80,7 +78,7 @@ def _methods(motion: Motion, times: np.ndarray, time_limit: float) -> tuple[Meth
     run = _solved(motion, PROBE, times, time_limit)
     kept, integrated = run.checkpoints, run.simulated_motion
     radius = max(
-        integrated.radius(t, state, lambda product, size: spectral_radius(product, np.ones(size))[0])
+        greatest_eigenvalue(integrated, t, state)
         for t, state in ((0.0, kept.whole(0)), (float(times[-1]), kept.whole(len(kept.times) - 1)))
     )
     size = motion.size if getattr(motion.problem.network, "is_dense", False) else integrated.size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flowsim.methods.base import ATOL, RTOL, Kind, Method, check_settings
+from flowsim.methods.base import Kind, Tolerated
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Auto(Method):
+class Auto(Tolerated):
     """DOP853, and krylov-bdf while the problem is stiff; the run's detail says when.
 
     It hands over where stability has bounded the steps of DOP853 for a while and much time is left at such steps, and
@@ -30,13 +30,6 @@ class Auto(Method):
     >>> run.status, run.detail.split(" from")[0]
     ('completed', 'Stiff: krylov-bdf took over')
     """
-
-    rtol: float = RTOL
-    atol: float = ATOL
-    step_size: float | None = None
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     @property
     def kind(self) -> Kind:

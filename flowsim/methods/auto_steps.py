@@ -1,6 +1,6 @@
 """Steps of DOP853, and of krylov-bdf where stability bounds them.
 
-At the stability bound DOP853 takes GRADIENTS / STABLE |lambda|_max gradients a unit of time, whatever the accuracy
+At the stability bound DOP853 takes STABILITY_GRADIENTS |lambda|_max gradients a unit of time, whatever the accuracy
 asked for; krylov-bdf takes what it takes. Stiffness shows in h |lambda|, where lambda is a Rayleigh quotient of the
 last two stages, both at the end of the step (Hairer and Wanner, Solving Ordinary Differential Equations II, section
 IV.2).
@@ -18,13 +18,11 @@ from flowsim.methods.krylov_bdf import KrylovBDF
 from flowsim.methods.krylov_bdf_steps import KrylovBDFSteps
 from flowsim.methods.runge_kutta_steps import RungeKuttaSteps
 from flowsim.methods.scipy import Scipy
-from flowsim.methods.steps import Counts, Segment, spectral_radius
+from flowsim.methods.steps import STABILITY_GRADIENTS, Counts, Segment, counted_product, spectral_radius
 
 if TYPE_CHECKING:
     from flowsim.methods.auto import Auto
 
-GRADIENTS, STABLE = 12, 6.1
-"""Of a step of DOP853; h |lambda| at its stability bound."""
 BOUND, EVERY, STREAK = 4.0, 4, 4
 """Stability bounds the steps where h |lambda| was beyond BOUND at STREAK looks, one in EVERY steps."""
 WORTHWHILE = 3000
@@ -105,18 +103,19 @@ class AutoSteps:
         elif self.steps == 2 * TRIAL:
             self.steps = TRIAL
             (t, count), self.mark = self.mark, (inner.t, inner.counts.rhs_evaluations or 0)
-            if (self.mark[1] - count) > self._explicit_rate(inner.t, inner.D[0]) * (inner.t - t):
+            if (self.mark[1] - count) > self._explicit_rate(inner) * (inner.t - t):
                 self.patience *= 4
                 self._change(self._explicit(inner.t, inner.D[0]))
 
     def _is_worthwhile(self, inner: RungeKuttaSteps) -> bool:
         h = inner.last[1] - inner.last[0]
-        if not h > 0 or GRADIENTS * (self.t1 - inner.t) < WORTHWHILE * h:
+        if not h > 0 or inner.tableau.stages * (self.t1 - inner.t) < WORTHWHILE * h:
             return False
         self.looks = self.looks + 1 if inner.stability_number() > BOUND else 0
         return self.looks >= self.patience
 
-    def _explicit_rate(self, t: float, state: np.ndarray) -> float:
+    def _explicit_rate(self, inner: KrylovBDFSteps) -> float:
         """Gradients a unit of time of DOP853 at its stability bound."""
-        radius = self.motion.radius(t, state, lambda product, size: spectral_radius(product, np.ones(size))[0])
-        return GRADIENTS / STABLE * radius
+        state = inner.D[0]
+        product = counted_product(self.motion, self.spent, inner.t, state)
+        return STABILITY_GRADIENTS * spectral_radius(product, np.ones_like(state))[0]

@@ -255,6 +255,18 @@ def check_settings(method: Controlled) -> None:
     as_number(method.step_size, "step_size", above=0.0)
 
 
+@dataclass(frozen=True)
+class Tolerated(Method):
+    """A method with error control by rtol and atol and no other settings, or with steps of one size."""
+
+    rtol: float = RTOL
+    atol: float = ATOL
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
 def check_step_size(method: Controlled) -> None:
     """Raises InputError where a method without an error estimate has no step size."""
     if not method.kind.adaptive and method.step_size is None:

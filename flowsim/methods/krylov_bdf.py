@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flowsim.methods.base import ATOL, RTOL, Kind, Method, check_settings
+from flowsim.methods.base import Kind, Tolerated
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class KrylovBDF(Method):
+class KrylovBDF(Tolerated):
     """Backward differentiation of order 1 to 5, its equations solved by Newton's method and conjugate gradients.
 
     For stiff gradient flows of any size: it forms no Jacobian. The Jacobian -Hess L is symmetric, and where the
@@ -34,13 +34,6 @@ class KrylovBDF(Method):
     >>> 5 * stiff.stats["steps"] < plain.stats["steps"], np.allclose(stiff.products, plain.products, atol=1e-6)
     (True, True)
     """
-
-    rtol: float = RTOL
-    atol: float = ATOL
-    step_size: float | None = None
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     @property
     def name(self) -> str:

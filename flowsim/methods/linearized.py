@@ -65,14 +65,14 @@ class Whole:
 
 def linearized(motion: Motion, t: float, state: np.ndarray) -> Linear:
     """F and -J of a gradient flow at a state, on the coordinates of Tangent where these are few."""
-    if not is_thin(motion):
+    if not has_few_coordinates(motion):
         return Whole(motion, t, state)
     problem = motion.problem
     dims = problem.network.dims
     return Tangent(problem.stacked_loss, unflatten(state, dims), dims, problem.network.scale)
 
 
-def is_thin(motion: Motion) -> bool:
+def has_few_coordinates(motion: Motion) -> bool:
     """Whether the coordinates of Tangent are fewer than half of the weights."""
     dims = motion.problem.network.dims
     r = min(dims[0], dims[-1])
@@ -83,9 +83,11 @@ def is_thin(motion: Motion) -> bool:
 def conjugate_gradients(
     product: Callable[[np.ndarray], np.ndarray], b: np.ndarray, allowed: float, share: float = np.inf
 ) -> np.ndarray | None:
-    """x with A x = b for a symmetric A >= I, products by which are given: ||x - A^-1 b|| is at most about `allowed`,
-    and at most that share of ||x||, both in the norm (x^T A x)^(1/2), which is no less than the Euclidean one;
-    a few times that where the eigenvalues spread evenly over many decades.
+    """x with A x = b for a symmetric A >= I, products by which are given.
+
+    ||x - A^-1 b|| is at most about `allowed`, and at most that share of ||x||, both in the norm (x^T A x)^(1/2), which
+    is no less than the Euclidean one; a few times that where the eigenvalues spread evenly over many decades. (scipy's
+    cg stops by the residual, which multiplies what is stiff, and takes any A.)
 
     None where A turns out not to be positive definite, or after MOST_PRODUCTS.
     """

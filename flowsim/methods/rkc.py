@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flowsim.methods.base import ATOL, RTOL, Kind, Method, check_settings
+from flowsim.methods.base import Kind, Tolerated
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RKC(Method):
+class RKC(Tolerated):
     """The stabilised explicit Runge-Kutta-Chebyshev method of order 2: long steps where only stability limits them.
 
     With step_size the steps are all that long and uncontrolled, their stages as many as stability asks for.
@@ -35,13 +35,6 @@ class RKC(Method):
     """
 
     takes_single_steps = True
-
-    rtol: float = RTOL
-    atol: float = ATOL
-    step_size: float | None = None
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     @property
     def name(self) -> str:

@@ -25,6 +25,7 @@ from flowsim.methods.steps import (
     IntegrationFailure,
     Segment,
     check_structure,
+    counted_product,
     first_step,
     is_faithful,
     scaled_norm,
@@ -165,14 +166,12 @@ class ChebyshevSteps:
         """|lambda|_max of the Jacobian by Lanczos, started where the last search ended."""
         if self.age < REFRESH:
             return
-        radius, vector = spectral_radius(self._jacobian_product, self.direction)
+        radius, vector = spectral_radius(
+            counted_product(self.motion, self.counts, self.t, self.y), self.direction
+        )
         self.age, self.radius = 0, MARGIN * radius
         if vector is not None:
             self.direction = vector + 1e-3 * np.ones(vector.size)
-
-    def _jacobian_product(self, v: np.ndarray) -> np.ndarray:
-        self.counts.rhs_evaluations = (self.counts.rhs_evaluations or 0) + 2 * v[..., 0].size  # two sweeps
-        return self.motion.jacobian_product(self.t, self.y, v)
 
 
 class _Dense:

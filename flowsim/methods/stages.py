@@ -16,7 +16,7 @@ import numpy as np
 
 from flowsim.dynamics import Motion
 from flowsim.methods.steps import Counts
-from flowsim.network import gradient_factors, unflatten
+from flowsim.network import flipped, gradient_factors, swept, unflatten
 from flowsim.network.moved import Moved
 
 
@@ -119,7 +119,7 @@ class ThinStages:
 
     def _in_order(self, layers: Sequence[Any]) -> list[Any]:
         """From the network's order to the sweep's, or back."""
-        return [W.mT for W in reversed(layers)] if self.flipped else list(layers)
+        return flipped(layers) if self.flipped else list(layers)
 
     def shift(self, i: int, base: np.ndarray) -> None:
         self._stand(base)
@@ -131,12 +131,12 @@ class ThinStages:
     def add(self, i: int, t: float, weights: np.ndarray) -> np.ndarray:
         self.counts.rhs_evaluations = (self.counts.rhs_evaluations or 0) + 1
         problem, block = self.problem, slice(i * self.rows, (i + 1) * self.rows)
-        W, factors = gradient_factors(problem.stacked_loss, self._layers(weights), problem.network.scale)
-        if self.flipped:
-            factors = [(_transposed(right), _transposed(left)) for left, right in reversed(factors)]
-        (_, self.first[i]), *later = [(A, -np.asarray(M)) for A, M in factors]
+        W, ((_, first), *later) = swept(problem.stacked_loss, self._layers(weights), problem.network.scale)
+        np.negative(first, out=self.first[i])
         for left, right, (A, M) in zip(self.left, self.right, later, strict=True):
-            left[block], right[block] = _transposed(A), M
+            assert A is not None
+            left[block] = A.mT
+            np.negative(M, out=right[block])
         return W
 
     def combined(self, weights: np.ndarray) -> np.ndarray:
@@ -191,10 +191,6 @@ class ThinStages:
         moved = (weights @ first.reshape(len(first), -1)).reshape(*weights.shape[:-1], *first.shape[1:])
         pairs = zip(self.W[1:], lefts, rights, strict=True)
         return self._in_order([self.W[0] + moved, *(Moved(W, left, right, c) for W, left, right in pairs)])
-
-
-def _transposed(M: Any) -> Any:
-    return None if M is None else M.mT
 
 
 def stages_for(motion: Motion, count: int, size: int, counts: Counts) -> Stages:

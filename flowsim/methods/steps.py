@@ -195,6 +195,25 @@ def spectral_radius(
     return float(np.abs(values).max()), vectors[:, -1]
 
 
+STABILITY_GRADIENTS = 12 / 6.1
+"""That DOP853 takes a unit of time and |lambda|_max where stability bounds its steps: 12 a step, h |lambda|_max 6.1."""
+
+
+def greatest_eigenvalue(motion: Motion, t: float, state: np.ndarray) -> float:
+    """About |lambda|_max of dF/dy at a state."""
+    return motion.radius(t, state, lambda product, size: spectral_radius(product, np.ones(size))[0])
+
+
+def counted_product(motion: Motion, counts: Counts, t: float, state: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """v -> dF/dy v at a state, or of each row of a stack: two gradients' work, counted."""
+
+    def product(v: np.ndarray) -> np.ndarray:
+        counts.rhs_evaluations = (counts.rhs_evaluations or 0) + 2 * v[..., 0].size
+        return motion.jacobian_product(t, state, v)
+
+    return product
+
+
 def first_step(
     velocity: Callable[[float, np.ndarray], np.ndarray],
     t: float,

@@ -8,6 +8,7 @@ from flowsim.network.functions import (
     backpropagate,
     changed,
     flatten,
+    flipped,
     gradient_factors,
     hessian_product,
     imbalance,
@@ -15,6 +16,7 @@ from flowsim.network.functions import (
     joint_norm,
     probed_change,
     product,
+    swept,
     unflatten,
 )
 from flowsim.network.linear_network import DENSE_LIMIT, LinearNetwork
@@ -27,6 +29,7 @@ __all__ = [
     "backpropagate",
     "changed",
     "flatten",
+    "flipped",
     "gradient_factors",
     "hessian_product",
     "imbalance",
@@ -34,5 +37,6 @@ __all__ = [
     "joint_norm",
     "probed_change",
     "product",
+    "swept",
     "unflatten",
 ]

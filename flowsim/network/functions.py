@@ -37,18 +37,32 @@ def backpropagate(loss: StackedLoss, weights: Sequence[Array], scale: float = 1.
 def gradient_factors(
     loss: StackedLoss, weights: Sequence[Array], scale: float = 1.0
 ) -> tuple[Array, list[tuple[Array | None, Array | None]]]:
-    """The product W and factors (P, Q) of the gradients G_l = P Q, of rank min(n, m); None stands for the identity.
-
-    The sweep carries matrices with min(n, m) rows: a network with n > m is swept as its transpose.
-    """
-    if weights[0].shape[-2] <= weights[-1].shape[-1]:
-        return _sweep(loss.gradient, weights, scale)
-    W, factors = _sweep(lambda P: loss.gradient(P.mT).mT, _flipped(weights), scale)
-    return W.mT, [(right.mT, None if left is None else left.mT) for left, right in reversed(factors)]
+    """The product W and factors (P, Q) of the gradients G_l = P Q, of rank min(n, m); None stands for the identity."""
+    W, factors = swept(loss, weights, scale)
+    if not is_flipped(weights):
+        return W, list(factors)
+    return W, [(right.mT, None if left is None else left.mT) for left, right in reversed(factors)]
 
 
-def _flipped(matrices: Sequence[Array]) -> list[Array]:
+def is_flipped(weights: Sequence[Array]) -> bool:
+    """Whether a sweep takes the network as its transpose, so that it carries matrices with min(n, m) rows: n > m."""
+    return weights[0].shape[-2] > weights[-1].shape[-1]
+
+
+def flipped(matrices: Sequence[Array]) -> list[Array]:
+    """The layers of the transpose."""
     return [M.mT for M in reversed(matrices)]
+
+
+def swept(
+    loss: StackedLoss, weights: Sequence[Array], scale: float = 1.0
+) -> tuple[Array, list[tuple[Array | None, Array]]]:
+    """The product W and factors (A_l^T, M_l) of the gradients, A_1 = None the identity; where is_flipped those of the
+    transpose, in its order."""
+    if not is_flipped(weights):
+        return _sweep(loss.gradient, weights, scale)
+    W, factors = _sweep(lambda P: loss.gradient(P.mT).mT, flipped(weights), scale)
+    return W.mT, factors
 
 
 def _sweep(
@@ -77,12 +91,12 @@ def hessian_product(
     """
     if weights[0].shape[-2] <= weights[-1].shape[-1]:
         return _sweep_tangent(loss.gradient, loss.hessian_product, weights, directions, scale)
-    return _flipped(
+    return flipped(
         _sweep_tangent(
             lambda P: loss.gradient(P.mT).mT,
             lambda P, V: loss.hessian_product(P.mT, V.mT).mT,
-            _flipped(weights),
-            _flipped(directions),
+            flipped(weights),
+            flipped(directions),
             scale,
         )
     )

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flowsim.losses import StackedLoss
-from flowsim.network.functions import unflatten
+from flowsim.network.functions import flipped, is_flipped, swept, unflatten
 
 
 class Layer(NamedTuple):
@@ -37,30 +37,22 @@ class Tangent:
     """Of a product, in gradients."""
 
     def __init__(self, loss: StackedLoss, weights: Sequence[np.ndarray], dims: Sequence[int], scale: float) -> None:
-        self.loss, self.scale = loss, scale
-        self.flipped = dims[0] > dims[-1]
-        W = self._in_order(weights)
-        self.dims, self.inner = tuple(dims), [V.shape[1] for V in W]
-        prefixes = [W[0]]
-        for V in W[1:]:
-            prefixes.append(prefixes[-1] @ V)
-        end = scale * prefixes.pop()
-        self.product = end.T if self.flipped else end
-        message = scale * self._in_order([loss.gradient(self.product)])[0]
-        layers = []
-        for A, V in zip(reversed(prefixes), reversed(W[1:]), strict=True):
-            (Q, R), (B, S) = np.linalg.qr(A.T), np.linalg.qr(message.T)
-            layers.append(Layer(V, message, Q, R, S.T, B.T))
-            message = message @ V.T
-        self.first, self.layers = message, layers[::-1]
-        self.shapes = [(W[0].shape)]
+        self.loss, self.dims, self.scale, self.flipped = loss, tuple(dims), scale, is_flipped(weights)
+        self.product, factors = swept(loss, weights, scale)
+        self.first = factors[0][1]
+        self.layers: list[Layer] = []
+        for W, (A, M) in zip(self._in_order(weights)[1:], factors[1:], strict=True):
+            assert A is not None
+            (Q, R), (B, S) = np.linalg.qr(A), np.linalg.qr(M.T)
+            self.layers.append(Layer(W, M, Q, R, S.T, B.T))
+        self.shapes = [self.first.shape]
         for layer in self.layers:
             self.shapes += [(layer.Q.shape[1], layer.W.shape[1]), (layer.W.shape[0], layer.B.shape[0])]
         self.ends = np.cumsum([0, *(a * b for a, b in self.shapes)])
 
     def _in_order(self, matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
         """From the network's order to that of the sweep, which carries min(n, m) rows, or back."""
-        return [V.T for V in reversed(matrices)] if self.flipped else list(matrices)
+        return flipped(matrices) if self.flipped else list(matrices)
 
     def _parts(self, z: np.ndarray) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
         """N_1 and (N_l, P_l), l = 2 .. L, as views of coordinates."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from flowsim.dynamics import Motion
 from flowsim.methods import Method
-from flowsim.methods.steps import DENSE_JACOBIAN_LIMIT, spectral_radius
+from flowsim.methods.steps import DENSE_JACOBIAN_LIMIT, greatest_eigenvalue
 from flowsim.runs.derived import ROUND_OFF
 from flowsim.runs.trajectory import Trajectory
 
@@ -133,7 +133,7 @@ def stiffness(motion: Motion, method: Method, t: float, state: np.ndarray, h: fl
     if method.tolerances is None or not np.isfinite(state).all():
         return ""
     with np.errstate(all="ignore"):
-        radius = motion.radius(t, state, lambda product, size: spectral_radius(product, np.ones(size))[0])
+        radius = greatest_eigenvalue(motion, t, state)
     if not h * radius > STIFF or not left * radius > LONG:
         return ""
     implicit, flow = "radau, bdf, kvaerno5 or gauss-legendre", motion.structure == "gradient"

@@ -49,7 +49,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     t1: Positive
-    method: str = DEFAULT_METHOD
+    method: str | None = None
     step_size: Positive | None = None
     rtol: Rtol = RTOL
     atol: Atol = ATOL
@@ -82,7 +82,7 @@ class RunConfig(BaseModel):
     def method_value(self) -> Method:
         """The method with its settings. Raises InputError for an unknown one."""
         own = {name: getattr(self, name) for name in OF_THE_METHOD}
-        return method_named(self.method, **own)
+        return method_named(self.method or DEFAULT_METHOD, **own)
 
     def simulate_arguments(self, but: Collection[str] = ()) -> Json:
         """The keyword arguments of simulate that are neither the problem nor the method (nor one of `but`)."""

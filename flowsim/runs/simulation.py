@@ -108,15 +108,16 @@ def resume(
 ) -> Trajectory:
     """The same simulation gone on with, from where the trajectory ends to t1: one trajectory from 0 to t1.
 
-    The method, the loss and the width compression with its error estimate are the trajectory's; save_points are those
-    after its end. A level of stop_loss stays relative to L(0), max_steps and wall_limit count from here. An adaptive
-    method looks for its step size anew.
+    The loss, the width compression with its error estimate and, unless another is given, the method are the
+    trajectory's; save_points are those after its end. A level of stop_loss stays relative to L(0), max_steps and
+    wall_limit count from here. An adaptive method looks for its step size anew.
     method: another one to go on with, by itself or by name (then at the trajectory's tolerances), where the problem
     has turned stiff. It stands for the whole run from then on: it must be controlled by tolerances as the first one
     is, no tighter than that, and must not promise to keep invariants that the first did not.
     stop_gradient, progress: as for simulate.
-    Raises InputError for arguments out of range, a t1 that is not beyond the end, a trajectory that has diverged, or
-    one that was loaded without what it takes to go on (its own loss; a generator's draw in compressed form).
+    Raises InputError for arguments out of range, a t1 that is not beyond the end, a method that cannot stand for the
+    whole run, a trajectory that has diverged, or one that was loaded without what it takes to go on (its own loss; a
+    generator's draw in compressed form).
 
     >>> import flowsim as fs
     >>> problem = fs.Problem(fs.SquaredLoss([[2.0]]), fs.LinearNetwork(([[3.0]], [[1.0]])))

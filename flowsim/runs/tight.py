@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from flowsim.methods import LEAST_RTOL, RKC, GaussLegendre, KrylovBDF, Scipy
-from flowsim.methods.steps import Reusable, Segment
+from flowsim.methods.steps import STABILITY_GRADIENTS, Reusable, Segment
 
 if TYPE_CHECKING:
     from flowsim.runs.trajectory import Trajectory
@@ -24,9 +24,6 @@ krylov-bdf, mostly of order 5, a factor 1.5 or less: steps that are shorter take
 LEAST_ATOL = 1e-15
 FEW_WEIGHTS = 300
 """Up to this many weights a dense Jacobian is factored in milliseconds: Radau."""
-STABLE = 0.5
-"""DOP853 is stable for steps of about 6 / |lambda|_max with 12 right-hand sides each: to t_1 it takes |lambda|_max t_1
-/ STABLE of them at least."""
 TOO_MANY = 3.0
 """Where stability asks DOP853 for more than TOO_MANY times the right-hand sides of the run, the problem is stiff."""
 LOOKED_AT, ITERATIONS = 5, 20
@@ -91,7 +88,7 @@ class Tight:
     def _fit(self) -> Scipy | GaussLegendre | RKC | KrylovBDF:
         stats, kind = self.run.stats, self.run.method.kind
         work = stats["rhs_evaluations"] or 10 * stats["steps"]
-        if self.radius * self.span / STABLE <= TOO_MANY * work:
+        if STABILITY_GRADIENTS * self.radius * self.span <= TOO_MANY * work:
             return Scipy("DOP853")
         if self.motion.initial_state.size <= FEW_WEIGHTS or kind.dense_jacobian:
             return Scipy("Radau")

@@ -86,6 +86,8 @@ def test_a_saved_run_is_gone_on_with(weights, capsys, tmp_path):
         code, _, err = call(capsys, "simulate", "--resume", half, "--t1", 0.5, *given)
         assert code == 2
         assert "must not be given with --resume" in err
+    other = call(capsys, "simulate", "--resume", half, "--t1", 0.5, "--method", "auto", "--json")
+    assert (other[0], json.loads(other[1])["method"]) == (0, "auto")  # the default by name is no silence
     assert "--resume" in call(capsys, "simulate", "--t1", 0.5)[2]
 
 

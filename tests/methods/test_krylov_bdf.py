@@ -13,7 +13,7 @@ from flowsim.dynamics import Motion
 from flowsim.errors import InputError
 from flowsim.methods import krylov_bdf_steps, linearized
 from flowsim.methods.krylov_bdf_steps import ALPHA, ERROR, KrylovBDFSteps, _newton, _slopes_squared
-from flowsim.methods.linearized import conjugate_gradients, is_thin
+from flowsim.methods.linearized import conjugate_gradients, has_few_coordinates
 from flowsim.methods.steps import IntegrationFailure
 
 ORDERS = [1, 2, 3, 4, 5]
@@ -206,9 +206,9 @@ def test_between_its_steps_there_are_no_spikes():
 
 def test_thin_coordinates_change_nothing(monkeypatch):
     problem = wide()
-    assert is_thin(Motion(problem))
+    assert has_few_coordinates(Motion(problem))
     thin = by(problem, 1e-6, 5.0, save_points=9, reduce="never")
-    monkeypatch.setattr(linearized, "is_thin", lambda motion: False)
+    monkeypatch.setattr(linearized, "has_few_coordinates", lambda motion: False)
     whole = by(problem, 1e-6, 5.0, save_points=9, reduce="never")
     assert thin.stats["steps"] == pytest.approx(whole.stats["steps"], rel=0.03)
     assert thin.products == pytest.approx(whole.products, abs=1e-6)
@@ -222,7 +222,7 @@ def test_thin_coordinates_change_nothing(monkeypatch):
 )
 def test_thin_coordinates_are_for_thin_products_without_decay(dims, decay, thin):
     problem = fs.Problem(fs.SquaredLoss(np.ones((dims[0], dims[-1]))), fs.fan_in(dims, seed=0), weight_decay=decay)
-    assert is_thin(Motion(problem)) is thin
+    assert has_few_coordinates(Motion(problem)) is thin
 
 
 def test_many_blocks_of_weights_are_one(monkeypatch):
