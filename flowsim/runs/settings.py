@@ -82,7 +82,7 @@ class RunConfig(BaseModel):
     def method_value(self) -> Method:
         """The method with its settings. Raises InputError for an unknown one."""
         own = {name: getattr(self, name) for name in OF_THE_METHOD}
-        return method_named(self.method or DEFAULT_METHOD, **own)
+        return method_named(DEFAULT_METHOD if self.method is None else self.method, **own)
 
     def simulate_arguments(self, but: Collection[str] = ()) -> Json:
         """The keyword arguments of simulate that are neither the problem nor the method (nor one of `but`)."""
