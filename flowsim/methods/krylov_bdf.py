@@ -21,7 +21,8 @@ class KrylovBDF(Tolerated):
     For stiff gradient flows of any size: it forms no Jacobian. The Jacobian -Hess L is symmetric, and where the
     product is thin beside the widths it acts on few coordinates (flowsim.network.tangent), so that a step of a length h
     takes about (h |lambda|_max)^(1/2) products, each the work of a gradient, where stability bounds explicit methods
-    to h |lambda|_max of a few. It varies its step and order: there is no step_size.
+    to h |lambda|_max of a few. It varies its step and order: there is no step_size. It keeps about twenty copies of the
+    weights.
     Raises InputError for a tolerance out of range, or a step_size.
 
     Data of condition number 900, whose flow is stiff:

@@ -6,8 +6,9 @@ p the polynomial through the last states continued: y = p + d with d = c F(p + d
 (Shampine and Reichelt, SIAM J. Sci. Comput. 18, 1997, sections 2.2 and 2.3, with their kappa_k). All eigenvalues of J
 are real: the formulas are stable wherever they are not positive. Newton's method takes J at p, (I - c J) x = b is
 solved by conjugate gradients, to a share of the tolerance in the norm of the energy, which bounds that of the weights
-(Hestenes and Stiefel, J. Res. Nat. Bur. Standards 49, 1952, sections 6 and 15). A matrix that is not positive definite
-says that h is too long for a growing mode: the step is halved.
+(Hestenes and Stiefel, J. Res. Nat. Bur. Standards 49, 1952, sections 6 and 15). They begin along psi: of weights at
+rest among minima it is all that is left to solve, in directions without curvature, where nothing drives back what they
+err by. A matrix that is not positive definite says that h is too long for a growing mode: the step is halved.
 
 Dense output is the polynomial of the differences; its slopes give the energy: no value between two steps has more of
 what is stiff than the steps themselves.
@@ -48,9 +49,12 @@ LEAST_STEP = 10
 END = 1e-14
 """A step that falls short of the end by this share of itself, by rounding, ends there."""
 SAFETY, LEAST_FACTOR, MOST_FACTOR, WORTHWHILE = 0.9, 0.2, 10.0, 1.2
+RELAXED = 1.2
+"""Steps longer than the half of one whose equations were not solved are tried by and by: the bound grows so with each
+choice."""
 MOST_NEWTON, SOLVED = 4, 0.1
 """An iterate of Newton's method that was moved by less than SOLVED tolerances is taken."""
-LINEAR = 0.05
+LINEAR = 0.02
 """Of the tolerance: the error of conjugate gradients."""
 RELATIVE = 0.1
 """Of d, however small it is: the differences that are to come are made of it."""
@@ -81,7 +85,7 @@ class KrylovBDFSteps:
         else:
             first = first_step(self._known(state, slope), t, state, 1, method.rtol, method.atol, span)
             self.h = max(first, min(step, span))
-        self.order, self.equal_steps, self.errors = 1, 0, (np.inf, np.inf, np.inf)
+        self.order, self.equal_steps, self.errors, self.longest = 1, 0, (np.inf, np.inf, np.inf), np.inf
         self.D[0], self.D[1] = state, self.h * slope
 
     def _known(self, state: np.ndarray, slope: np.ndarray) -> Callable[[float, np.ndarray], np.ndarray]:
@@ -106,6 +110,7 @@ class KrylovBDFSteps:
                 change, reason = None, str(failure)
             if change is None:
                 self._reject(0.5)
+                self.longest = self.h
                 continue
             error = ERROR[self.order] * self._size(change)
             if error <= 1:
@@ -148,7 +153,7 @@ class KrylovBDFSteps:
             return None
         linear = self._linear(end, predicted)
         z = linear.coordinates(psi)
-        solution = self._without_stiffness(linear, c, -c * linear.gradient() - z, allowed, RELATIVE)
+        solution = self._without_stiffness(linear, c, -c * linear.gradient() - z, allowed, RELATIVE, z)
         if solution is None:
             return None
         d = linear.lifted(solution + z)
@@ -180,7 +185,13 @@ class KrylovBDFSteps:
         self.counts.rhs_evaluations = (self.counts.rhs_evaluations or 0) + gradients
 
     def _without_stiffness(
-        self, linear: Linear, c: float, z: np.ndarray, allowed: float, share: float = np.inf
+        self,
+        linear: Linear,
+        c: float,
+        z: np.ndarray,
+        allowed: float,
+        share: float = np.inf,
+        along: np.ndarray | None = None,
     ) -> np.ndarray | None:
         """(I - c J)^-1 z; None where conjugate gradients find that I - c J is not positive definite, or no end."""
         if not np.isfinite(z).all():
@@ -192,7 +203,7 @@ class KrylovBDFSteps:
             products += 1
             return v + c * linear.hessian(v)
 
-        solution = conjugate_gradients(product, z, allowed, share)
+        solution = conjugate_gradients(product, z, allowed, share, along)
         self._count(linear.work * products)
         return solution
 
@@ -225,6 +236,7 @@ class KrylovBDFSteps:
             factors = np.array(self.errors) ** (-1 / np.arange(k, k + 3))
         best = int(np.argmax(factors))
         factor = min(MOST_FACTOR, SAFETY * float(factors[best]))
+        factor, self.longest = min(factor, self.longest / self.h), RELAXED * self.longest
         if best == 1 and 1 <= factor < WORTHWHILE:
             return
         self.order = k + best - 1

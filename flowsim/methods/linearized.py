@@ -81,9 +81,13 @@ def has_few_coordinates(motion: Motion) -> bool:
 
 
 def conjugate_gradients(
-    product: Callable[[np.ndarray], np.ndarray], b: np.ndarray, allowed: float, share: float = np.inf
+    product: Callable[[np.ndarray], np.ndarray],
+    b: np.ndarray,
+    allowed: float,
+    share: float = np.inf,
+    along: np.ndarray | None = None,
 ) -> np.ndarray | None:
-    """x with A x = b for a symmetric A >= I, products by which are given.
+    """x with A x = b for a symmetric A >= I, products by which are given; begun with the best multiple of `along`.
 
     ||x - A^-1 b|| is at most about `allowed`, and at most that share of ||x||, both in the norm (x^T A x)^(1/2), which
     is no less than the Euclidean one; a few times that where the eigenvalues spread evenly over many decades. (scipy's
@@ -91,9 +95,33 @@ def conjugate_gradients(
 
     None where A turns out not to be positive definite, or after MOST_PRODUCTS.
     """
+    size, length = _greatest(b), 0.0 if along is None else _greatest(along)
+    if size == 0:
+        return np.zeros_like(b)
+    first = None if along is None or length == 0 else along / length
+    found = _conjugate_gradients(product, b / size, allowed / size, share, first)
+    return None if found is None else size * found
+
+
+def _greatest(x: np.ndarray) -> float:
+    """By it entries are divided, so that their squares do not underflow."""
+    return float(np.abs(x).max(initial=0.0))
+
+
+def _conjugate_gradients(
+    product: Callable[[np.ndarray], np.ndarray], b: np.ndarray, allowed: float, share: float, along: np.ndarray | None
+) -> np.ndarray | None:
     x, r = np.zeros_like(b), b.copy()
-    p, square = r.copy(), float(r @ r)
     gains: list[float] = []  # of x^T A x; those to come are the square of the error
+    if along is not None and (onto := float(along @ r)):
+        A_along = product(along)
+        multiple = onto / float(along @ A_along)
+        if not multiple * onto > 0:
+            return None
+        x += multiple * along
+        r -= multiple * A_along
+        gains.append(multiple * onto)
+    p, square = r.copy(), float(r @ r)
     least = allowed**2 if share == np.inf else 0.0
     while square > least and len(gains) < MOST_PRODUCTS:
         Ap = product(p)

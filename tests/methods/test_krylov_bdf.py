@@ -165,6 +165,18 @@ def test_conjugate_gradients_know_what_they_cannot_solve(monkeypatch):
     assert conjugate_gradients(lambda v: np.array([1.0, 20.0, 300.0]) * v, b, 1e-8) is None
 
 
+def test_conjugate_gradients_begin_with_the_best_multiple(rng):
+    """What lies along the direction alone is solved by one product; an indefinite matrix is seen there too."""
+    A, along = np.array([1.0, 1.0, 1e6]), np.array([3.0, -4.0, 0.0])
+    products = []
+    x = conjugate_gradients(lambda v: products.append(1) or A * v, 2 * along, 1e-12, 0.1, along)
+    assert x == pytest.approx(2 * along, rel=1e-15)
+    assert len(products) == 1
+    assert conjugate_gradients(lambda v: -v, 2 * along, 1e-12, 0.1, along) is None
+    b, anywhere = rng.standard_normal((2, 3))
+    assert conjugate_gradients(lambda v: A * v, b, 1e-12, 1e-12, anywhere) == pytest.approx(b / A, rel=1e-9)
+
+
 # ----------------------------------------------------------------------------------------------------------- its runs
 
 
@@ -393,3 +405,28 @@ def test_what_it_is_not_made_for_is_refused():
     for dynamics in (fs.HeavyBall(1.0), General()):
         with pytest.raises(InputError, match="symmetric Jacobian"):
             fs.simulate(scalar(), "krylov-bdf", t1=1.0, dynamics=dynamics)
+
+
+def ill_conditioned(k, seed=0):
+    """X^T X of condition number k^2."""
+    X, Y = np.diag(np.geomspace(1.0, k, 12)), np.random.default_rng(seed).standard_normal((12, 3)) / k**0.5
+    return fs.Problem(fs.LeastSquares(X, X @ Y), fs.fan_in((12, 30, 30, 3), seed=0))
+
+
+def test_at_rest_among_minima_it_stays_and_costs_little():
+    """Errors of conjugate gradients in directions without curvature add up: nothing drives them back."""
+    run = by(ill_conditioned(1e3), 1e-6, 1e6, save_points=3)
+    assert run.status == "completed"
+    assert run.stats["rhs_evaluations"] < 20_000
+    size = np.linalg.norm(run.checkpoints.states[-1])
+    allowed = run.method.step_tolerance(size, run.motion.size)
+    assert run.imbalance_change.max() < 8**0.5 * size * allowed  # one tolerance of error at most
+
+
+def test_steps_whose_equations_are_not_solved_are_not_tried_at_once_again(monkeypatch):
+    monkeypatch.setattr(linearized, "MOST_PRODUCTS", 14)
+    patient = by(ill_conditioned(30.0), 1e-6, 5.0)
+    monkeypatch.setattr(krylov_bdf_steps, "RELAXED", np.inf)
+    at_once = by(ill_conditioned(30.0), 1e-6, 5.0)
+    assert patient.status == at_once.status == "completed"
+    assert 2 * patient.stats["rejected_steps"] < at_once.stats["rejected_steps"]
