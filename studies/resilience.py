@@ -70,7 +70,7 @@ def difference(one: xarray.Dataset, other: xarray.Dataset) -> tuple[float, bool]
 
 def stamps(folder: Path) -> dict[Path, int]:
     """When each record was written."""
-    return {path: path.stat().st_mtime_ns for path in (folder / "records").glob("*/*.json")}
+    return {path: path.stat().st_mtime_ns for path in (folder / "records").glob("*/[!.]*.json")}
 
 
 def workers(group: int) -> list[int]:

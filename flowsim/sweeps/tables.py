@@ -65,7 +65,7 @@ def write_table(store: Store, spec: SweepSpec) -> Path:
     Raises StorageError when it cannot be written.
     """
     path, count = store.folder / "table.nc", -1
-    while count != (now := sum(1 for _ in (store.folder / RECORDS).glob("*/*.json"))):
+    while count != (now := sum(1 for _ in (store.folder / RECORDS).glob("*/[!.]*.json"))):
         count = now
         dataset = table(store, spec)
         try:
